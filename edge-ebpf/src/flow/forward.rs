@@ -1,0 +1,290 @@
+//! The way of a flow's packet: recognised, checked, rewritten, redirected.
+//!
+//! The common path reads and writes the packet directly and calls helpers last, because the first one that may
+//! move packet data ends direct access. Everything rare is behind a branch.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, TC_ACT_OK, TC_ACT_SHOT},
+    helpers::generated::{bpf_check_mtu, bpf_ktime_get_coarse_ns},
+};
+use edge_common::flow::{ALWAYS_FITS, Flow, FlowKey, FlowReason};
+
+use crate::{
+    checksum::{self, Sum},
+    family,
+    frame::{
+        Frame, IPV4, IPV4_HEADER, IPV6, IPV6_HEADER, Payload, TCP_ACK, TCP_CHECKSUM, TCP_HEADER, TCP_SYN,
+        USUAL_HEADER, ip_header,
+    },
+    maps::{count, flow as find},
+    options,
+    redirect::redirect,
+    socket, state, too_big,
+};
+
+/// `PACKET_HOST` (`linux/if_packet.h`): addressed to this machine.
+const PACKET_HOST: u32 = 0;
+
+#[inline(always)]
+pub(crate) fn ingress<const L2: usize>(skb: *mut __sk_buff) -> i32 {
+    // SAFETY: the context of the program.
+    let (protocol, kind) = unsafe { ((*skb).protocol, (*skb).pkt_type) };
+    match protocol {
+        _ if kind != PACKET_HOST => TC_ACT_OK,
+        IPV4 => look::<L2, false>(skb),
+        IPV6 => look::<L2, true>(skb),
+        _ => TC_ACT_OK,
+    }
+}
+
+#[inline(always)]
+fn look<const L2: usize, const V6: bool>(skb: *mut __sk_buff) -> i32 {
+    let Some(frame) = Frame::<L2, V6>::of(skb) else { return TC_ACT_OK };
+    match frame.payload() {
+        Payload::Tcp => {
+            let key = frame.key();
+            match find(&key) {
+                // SAFETY: valid until the program ends; see `maps::flow` for who else writes.
+                Some(flow) => carry(skb, &frame, &key, unsafe { &mut *flow }),
+                None => TC_ACT_OK,
+            }
+        }
+        Payload::Icmp => too_big::translate::<L2, V6>(skb),
+        Payload::Fragment => {
+            count(FlowReason::Fragment);
+            TC_ACT_OK
+        }
+        Payload::Extended => {
+            count(FlowReason::ExtensionHeader);
+            TC_ACT_OK
+        }
+        Payload::Other => TC_ACT_OK,
+    }
+}
+
+#[inline(always)]
+fn drop_for(reason: FlowReason) -> i32 {
+    count(reason);
+    TC_ACT_SHOT
+}
+
+/// Adds to a number in network order.
+#[inline(always)]
+fn shift(number: u32, delta: u32) -> u32 {
+    u32::from_be(number).wrapping_add(delta).to_be()
+}
+
+#[inline(always)]
+fn carry<const L2: usize, const V6: bool>(
+    skb: *mut __sk_buff,
+    frame: &Frame<L2, V6>,
+    key: &FlowKey,
+    flow: &mut Flow,
+) -> i32 {
+    // SAFETY: the context of the program.
+    let (frame_length, device, segment_size) =
+        unsafe { ((*skb).len, (*skb).ingress_ifindex, (*skb).gso_size) };
+    if device != flow.ingress {
+        return drop_for(FlowReason::WrongDevice);
+    }
+    // In memory order: ports; sequence number; acknowledgement; data offset, flags and window.
+    let words = [frame.tcp_word(0), frame.tcp_word(4), frame.tcp_word(8), frame.tcp_word(12)];
+    let header = (words[3] & 0xf0) >> 2;
+    let flags = (words[3] >> 8) as u8;
+    let length = frame.length(skb);
+    let headers = ip_header(V6) as u32 + header;
+    if header < TCP_HEADER as u32 || length < headers || length + L2 as u32 > frame_length {
+        return drop_for(FlowReason::Malformed);
+    }
+    if frame.ip_byte(if V6 { 7 } else { 8 }) <= 1 {
+        return drop_for(FlowReason::HopLimit);
+    }
+    if flags & TCP_SYN != 0 {
+        if flags & TCP_ACK != 0 {
+            state::is_forgotten(flow, u32::from_be(words[2]));
+            return drop_for(FlowReason::SynAck);
+        }
+        if state::yields(flow, key) {
+            count(FlowReason::SynOnClosed);
+            return TC_ACT_OK;
+        }
+        state::asks(flow, u32::from_be(words[1]));
+        count(FlowReason::SynOnLive);
+    }
+    let largest = if segment_size == 0 { length } else { headers + segment_size };
+    if largest > ALWAYS_FITS
+        && let Some(mtu) = exceeded_mtu::<V6>(skb, flow, largest)
+    {
+        count(FlowReason::TooBig);
+        return too_big::answer::<L2, V6>(skb, key, words[1], length, mtu);
+    }
+
+    // SAFETY: a helper without arguments.
+    flow.last_seen = unsafe { bpf_ktime_get_coarse_ns() };
+    flow.packets += 1;
+    let mut window = u32::from(u16::from_be((words[3] >> 16) as u16));
+    if flags & TCP_SYN == 0 {
+        window <<= flow.window_left & 15;
+        let (seq, ack) = (u32::from_be(words[1]), u32::from_be(words[2]));
+        let segment = state::Segment { seq, ack, window, data: length - headers, flags };
+        state::note(flow, &segment);
+        if state::is_for_socket(flow, &segment)
+            && let Some(numbers) = socket::Numbers::find::<V6>(skb, key)
+        {
+            return to_socket(skb, frame, &words, &numbers, header);
+        }
+        // The window of a SYN is never scaled (RFC 7323 §2.2).
+        window = (window >> (flow.window_right & 15)).min(0xffff);
+    }
+    rewrite(skb, frame, key, flow, words, window)
+}
+
+/// Leaves an acknowledgement to the socket, as if its sender had sent nothing that the socket has not seen, and got
+/// nothing that the socket has not sent: what the other side repeated has passed the socket by, and one that
+/// acknowledges the unsent is not believed (RFC 9293 §3.10.7.4). Nor may it echo a timestamp: one of the other side's
+/// would make the socket believe that it repeats for nothing (RFC 3522).
+#[inline(always)]
+fn to_socket<const L2: usize, const V6: bool>(
+    skb: *mut __sk_buff,
+    frame: &Frame<L2, V6>,
+    words: &[u32; 4],
+    numbers: &socket::Numbers,
+    header: u32,
+) -> i32 {
+    count(FlowReason::ForSocket);
+    let (seq, mut ack) = (numbers.expected.to_be(), words[2]);
+    if state::is_after(u32::from_be(ack), numbers.sent) {
+        ack = numbers.sent.to_be();
+    }
+    frame.set_tcp_word(4, seq);
+    frame.set_tcp_word(8, ack);
+    let mut sum = Sum::ZERO.replace(words[1], seq).replace(words[2], ack);
+    if frame.has_timestamps(header) {
+        sum = sum.replace(frame.tcp_word(28), 0);
+        frame.set_tcp_word(28, 0);
+    }
+    checksum::correct(skb, Frame::<L2, V6>::TRANSPORT + TCP_CHECKSUM, sum);
+    TC_ACT_OK
+}
+
+#[inline(always)]
+fn rewrite<const L2: usize, const V6: bool>(
+    skb: *mut __sk_buff,
+    frame: &Frame<L2, V6>,
+    key: &FlowKey,
+    flow: &mut Flow,
+    words: [u32; 4],
+    window: u32,
+) -> i32 {
+    let header = (words[3] & 0xf0) >> 2;
+    let acknowledges = (words[3] >> 8) & u32::from(TCP_ACK) != 0;
+    let ports = flow.to.ports;
+    let seq = shift(words[1], flow.seq_delta);
+    let ack = if acknowledges { shift(words[2], flow.ack_delta) } else { words[2] };
+    let last = (words[3] & 0xffff) | (u32::from((window as u16).to_be()) << 16);
+    frame.set_tcp_word(0, ports);
+    frame.set_tcp_word(4, seq);
+    frame.set_tcp_word(8, ack);
+    frame.set_tcp_word(12, last);
+    let mut sum = Sum::ZERO
+        .replace(words[0], ports)
+        .replace(words[1], seq)
+        .replace(words[2], ack)
+        .replace(words[3], last);
+
+    let mut unusual = header > TCP_HEADER as u32;
+    if frame.has_timestamps(header) {
+        let tsval = frame.tcp_word(24);
+        let new_tsval = shift(tsval, flow.tsval_delta);
+        state::stamp(flow, u32::from_be(new_tsval));
+        if header == USUAL_HEADER {
+            unusual = false;
+            let tsecr = frame.tcp_word(28);
+            let new_tsecr = shift(tsecr, flow.tsecr_delta);
+            frame.set_tcp_word(24, new_tsval);
+            frame.set_tcp_word(28, new_tsecr);
+            sum = sum.replace(tsval, new_tsval).replace(tsecr, new_tsecr);
+        }
+    }
+
+    let changes_family = flow.changes_family != 0;
+    let addresses = if changes_family {
+        family::pseudo_difference::<V6>(key, &flow.to)
+    } else {
+        readdress(frame, key, &flow.to)
+    };
+    let egress = flow.egress;
+    let outer = family::Outer::of(frame, skb);
+    // From here on helpers move packet data: `frame` is not used again.
+
+    if unusual {
+        count(FlowReason::UnusualOptions);
+        let change = options::Change {
+            tsval: flow.tsval_delta,
+            tsecr: flow.tsecr_delta,
+            ack: flow.ack_delta,
+            blank: 0,
+        };
+        let offset = Frame::<L2, V6>::TRANSPORT + TCP_HEADER;
+        if options::rewrite(skb, offset, header - TCP_HEADER as u32, change, &mut sum).is_err() {
+            return drop_for(FlowReason::Malformed);
+        }
+    }
+    let checksum_at = Frame::<L2, V6>::TRANSPORT + TCP_CHECKSUM;
+    if changes_family {
+        checksum::correct_tcp::<false>(skb, checksum_at, sum, addresses);
+        if family::change::<L2, V6>(skb, &outer, &flow.to).is_err() {
+            return drop_for(FlowReason::Refused);
+        }
+    } else {
+        checksum::correct_tcp::<V6>(skb, checksum_at, sum, addresses);
+    }
+    count(FlowReason::Forwarded);
+    redirect::<L2>(skb, egress)
+}
+
+/// Puts the new addresses in and takes one from the hop limit; gives back the difference of the addresses.
+#[inline(always)]
+fn readdress<const L2: usize, const V6: bool>(frame: &Frame<L2, V6>, key: &FlowKey, to: &FlowKey) -> Sum {
+    let mut sum = Sum::ZERO;
+    if V6 {
+        macro_rules! each {
+            ($($at:literal)*) => { $(
+                sum = sum.replace(key.source[$at], to.source[$at]);
+                sum = sum.replace(key.destination[$at], to.destination[$at]);
+                frame.set_ip_word(8 + 4 * $at, to.source[$at]);
+                frame.set_ip_word(24 + 4 * $at, to.destination[$at]);
+            )* };
+        }
+        each!(0 1 2 3);
+        frame.set_ip_byte(7, frame.ip_byte(7) - 1);
+    } else {
+        sum = sum.replace(key.source[3], to.source[3]).replace(key.destination[3], to.destination[3]);
+        // Hop limit, protocol, checksum. The hop limit is the low byte of a little-endian word, so that one
+        // less is this word less one.
+        let word = frame.ip_word(8);
+        let (old, new) = (word & 0xffff, (word & 0xffff) - 1);
+        let checksum = !sum.replace(old, new).add(!(word >> 16) & 0xffff).folded();
+        frame.set_ip_word(8, new | (u32::from(checksum) << 16));
+        frame.set_ip_word(12, to.source[3]);
+        frame.set_ip_word(16, to.destination[3]);
+    }
+    sum
+}
+
+/// The MTU that a packet whose largest segment is `largest` bytes long at the network layer has to fit, as the
+/// sender counts, where it does not.
+#[inline(always)]
+fn exceeded_mtu<const V6: bool>(skb: *mut __sk_buff, flow: &Flow, largest: u32) -> Option<u32> {
+    const GROWTH: u32 = (IPV6_HEADER - IPV4_HEADER) as u32;
+    let mut mtu = largest;
+    // SAFETY: a helper that checks its arguments; it leaves the device's MTU behind whatever it answers, unless
+    // there is no such device. Then the redirect will fail and say so.
+    if unsafe { bpf_check_mtu(skb.cast(), flow.egress, &raw mut mtu, 0, 0) } < 0 {
+        return None;
+    }
+    if flow.changes_family != 0 {
+        mtu = if V6 { mtu + GROWTH } else { mtu.saturating_sub(GROWTH) };
+    }
+    (largest > mtu).then_some(mtu)
+}

@@ -1,0 +1,197 @@
+//! Where things are in a packet: direct access with offsets that are constants, so that one bounds check
+//! serves them all.
+//!
+//! `L2` is the length of the link header, `V6` the IP family. Addresses of packet bytes are plain numbers here;
+//! they die with the first helper that moves packet data.
+
+use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_pull_data};
+use edge_common::flow::{FlowKey, MAPPED};
+
+/// `ETH_P_IP` and `ETH_P_IPV6` in network order, as `__sk_buff.protocol` has them.
+pub(crate) const IPV4: u32 = 0x0800_u16.to_be() as u32;
+pub(crate) const IPV6: u32 = 0x86dd_u16.to_be() as u32;
+
+pub(crate) const TCP: u8 = 6;
+pub(crate) const ICMP: u8 = 1;
+pub(crate) const ICMPV6: u8 = 58;
+
+/// Lengths of headers without options.
+pub(crate) const IPV4_HEADER: usize = 20;
+pub(crate) const IPV6_HEADER: usize = 40;
+pub(crate) const TCP_HEADER: usize = 20;
+
+/// Where the checksum is in a TCP header.
+pub(crate) const TCP_CHECKSUM: usize = 16;
+
+/// The first option word of almost every segment: NOP, NOP, timestamps of 10 bytes (RFC 7323 appendix A).
+const USUAL_OPTIONS: u32 = 0x0101_080a_u32.to_be();
+/// And the length of a TCP header with these options alone.
+pub(crate) const USUAL_HEADER: u32 = 32;
+
+/// The flags of a TCP header.
+pub(crate) const TCP_FIN: u8 = 0x01;
+pub(crate) const TCP_SYN: u8 = 0x02;
+pub(crate) const TCP_RST: u8 = 0x04;
+pub(crate) const TCP_ACK: u8 = 0x10;
+
+/// The length of an IP header.
+pub(crate) const fn ip_header(v6: bool) -> usize {
+    if v6 { IPV6_HEADER } else { IPV4_HEADER }
+}
+
+/// What an IP header announces, as far as the programs care.
+pub(crate) enum Payload {
+    /// A whole TCP segment right behind the header.
+    Tcp,
+    /// ICMP of either version, whole.
+    Icmp,
+    Fragment,
+    /// IPv4 options, or any IPv6 header that is neither TCP nor ICMP.
+    Extended,
+    Other,
+}
+
+/// The start of a packet, checked to hold the IP and TCP headers without options.
+pub(crate) struct Frame<const L2: usize, const V6: bool> {
+    data: usize,
+    end: usize,
+}
+
+impl<const L2: usize, const V6: bool> Frame<L2, V6> {
+    /// Where the header behind IP's starts.
+    pub(crate) const TRANSPORT: usize = L2 + ip_header(V6);
+
+    /// `None` where the packet is shorter than that.
+    #[inline(always)]
+    pub(crate) fn of(skb: *mut __sk_buff) -> Option<Self> {
+        let need = Self::TRANSPORT + TCP_HEADER;
+        // SAFETY: the context of the program; the kernel rewrites these loads.
+        let (mut data, mut end) = unsafe { ((*skb).data as usize, (*skb).data_end as usize) };
+        if data + need > end {
+            // SAFETY: as above, and a helper that checks the length.
+            unsafe {
+                if ((*skb).len as usize) < need || bpf_skb_pull_data(skb, need as u32) != 0 {
+                    return None;
+                }
+                (data, end) = ((*skb).data as usize, (*skb).data_end as usize);
+            }
+            if data + need > end {
+                return None;
+            }
+        }
+        Some(Self { data, end })
+    }
+
+    /// The 32-bit word at `offset` from the start of the IP header, in memory order.
+    ///
+    /// A plain aligned load: `read_unaligned` becomes four loads of a byte on this target.
+    #[inline(always)]
+    pub(crate) fn ip_word(&self, offset: usize) -> u32 {
+        debug_assert!(offset + 4 <= ip_header(V6));
+        // SAFETY: inside what `of` checked.
+        unsafe { *((self.data + L2 + offset) as *const u32) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_ip_word(&self, offset: usize, word: u32) {
+        // SAFETY: inside what `of` checked.
+        unsafe { *((self.data + L2 + offset) as *mut u32) = word }
+    }
+
+    #[inline(always)]
+    pub(crate) fn ip_byte(&self, offset: usize) -> u8 {
+        // SAFETY: inside what `of` checked.
+        unsafe { *((self.data + L2 + offset) as *const u8) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_ip_byte(&self, offset: usize, byte: u8) {
+        // SAFETY: inside what `of` checked.
+        unsafe { *((self.data + L2 + offset) as *mut u8) = byte }
+    }
+
+    /// A number of the IP header, in host order.
+    #[inline(always)]
+    pub(crate) fn ip_number(&self, offset: usize) -> u16 {
+        // SAFETY: inside what `of` checked.
+        u16::from_be(unsafe { *((self.data + L2 + offset) as *const u16) })
+    }
+
+    /// The word at `offset` of the TCP header, in memory order.
+    #[inline(always)]
+    pub(crate) fn tcp_word(&self, offset: usize) -> u32 {
+        // SAFETY: inside what `of` (or `holds_options`) checked.
+        unsafe { *((self.data + Self::TRANSPORT + offset) as *const u32) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_tcp_word(&self, offset: usize, word: u32) {
+        // SAFETY: inside what `of` (or `holds_options`) checked.
+        unsafe { *((self.data + Self::TRANSPORT + offset) as *mut u32) = word }
+    }
+
+    /// Whether `bytes` of TCP options can be reached directly.
+    #[inline(always)]
+    pub(crate) fn holds_options(&self, bytes: usize) -> bool {
+        self.data + Self::TRANSPORT + TCP_HEADER + bytes <= self.end
+    }
+
+    /// Whether timestamps are the first option of a TCP header of `header` bytes: then `TSval` is the word at 24 and
+    /// `TSecr` the one at 28.
+    #[inline(always)]
+    pub(crate) fn has_timestamps(&self, header: u32) -> bool {
+        header >= USUAL_HEADER && self.holds_options(12) && self.tcp_word(20) == USUAL_OPTIONS
+    }
+
+    #[inline(always)]
+    pub(crate) fn payload(&self) -> Payload {
+        if V6 {
+            return match self.ip_byte(6) {
+                TCP => Payload::Tcp,
+                ICMPV6 => Payload::Icmp,
+                // Hop-by-hop, routing, fragment, authentication, destination options (RFC 8200 §4).
+                44 => Payload::Fragment,
+                0 | 43 | 51 | 60 => Payload::Extended,
+                _ => Payload::Other,
+            };
+        }
+        let protocol = self.ip_byte(9);
+        if protocol != TCP && protocol != ICMP {
+            return Payload::Other;
+        }
+        // Everything but the don't-fragment bit: more to come, or not the first.
+        if self.ip_word(4) & (0x3fff_u32.to_be()) != 0 {
+            return Payload::Fragment;
+        }
+        if self.ip_byte(0) != 0x45 {
+            return Payload::Extended;
+        }
+        if protocol == TCP { Payload::Tcp } else { Payload::Icmp }
+    }
+
+    /// Length of the IP packet in bytes, by its header; the frame may be longer (Ethernet's padding).
+    ///
+    /// A packet that the kernel put together past 64 KiB says 0; then the frame is the measure.
+    #[inline(always)]
+    pub(crate) fn length(&self, skb: *mut __sk_buff) -> u32 {
+        let (said, header) =
+            if V6 { (self.ip_number(4), IPV6_HEADER as u32) } else { (self.ip_number(2), 0) };
+        // SAFETY: the context of the program.
+        if said == 0 { unsafe { (*skb).len - L2 as u32 } } else { u32::from(said) + header }
+    }
+
+    /// The addresses and ports.
+    #[inline(always)]
+    pub(crate) fn key(&self) -> FlowKey {
+        let ports = self.tcp_word(0);
+        if V6 {
+            let address = |at: usize| {
+                [self.ip_word(at), self.ip_word(at + 4), self.ip_word(at + 8), self.ip_word(at + 12)]
+            };
+            FlowKey { source: address(8), destination: address(24), ports }
+        } else {
+            let address = |at: usize| [0, 0, MAPPED, self.ip_word(at)];
+            FlowKey { source: address(12), destination: address(16), ports }
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! What the local stack sends, on the devices that flows use.
+//!
+//! - A RST or FIN for the addresses of a flow is dropped: the connection is no longer the stack's, but an
+//!   out-of-place segment that reached it, or a socket closed too early, would make it say so. A socket that
+//!   still owes its side a FIN says so in its [`Handshake`].
+//! - What a socket repeats while its connection becomes a flow acknowledges as much as the flow has, and is stamped as
+//!   late as what the flow has carried.
+//! - A SYN to a backend offers what the client offered: options it did not are turned into NOPs. The daemon asks
+//!   for it in the socket's [`Handshake`]; `skb->mark` belongs to the tunnels.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, TC_ACT_OK, TC_ACT_SHOT},
+    helpers::generated::{bpf_sk_storage_get, bpf_skb_store_bytes},
+};
+use edge_common::flow::{
+    FlowKey, FlowReason, HANDING_OVER, Handshake, MAY_FINISH, NO_SACK, NO_TIMESTAMPS, NO_WINDOW_SCALE,
+    WITH_ECN,
+};
+
+use crate::{
+    checksum::{self, Sum},
+    frame::{
+        Frame, IPV4, IPV6, Payload, TCP_ACK, TCP_CHECKSUM, TCP_FIN, TCP_HEADER, TCP_RST, TCP_SYN, ip_header,
+    },
+    maps::{count, flow as find, handshakes},
+    options, state,
+};
+
+/// The flags ECE and CWR in the fourth word of a TCP header, in memory order: together with SYN they offer ECN
+/// (RFC 3168 §6.1.1).
+const OFFER_ECN: u32 = 0x00c0_0000_u32.to_be();
+
+/// Wishes about a SYN.
+const SHAPES: u32 = NO_TIMESTAMPS | NO_SACK | NO_WINDOW_SCALE | WITH_ECN;
+
+#[inline(always)]
+pub(crate) fn egress<const L2: usize>(skb: *mut __sk_buff) -> i32 {
+    // SAFETY: the context of the program.
+    let (protocol, came_from) = unsafe { ((*skb).protocol, (*skb).ingress_ifindex) };
+    // What came in by a device is forwarded or a flow's; only what starts here has none.
+    if came_from != 0 {
+        return TC_ACT_OK;
+    }
+    match protocol {
+        IPV4 => guard::<L2, false>(skb),
+        IPV6 => guard::<L2, true>(skb),
+        _ => TC_ACT_OK,
+    }
+}
+
+#[inline(always)]
+fn guard<const L2: usize, const V6: bool>(skb: *mut __sk_buff) -> i32 {
+    let Some(frame) = Frame::<L2, V6>::of(skb) else { return TC_ACT_OK };
+    let Payload::Tcp = frame.payload() else { return TC_ACT_OK };
+    let word = frame.tcp_word(12);
+    let flags = (word >> 8) as u8;
+    if flags & (TCP_RST | TCP_FIN) != 0
+        && let Some(flow) = find(&frame.key().reversed())
+    {
+        if !is_wanted_fin(skb, flags) {
+            count(FlowReason::Guarded);
+            return TC_ACT_SHOT;
+        }
+        let headers = ip_header(V6) as u32 + ((word & 0xf0) >> 2);
+        let data = frame.length(skb).wrapping_sub(headers);
+        let end = u32::from_be(frame.tcp_word(4)).wrapping_add(data).wrapping_add(1);
+        // SAFETY: valid until the program ends; see `maps::flow` for who else writes.
+        state::finish_by_socket(unsafe { &mut *flow }, end);
+    }
+    let is_syn = flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
+    if !is_syn && flags & TCP_ACK == 0 {
+        return TC_ACT_OK;
+    }
+    let wanted = wishes(skb);
+    if is_syn && wanted & SHAPES != 0 {
+        shape_syn::<L2, V6>(skb, word, wanted & SHAPES);
+    } else if !is_syn && wanted & HANDING_OVER != 0 {
+        let header = (word & 0xf0) >> 2;
+        let stamp = if frame.has_timestamps(header) { frame.tcp_word(24) } else { 0 };
+        renew::<L2, V6>(skb, &frame.key().reversed(), frame.tcp_word(8), stamp);
+    }
+    // A SYN that could not be changed goes as it is: the legs will differ and the connection stays on sockets.
+    TC_ACT_OK
+}
+
+/// Puts in what the flow saw acknowledged and the timestamp that it carried last, where these are more than the socket
+/// knows. `key` is of what the segment's receiver sends; acknowledgement and timestamp (0: none) are in network order.
+#[inline(never)]
+fn renew<const L2: usize, const V6: bool>(skb: *mut __sk_buff, key: &FlowKey, ack: u32, stamp: u32) -> i32 {
+    let Some(flow) = find(key) else { return 0 };
+    // SAFETY: valid until the program ends; see `maps::flow` for who else writes.
+    let other = unsafe { (*flow).reverse_key() };
+    let Some(other) = find(&other) else { return 0 };
+    // SAFETY: as above.
+    let (acknowledged, last) = unsafe { ((*other).acked.wrapping_add((*other).ack_delta), (*other).stamp) };
+    raise::<L2, V6>(skb, 8, ack, acknowledged);
+    if stamp != 0 && last != 0 {
+        raise::<L2, V6>(skb, 24, stamp, last);
+    }
+    0
+}
+
+/// Makes a number of the TCP header, `word` in network order, at least `least`.
+#[inline(always)]
+fn raise<const L2: usize, const V6: bool>(skb: *mut __sk_buff, offset: usize, word: u32, least: u32) {
+    if !state::is_after(least, u32::from_be(word)) {
+        return;
+    }
+    let new = least.to_be();
+    let transport = Frame::<L2, V6>::TRANSPORT;
+    // SAFETY: a helper that checks the offset.
+    if unsafe { bpf_skb_store_bytes(skb, (transport + offset) as u32, (&raw const new).cast(), 4, 0) } == 0 {
+        checksum::correct(skb, transport + TCP_CHECKSUM, Sum::ZERO.replace(word, new));
+    }
+}
+
+#[inline(always)]
+fn is_wanted_fin(skb: *mut __sk_buff, flags: u8) -> bool {
+    flags & TCP_RST == 0 && wishes(skb) & MAY_FINISH != 0
+}
+
+/// [`Handshake::wishes`] of the socket that sends the packet.
+#[inline(always)]
+fn wishes(skb: *mut __sk_buff) -> u32 {
+    // SAFETY: the context of the program, and a helper that takes any socket but none; the storage, where there
+    // is one, lives as long as the socket, and that as long as its packet.
+    unsafe {
+        let socket = (*skb).__bindgen_anon_2.sk;
+        if socket.is_null() {
+            return 0;
+        }
+        let handshake = bpf_sk_storage_get(handshakes(), socket.cast(), core::ptr::null_mut(), 0);
+        let handshake = handshake.cast::<Handshake>();
+        if handshake.is_null() { 0 } else { (*handshake).wishes }
+    }
+}
+
+#[inline(always)]
+fn shape_syn<const L2: usize, const V6: bool>(skb: *mut __sk_buff, word: u32, wanted: u32) {
+    let transport = Frame::<L2, V6>::TRANSPORT;
+    let mut sum = Sum::ZERO;
+    let length = ((word & 0xf0) >> 2).wrapping_sub(TCP_HEADER as u32);
+    let blank = wanted & !WITH_ECN;
+    if blank != 0 && length != 0 {
+        let change = options::Change { tsval: 0, tsecr: 0, ack: 0, blank };
+        if options::rewrite(skb, transport + TCP_HEADER, length, change, &mut sum).is_err() {
+            return;
+        }
+    }
+    if wanted & WITH_ECN != 0 {
+        let new = word | OFFER_ECN;
+        // SAFETY: a helper that checks the offset.
+        if unsafe { bpf_skb_store_bytes(skb, (transport + 12) as u32, (&raw const new).cast(), 4, 0) } == 0 {
+            sum = sum.replace(word, new);
+        }
+    }
+    checksum::correct(skb, transport + TCP_CHECKSUM, sum);
+    count(FlowReason::SynRewritten);
+}

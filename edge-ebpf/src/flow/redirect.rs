@@ -1,0 +1,25 @@
+//! Out through another device, whatever its link header.
+
+use core::ptr::null_mut;
+
+use aya_ebpf::{
+    bindings::{__sk_buff, TC_ACT_SHOT},
+    helpers::generated::{bpf_redirect_neigh, bpf_skb_change_head},
+};
+use edge_common::flow::FlowReason;
+
+use crate::{ETHERNET, maps::count};
+
+/// Sends the packet out through `device`; the kernel finds the route and the neighbour.
+#[inline(always)]
+pub(crate) fn redirect<const L2: usize>(skb: *mut __sk_buff, device: u32) -> i32 {
+    // The kernel takes an Ethernet header off whatever comes, and silently drops what has none
+    // (net/core/filter.c, __bpf_redirect_neigh).
+    // SAFETY: a helper that checks its arguments.
+    if L2 == 0 && unsafe { bpf_skb_change_head(skb, ETHERNET as u32, 0) } != 0 {
+        count(FlowReason::Refused);
+        return TC_ACT_SHOT;
+    }
+    // SAFETY: as above; without parameters the kernel looks the next hop up.
+    unsafe { bpf_redirect_neigh(device, null_mut(), 0, 0) as i32 }
+}

@@ -1,0 +1,57 @@
+//! The socket that a connection still has while it becomes a flow.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_sock, bpf_sock_tuple},
+    helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_release, bpf_tcp_sock},
+};
+use edge_common::flow::FlowKey;
+
+/// `BPF_F_CURRENT_NETNS` (`linux/bpf.h`).
+const CURRENT_NETNS: u64 = -1_i64 as u64;
+/// `TCP_LISTEN` (`net/tcp_states.h`).
+const LISTEN: u32 = 10;
+
+/// Where a socket stands.
+#[derive(Clone, Copy)]
+pub(crate) struct Numbers {
+    /// The sequence number that it expects next.
+    pub(crate) expected: u32,
+    /// The one behind what it has sent, however much more it was given.
+    pub(crate) sent: u32,
+}
+
+impl Numbers {
+    /// Of the socket that packets with this key are for, if there is one.
+    #[inline(always)]
+    pub(crate) fn find<const V6: bool>(skb: *mut __sk_buff, key: &FlowKey) -> Option<Self> {
+        let mut numbers = Self { expected: 0, sent: 0 };
+        // A function returns one register here.
+        (look::<V6>(skb, key, &mut numbers) != 0).then_some(numbers)
+    }
+}
+
+#[inline(never)]
+fn look<const V6: bool>(skb: *mut __sk_buff, key: &FlowKey, numbers: &mut Numbers) -> u32 {
+    // `struct bpf_sock_tuple` is both addresses and both ports, without anything between: a key of IPv6 has that shape.
+    let v4 = [key.source[3], key.destination[3], key.ports];
+    let (tuple, size) = if V6 {
+        ((&raw const *key).cast::<bpf_sock_tuple>(), size_of::<FlowKey>() as u32)
+    } else {
+        ((&raw const v4).cast(), size_of_val(&v4) as u32)
+    };
+    // SAFETY: helpers that check their arguments. The socket is held until it is released, and read before.
+    unsafe {
+        let socket: *mut bpf_sock = bpf_sk_lookup_tcp(skb.cast(), tuple.cast_mut(), size, CURRENT_NETNS, 0);
+        if socket.is_null() {
+            return 0;
+        }
+        let mut found = 0;
+        let tcp = bpf_tcp_sock(socket);
+        if !tcp.is_null() && (*socket).state != LISTEN {
+            (numbers.expected, numbers.sent) = ((*tcp).rcv_nxt, (*tcp).snd_nxt);
+            found = 1;
+        }
+        bpf_sk_release(socket.cast());
+        found
+    }
+}

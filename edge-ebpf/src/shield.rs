@@ -1,0 +1,236 @@
+//! The shield: drops packets of blocked sources and new connections of sources that open too many, in XDP
+//! before the stack spends anything on them.
+//!
+//! Minimum kernel: 5.9 (`bpf_ktime_get_boot_ns` 5.8, XDP links 5.9). For Ethernet devices; the loader attaches it to nothing else.
+//!
+//! What it cannot parse it passes: refusing malformed packets is the stack's work, and a parser that drops
+//! by mistake cuts the operator off. Fragments are blocked by source like any packet; only the first one
+//! holds a TCP header that the limit could look at.
+#![no_std]
+#![no_main]
+#![expect(
+    unsafe_code,
+    reason = "packet bytes and map values are raw pointers; the verifier proves their bounds"
+)]
+#![expect(
+    clippy::inline_always,
+    reason = "a bounds check holds for the verifier in the function that made it"
+)]
+
+use aya_ebpf::{
+    bindings::xdp_action::{XDP_DROP, XDP_PASS},
+    btf_maps::{Array, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
+    helpers::{bpf_ktime_get_boot_ns, bpf_ktime_get_ns},
+    macros::{btf_map, xdp},
+    programs::XdpContext,
+};
+use edge_common::shield::{Block, Counters, MAX_BLOCKS, MAX_NESTED, MAX_SOURCES, PORT_WORDS, SynLimit};
+
+edge_ebpf::program!();
+
+/// Blocked prefixes by mapped address.
+#[btf_map]
+static BLOCKS: LpmTrie<[u8; 16], Block, { MAX_BLOCKS as usize }> = LpmTrie::new();
+/// Packets dropped for each prefix, by [`Block::counter`].
+#[btf_map]
+static BLOCK_PACKETS: PerCpuArray<u64, { MAX_BLOCKS as usize }> = PerCpuArray::new();
+#[btf_map]
+static COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
+#[btf_map]
+static SYN_LIMIT: Array<SynLimit, 1> = Array::new();
+/// The ports that the limit applies to, a bit each.
+#[btf_map]
+static SYN_PORTS: Array<u32, { PORT_WORDS as usize }> = Array::new();
+/// By source: the time at which its next connection is due, in nanoseconds of `CLOCK_MONOTONIC`.
+#[btf_map]
+static SOURCES: LruHashMap<u64, u64, { MAX_SOURCES as usize }> = LruHashMap::new();
+
+const ETHERNET: usize = 14;
+const VLAN_TAG: usize = 4;
+/// 802.1Q inside 802.1ad; what is nested deeper passes.
+const MAX_TAGS: usize = 2;
+/// IPv6 extension headers looked through for TCP; behind more the limit does not apply.
+const MAX_EXTENSIONS: usize = 4;
+
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+const ETHERTYPE_8021Q: u16 = 0x8100;
+const ETHERTYPE_8021AD: u16 = 0x88a8;
+
+const HOP_BY_HOP: u8 = 0;
+const TCP: u8 = 6;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const DESTINATION_OPTIONS: u8 = 60;
+
+const TCP_SYN: u8 = 0x02;
+const TCP_ACK: u8 = 0x10;
+
+/// A source, and where its TCP header is if the packet holds one.
+struct Packet {
+    source: [u8; 16],
+    tcp: Option<usize>,
+}
+
+#[xdp]
+#[expect(clippy::needless_pass_by_value, reason = "the attribute hands the context over so")]
+fn shield(ctx: XdpContext) -> u32 {
+    let Some(counters) = COUNTERS.get_ptr_mut(0) else { return XDP_PASS };
+    // SAFETY: the value of this CPU; XDP programs of one CPU do not interrupt each other.
+    let counters = unsafe { &mut *counters };
+    counters.seen += 1;
+    let Some(packet) = parse(&ctx) else { return XDP_PASS };
+    if is_blocked(packet.source) {
+        counters.blocked += 1;
+        counters.blocked_bytes += (ctx.data_end() - ctx.data()) as u64;
+        return XDP_DROP;
+    }
+    if packet.tcp.is_some_and(|tcp| is_too_fast(&ctx, packet.source, tcp)) {
+        counters.limited += 1;
+        return XDP_DROP;
+    }
+    XDP_PASS
+}
+
+/// `N` octets at `offset`; `None` where the packet ends before.
+#[inline(always)]
+fn bytes<const N: usize>(ctx: &XdpContext, offset: usize) -> Option<[u8; N]> {
+    let start = ctx.data() + offset;
+    if start + N > ctx.data_end() {
+        return None;
+    }
+    // SAFETY: within the packet as just checked; octets need no alignment.
+    Some(unsafe { *(start as *const [u8; N]) })
+}
+
+#[inline(always)]
+fn parse(ctx: &XdpContext) -> Option<Packet> {
+    let mut network = ETHERNET;
+    let mut ethertype = u16::from_be_bytes(bytes(ctx, ETHERNET - 2)?);
+    for _ in 0..MAX_TAGS {
+        if ethertype != ETHERTYPE_8021Q && ethertype != ETHERTYPE_8021AD {
+            break;
+        }
+        network += VLAN_TAG;
+        ethertype = u16::from_be_bytes(bytes(ctx, network - 2)?);
+    }
+    match ethertype {
+        ETHERTYPE_IPV4 => ipv4(ctx, network),
+        ETHERTYPE_IPV6 => ipv6(ctx, network),
+        _ => None,
+    }
+}
+
+/// RFC 791 §3.1.
+#[inline(always)]
+fn ipv4(ctx: &XdpContext, network: usize) -> Option<Packet> {
+    let header: [u8; 20] = bytes(ctx, network)?;
+    let (version, words) = (header[0] >> 4, header[0] & 0x0f);
+    if version != 4 || words < 5 {
+        return None;
+    }
+    let mut source = [0; 16];
+    source[10] = 0xff;
+    source[11] = 0xff;
+    source[12] = header[12];
+    source[13] = header[13];
+    source[14] = header[14];
+    source[15] = header[15];
+    let fragment_offset = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;
+    let tcp = (fragment_offset == 0 && header[9] == TCP).then_some(network + 4 * words as usize);
+    Some(Packet { source, tcp })
+}
+
+/// RFC 8200 §3 and §4.
+#[inline(always)]
+fn ipv6(ctx: &XdpContext, network: usize) -> Option<Packet> {
+    let [version, ..]: [u8; 40] = bytes(ctx, network)?;
+    if version >> 4 != 6 {
+        return None;
+    }
+    let [mut next]: [u8; 1] = bytes(ctx, network + 6)?;
+    let source = bytes(ctx, network + 8)?;
+    let mut offset = network + 40;
+    for _ in 0..MAX_EXTENSIONS {
+        match next {
+            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => {
+                let Some([following, eights]) = bytes(ctx, offset) else { break };
+                next = following;
+                offset += 8 + 8 * eights as usize;
+            }
+            FRAGMENT => {
+                let Some([following, _, high, low]) = bytes(ctx, offset) else { break };
+                if u16::from_be_bytes([high, low]) & !7 != 0 {
+                    break;
+                }
+                next = following;
+                offset += 8;
+            }
+            _ => break,
+        }
+    }
+    Some(Packet { source, tcp: (next == TCP).then_some(offset) })
+}
+
+/// Looks for the longest prefix that still holds.
+#[inline(always)]
+fn is_blocked(source: [u8; 16]) -> bool {
+    let mut key = Key::new(128, source);
+    for _ in 0..MAX_NESTED {
+        let Some(block) = BLOCKS.get(&key) else { return false };
+        if block.origins & Block::LIST != 0 || holds(block) {
+            if let Some(packets) = BLOCK_PACKETS.get_ptr_mut(block.counter) {
+                // SAFETY: the value of this CPU.
+                unsafe { *packets += 1 };
+            }
+            return true;
+        }
+        // This one has expired and waits for the daemon to take it out; it must not hide a shorter one.
+        let Some(shorter) = u32::from(block.prefix_len).checked_sub(1) else { return false };
+        key.prefix_len = shorter;
+    }
+    false
+}
+
+#[inline(always)]
+fn holds(block: &Block) -> bool {
+    // SAFETY: a helper without arguments.
+    block.until == Block::FOREVER || unsafe { bpf_ktime_get_boot_ns() } < block.until
+}
+
+/// Whether this is a SYN to a port of the edge that comes ahead of its source's schedule.
+#[inline(always)]
+fn is_too_fast(ctx: &XdpContext, source: [u8; 16], tcp: usize) -> bool {
+    let Some(limit) = SYN_LIMIT.get(0) else { return false };
+    if limit.interval == 0 {
+        return false;
+    }
+    let Some(header) = bytes::<14>(ctx, tcp) else { return false };
+    if header[13] & (TCP_SYN | TCP_ACK) != TCP_SYN {
+        return false;
+    }
+    let port = u32::from(u16::from_be_bytes([header[2], header[3]]));
+    if SYN_PORTS.get(port / 32).is_none_or(|word| word & (1 << (port % 32)) == 0) {
+        return false;
+    }
+    let source = bucket(source);
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: copied before anything can take the entry away. Two CPUs may read the same time and let one
+    // more SYN through: cheaper than a lock a packet.
+    let due = unsafe { SOURCES.get(source) }.copied().unwrap_or(now).max(now);
+    if due - now > limit.tolerance {
+        return true;
+    }
+    // A full table forgets another source; failing to remember this one lets it pass, as it should.
+    let _ = SOURCES.insert(source, due + limit.interval, 0);
+    false
+}
+
+/// An IPv4 address, or the /64 of an IPv6 one. Mapped addresses share no /64 with routable IPv6.
+#[inline(always)]
+fn bucket(source: [u8; 16]) -> u64 {
+    let upper = source.first_chunk().map_or(0, |octets| u64::from_be_bytes(*octets));
+    let lower = source.last_chunk().map_or(0, |octets| u64::from_be_bytes(*octets));
+    if upper == 0 && lower >> 32 == 0xffff { lower & 0xffff_ffff } else { upper }
+}

@@ -1,0 +1,226 @@
+//! The sockmap tier: what one socket of a connection receives is queued for sending at the other, without a
+//! detour through user space, and no more of it than the other side's acknowledgements allow.
+//!
+//! Minimum kernel: 6.4 (verdicts without a parser are sound since then). The daemon tries it at start and does
+//! without it where the trial fails.
+//!
+//! The kernel's redirection has no back-pressure: it takes from the sender whatever comes and queues it without
+//! a bound. Hence the credit. A direction that has used it up is left to user space for good, because octets
+//! must not be redirected again while older ones wait elsewhere.
+//!
+//! Nor does the kernel look at sequence numbers when it hands a segment to a verdict: one that was read in part
+//! before, or that was sent again with other borders, would be redirected whole and its octets twice. They are
+//! looked at here, in the control block of the segment, which still is TCP's own (`struct tcp_skb_cb`).
+#![no_std]
+#![no_main]
+#![expect(unsafe_code, reason = "contexts and map values are raw pointers; the verifier proves their bounds")]
+#![expect(
+    clippy::inline_always,
+    reason = "a map value is known to the verifier in the function that looked it up"
+)]
+
+use core::ptr::null_mut;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{
+        BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB,
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB, BPF_SOCK_OPS_RTT_CB_FLAG, bpf_sock_ops,
+        sk_action::{SK_DROP, SK_PASS},
+    },
+    btf_maps::{HashMap, RingBuf, SkStorage, SockHash},
+    helpers::{
+        bpf_get_socket_cookie,
+        generated::{bpf_sk_storage_get, bpf_skb_adjust_room, bpf_sock_ops_cb_flags_set},
+    },
+    macros::{btf_map, sock_ops, stream_verdict},
+    programs::{SkBuffContext, SockOpsContext},
+};
+use edge_common::sockmap::{Beginning, Leg, MAX_LEGS, MAX_MISSES, NOTICES as NOTICE_BYTES, SEGMENT_COST};
+
+edge_ebpf::program!();
+
+/// By cookie.
+#[btf_map]
+static LEGS: HashMap<u64, Leg, { MAX_LEGS as usize }, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+/// Where octets go to: every socket of the tier, in here before either of a pair is in [`SOURCES`].
+#[btf_map]
+static PEERS: SockHash<u64, { MAX_LEGS as usize }> = SockHash::new();
+/// Where octets come from: the verdict is attached to this map.
+#[btf_map]
+static SOURCES: SockHash<u64, { MAX_LEGS as usize }> = SockHash::new();
+/// Cookies of legs whose flags have changed.
+#[btf_map]
+static NOTICES: RingBuf<u64, { NOTICE_BYTES as usize }> = RingBuf::new();
+#[btf_map]
+static BEGINNINGS: SkStorage<Beginning> = SkStorage::new();
+
+/// What one call of `bpf_skb_adjust_room` takes off at most.
+const MAX_TRIM: u32 = 4095;
+/// Calls of it for one segment: as many octets as user space may have read of it.
+const TRIMS: u32 = 24;
+
+#[stream_verdict]
+#[expect(clippy::needless_pass_by_value, reason = "the attribute hands the context over so")]
+fn verdict(ctx: SkBuffContext) -> u32 {
+    if ctx.len() == 0 {
+        // A bare FIN. Redirected, it would end the destination with an error.
+        return SK_DROP;
+    }
+    // SAFETY: a helper that takes any segment.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let Some(leg) = LEGS.get_ptr_mut(cookie) else { return SK_PASS };
+    // SAFETY: the verdicts of one socket run one after the other, and only they write these fields; a value
+    // taken out of the map meanwhile stays valid until the program ends.
+    let leg = unsafe { &mut *leg };
+    if leg.flags & Leg::BROKEN != 0 || !trim(&ctx, leg.next) {
+        return break_off(leg, cookie);
+    }
+    let octets = ctx.len();
+    leg.next = leg.next.wrapping_add(octets);
+    let octets = u64::from(octets);
+    let mut peer = leg.peer;
+    let Some(destination) = LEGS.get_ptr(peer) else { return break_off(leg, cookie) };
+    // SAFETY: as above; `acked` is written by another program as one word.
+    let destination = unsafe { &*destination };
+    if leg.flags & Leg::SPILLED != 0 || !has_credit(leg, destination, octets) {
+        leg.passed += octets;
+        if leg.flags & Leg::SPILLED == 0 {
+            leg.flags |= Leg::SPILLED;
+            notify(cookie);
+        }
+        return SK_PASS;
+    }
+    if PEERS.redirect_skb(&ctx, &mut peer, 0) != i64::from(SK_PASS) {
+        return break_off(leg, cookie);
+    }
+    leg.redirected += octets;
+    SK_PASS
+}
+
+/// Takes octets off the front that were taken before; `false` when the segment is not the next one.
+#[inline(always)]
+fn trim(ctx: &SkBuffContext, next: u32) -> bool {
+    let [first, end, ..] = *ctx.skb.cb() else { return false };
+    // Sequence numbers count a FIN as one. Anything else is not TCP's control block.
+    let span = end.wrapping_sub(first);
+    if span != ctx.len() && span != ctx.len() + 1 {
+        return false;
+    }
+    let mut old = next.wrapping_sub(first);
+    if old >= ctx.len() {
+        return false;
+    }
+    for _ in 0..TRIMS {
+        if old == 0 {
+            break;
+        }
+        let step = if old > MAX_TRIM { MAX_TRIM } else { old };
+        // SAFETY: a helper that checks the length itself.
+        if unsafe { bpf_skb_adjust_room(ctx.as_ptr().cast(), -step.cast_signed(), 0, 0) } != 0 {
+            return false;
+        }
+        old -= step;
+    }
+    old == 0
+}
+
+/// Whether the destination has acknowledged enough for another segment.
+#[inline(always)]
+fn has_credit(leg: &mut Leg, destination: &Leg, octets: u64) -> bool {
+    let written = destination.sent_before + leg.redirected;
+    let waiting = written.saturating_sub(destination.acked);
+    // Acknowledgements count octets, not segments. What was redirected before an epoch began is gone once the
+    // mark is acknowledged; so no more segments can wait than were redirected in this epoch and the last.
+    if destination.acked >= destination.sent_before + leg.mark {
+        leg.segments_before = leg.segments;
+        leg.segments = 0;
+        leg.mark = leg.redirected;
+    }
+    let segments = u64::from(leg.segments) + u64::from(leg.segments_before);
+    if waiting + octets + segments * SEGMENT_COST > leg.credit {
+        return false;
+    }
+    leg.segments += 1;
+    true
+}
+
+#[inline(always)]
+fn break_off(leg: &mut Leg, cookie: u64) -> u32 {
+    if leg.flags & Leg::BROKEN == 0 {
+        leg.flags |= Leg::BROKEN;
+        notify(cookie);
+    }
+    SK_DROP
+}
+
+#[inline(always)]
+fn notify(cookie: u64) {
+    // The ring holds a notice of every leg that there can be.
+    let _ = NOTICES.output(cookie, 0);
+}
+
+#[sock_ops]
+#[expect(clippy::needless_pass_by_value, reason = "the attribute hands the context over so")]
+fn track(ctx: SockOpsContext) -> u32 {
+    match ctx.op() {
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB | BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => begin(ctx.ops),
+        BPF_SOCK_OPS_RTT_CB => acknowledged(&ctx),
+        _ => {}
+    }
+    1
+}
+
+/// Notes where the stream begins and asks for a report of every round trip.
+#[inline(always)]
+fn begin(ops: *mut bpf_sock_ops) {
+    let Some(beginning) = beginning(ops, BPF_SK_STORAGE_GET_F_CREATE.into()) else { return };
+    // SAFETY: the socket's own storage, which lives as long as it; the context of the program.
+    unsafe { (*beginning).first = (*ops).rcv_nxt };
+    report_round_trips(ops, true);
+}
+
+/// A round trip was measured: an acknowledgement has come.
+#[inline(always)]
+fn acknowledged(ctx: &SockOpsContext) {
+    // SAFETY: a helper that takes any socket.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    if let Some(leg) = LEGS.get_ptr_mut(cookie) {
+        // SAFETY: the only writer of this field; the context of the program.
+        unsafe { (*leg).acked = (*ctx.ops).bytes_acked };
+        return;
+    }
+    let Some(beginning) = beginning(ctx.ops, 0) else { return };
+    // SAFETY: the socket's own storage; the programs of one socket run one after the other.
+    let misses = unsafe {
+        (*beginning).misses += 1;
+        (*beginning).misses
+    };
+    if misses >= MAX_MISSES {
+        report_round_trips(ctx.ops, false);
+    }
+}
+
+#[inline(always)]
+fn beginning(ops: *mut bpf_sock_ops, flags: u64) -> Option<*mut Beginning> {
+    // SAFETY: the context of the program; the kernel rewrites this load.
+    let socket = unsafe { (*ops).__bindgen_anon_2.sk };
+    if socket.is_null() {
+        return None;
+    }
+    // SAFETY: a helper that takes any socket but none.
+    let found = unsafe {
+        bpf_sk_storage_get((&raw const BEGINNINGS).cast_mut().cast(), socket.cast(), null_mut(), flags)
+    };
+    (!found.is_null()).then_some(found.cast())
+}
+
+/// Other programs may have asked for reports of their own: theirs stay as they are.
+#[inline(always)]
+fn report_round_trips(ops: *mut bpf_sock_ops, wanted: bool) {
+    // SAFETY: the context of the program.
+    let others = unsafe { (*ops).bpf_sock_ops_cb_flags } & !BPF_SOCK_OPS_RTT_CB_FLAG;
+    let flags = if wanted { others | BPF_SOCK_OPS_RTT_CB_FLAG } else { others };
+    // SAFETY: a helper that takes any flags.
+    let _ = unsafe { bpf_sock_ops_cb_flags_set(ops, flags.cast_signed()) };
+}
