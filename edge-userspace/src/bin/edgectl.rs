@@ -1,0 +1,7 @@
+//! `edgectl`, which steers the daemon: wiring only.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    edge::control::cli::main(std::env::args_os())
+}

@@ -1,0 +1,78 @@
+//! The daemon on the VPS. Wiring only: arguments, log, runtime.
+
+use std::{
+    error::Error,
+    io::{IsTerminal, stderr},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::Parser;
+use edge::{
+    config::Settings,
+    daemon::{self, Options},
+    kernel,
+};
+use tracing_subscriber::EnvFilter;
+
+/// The SNI edge in front of home: reads the server name, picks a route, forwards the encrypted stream.
+#[derive(Debug, Parser)]
+#[command(name = "edged", version)]
+struct Arguments {
+    /// The configuration file
+    #[arg(long, value_name = "PATH", default_value = "/etc/edge/edge.toml")]
+    config: PathBuf,
+    /// Validate the configuration file and exit
+    #[arg(long)]
+    check: bool,
+    /// Load BPF objects from this file or directory instead of the embedded ones
+    #[arg(long, value_name = "PATH")]
+    bpf_object: Option<PathBuf>,
+    /// The directory of everything pinned in the kernel; each daemon of a machine needs one of its own
+    #[arg(long, value_name = "PATH", default_value = kernel::DEFAULT_PINS)]
+    pins: PathBuf,
+    /// Detach and unpin everything from the kernel; the state on disk is kept
+    #[arg(long, conflicts_with = "check")]
+    uninstall: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_writer(stderr)
+        .with_ansi(stderr().is_terminal())
+        .with_target(false)
+        .with_env_filter(EnvFilter::try_from_env("EDGE_LOG").unwrap_or_else(|_| EnvFilter::new("info")))
+        .init();
+    let outcome = if arguments.check {
+        check(&arguments.config)
+    } else if arguments.uninstall {
+        uninstall(&arguments.pins)
+    } else {
+        serve(&Options { config: arguments.config, bpf_object: arguments.bpf_object, pins: arguments.pins })
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("edged: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn check(config: &Path) -> Result<(), Box<dyn Error>> {
+    Settings::load(config)?;
+    eprintln!("{}: valid", config.display());
+    Ok(())
+}
+
+fn uninstall(pins: &Path) -> Result<(), Box<dyn Error>> {
+    let found = kernel::uninstall(pins)? | kernel::remove_filters()?;
+    eprintln!("{}", if found { "detached and unpinned" } else { "there was nothing in the kernel" });
+    Ok(())
+}
+
+fn serve(options: &Options) -> Result<(), Box<dyn Error>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(daemon::run(options))?)
+}

@@ -1,0 +1,185 @@
+//! What routes and tcp listeners refer to by name, and whether it is there.
+
+use std::{collections::HashSet, sync::Arc};
+
+use super::{
+    network::backend_address,
+    problem::{Refusal, did_you_mean},
+    settings::Settings,
+    value::quoted,
+};
+use crate::{
+    listener::ListenerSpec,
+    pool::{BackendAddress, BackendHost, ProxyProtocol, Target},
+    route::{Conditions, RouteSpec},
+    sniff::Spoken,
+};
+
+/// The pools and listeners that a configuration has.
+#[derive(Clone, Debug, Default)]
+pub(super) struct References {
+    pub(super) pools: HashSet<Arc<str>>,
+    /// With what is spoken there; nothing on a tcp listener.
+    pub(super) listeners: Vec<(Arc<str>, Vec<Spoken>)>,
+}
+
+impl References {
+    /// A listener, as routes see it.
+    pub(super) fn of(listener: &ListenerSpec) -> (Arc<str>, Vec<Spoken>) {
+        (listener.name.clone(), listener.speaks().to_vec())
+    }
+
+    /// A single `to`: the name of a pool, or an address in the form in which it is compared.
+    pub(super) fn target(&self, text: &str) -> Result<Target, Refusal> {
+        if let Some(pool) = self.pools.get(text) {
+            return Ok(Target::One(pool.clone()));
+        }
+        let meant = || did_you_mean(text, self.pools.iter().map(|pool| &**pool));
+        let address = backend_address(text).map_err(|refusal| match meant() {
+            Some(near) => {
+                Refusal::new(format!("{} is neither a pool nor an address", quoted(text))).hint(near)
+            }
+            None => refusal,
+        })?;
+        if is_bare(text, &address) {
+            return Err(self.no_such_pool(text));
+        }
+        Ok(Target::One(address.to_string().into()))
+    }
+
+    /// One of a list in `to`, which makes a pool of its own.
+    pub(super) fn member(&self, text: &str) -> Result<BackendAddress, Refusal> {
+        if self.pools.contains(text) {
+            return Err(Refusal::new(format!("`{text}` is a pool, and a list holds addresses"))
+                .hint(format!("write to = \"{text}\"")));
+        }
+        match backend_address(text)? {
+            address if is_bare(text, &address) => Err(self.no_such_pool(text)),
+            address => Ok(address),
+        }
+    }
+
+    fn no_such_pool(&self, text: &str) -> Refusal {
+        let near = did_you_mean(text, self.pools.iter().map(|pool| &**pool));
+        let host = || format!("for a host of that name write it with a port, like \"{text}:443\"");
+        Refusal::new(format!("no pool is called `{text}`")).hint(near.unwrap_or_else(host))
+    }
+
+    /// A listener that a route names.
+    pub(super) fn listener(&self, text: &str) -> Result<Arc<str>, Refusal> {
+        match self.listeners.iter().find(|(name, _)| **name == *text) {
+            Some((name, speaks)) if !speaks.is_empty() => Ok(name.clone()),
+            Some(_) => Err(Refusal::new(format!("`{text}` is a tcp listener and takes no routes"))
+                .hint("it names its target itself, with `to` in its [[listener]]")),
+            None => {
+                let names = || self.listeners.iter().map(|(name, _)| &**name);
+                let list = || format!("there are {}", names().collect::<Vec<_>>().join(", "));
+                Err(Refusal::new(format!("no listener is called {}", quoted(text)))
+                    .hint(did_you_mean(text, names()).unwrap_or_else(list)))
+            }
+        }
+    }
+
+    /// Whether there is any listener that routes.
+    pub(super) fn carry_routes(&self) -> bool {
+        self.listeners.iter().any(|(_, speaks)| !speaks.is_empty())
+    }
+
+    /// What is spoken on any of these listeners, or on all where none is named.
+    fn spoken(&self, listeners: &[Arc<str>]) -> Vec<Spoken> {
+        let among =
+            self.listeners.iter().filter(|(name, _)| listeners.is_empty() || listeners.contains(name));
+        among.flat_map(|(_, speaks)| speaks.iter().copied()).collect()
+    }
+
+    /// A condition on ALPN needs a listener on which clients offer some, and a protocol in which they do.
+    pub(super) fn alpn(&self, listeners: &[Arc<str>], protocols: &[Spoken]) -> Result<(), Refusal> {
+        let offers = |protocol: &Spoken| matches!(protocol, Spoken::Tls | Spoken::Postgres);
+        if !protocols.is_empty() && !protocols.iter().any(offers) {
+            return Err(Refusal::new("this route can never match: in these protocols no client offers ALPN")
+                .hint("leave `alpn` or `protocol` out"));
+        }
+        let spoken = self.spoken(listeners);
+        if !spoken.is_empty() && !spoken.iter().any(offers) {
+            return Err(Refusal::new(
+                "this route can never match: on an http listener no client offers ALPN",
+            )
+            .hint("leave `alpn` out, or name a tls listener"));
+        }
+        Ok(())
+    }
+
+    /// A condition on the protocol needs a listener on which one of them is spoken.
+    pub(super) fn protocols(&self, listeners: &[Arc<str>], protocols: &[Spoken]) -> Result<(), Refusal> {
+        let spoken = self.spoken(listeners);
+        if protocols.is_empty() || protocols.iter().any(|protocol| spoken.contains(protocol)) {
+            return Ok(());
+        }
+        let names: Vec<_> = protocols.iter().map(|protocol| protocol.name()).collect();
+        let list: Vec<_> = names.iter().map(|name| format!("\"{name}\"")).collect();
+        let (none, which) =
+            if listeners.is_empty() { ("no listener", "a") } else { ("none of its listeners", "its") };
+        let message = format!("this route can never match: {none} takes {}", names.join(" or "));
+        let hint =
+            format!("write for example protocols = [\"tls\", {}] in {which} [[listener]]", list.join(", "));
+        Err(Refusal::new(message).hint(hint))
+    }
+
+    /// The time to connect to addresses: a pool says its own.
+    pub(super) fn connect_timeout(&self, to: &Target) -> Result<(), Refusal> {
+        match to {
+            Target::One(name) if self.pools.contains(name) => {
+                Err(Refusal::new(format!("the pool `{name}` says itself how long connecting may take"))
+                    .hint(format!("write connect_timeout in the [[pool]] called \"{name}\"")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The PROXY header of a route is for addresses: a pool says its own.
+    pub(super) fn proxy_protocol(&self, wanted: ProxyProtocol, to: &Target) -> Result<(), Refusal> {
+        match to {
+            Target::One(name) if wanted != ProxyProtocol::Off && self.pools.contains(name) => {
+                Err(Refusal::new(format!("the pool `{name}` says itself which PROXY header it gets"))
+                    .hint(format!("write proxy_protocol in the [[pool]] called \"{name}\"")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A single label without a port: more likely a pool with a typing error than a host.
+fn is_bare(text: &str, address: &BackendAddress) -> bool {
+    address.port.is_none() && matches!(address.host, BackendHost::Name(_)) && !text.contains('.')
+}
+
+impl Settings {
+    /// Whether a route that comes from elsewhere, by the control API or from the state on disk, fits these settings:
+    /// its pool and its listeners are there.
+    pub fn check_route(&self, route: &RouteSpec) -> Result<(), Refusal> {
+        let references = References {
+            pools: self.pools.iter().map(|pool| pool.name.clone()).collect(),
+            listeners: self.listeners.iter().map(References::of).collect(),
+        };
+        match &route.to {
+            Target::One(text) => references.target(text).map(drop)?,
+            Target::Many(addresses) => {
+                for address in addresses {
+                    references.member(&address.to_string())?;
+                }
+            }
+        }
+        for listener in &route.conditions.listeners {
+            references.listener(listener)?;
+        }
+        let Conditions { listeners, protocols, alpn, .. } = &route.conditions;
+        if !alpn.is_empty() {
+            references.alpn(listeners, protocols)?;
+        }
+        references.protocols(listeners, protocols)?;
+        if route.connect_timeout.is_some() {
+            references.connect_timeout(&route.to)?;
+        }
+        references.proxy_protocol(route.proxy_protocol, &route.to)
+    }
+}

@@ -1,0 +1,178 @@
+//! What a valid configuration says, and reading one.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use super::{
+    document::Document,
+    problem::{ConfigError, Refusal},
+    tables,
+};
+use crate::{
+    datapath::Choice, host::HostName, listener::ListenerSpec, pool::PoolSpec, route::RouteSpec, tunnel,
+};
+
+/// Everything the operator said, validated, defaults filled in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// `[daemon]`
+    pub daemon: DaemonSettings,
+    /// `[limits]`
+    pub limits: Limits,
+    /// `[[listener]]`; never empty. Where the file has none: `https` (tls) on port 443 and `http` on port 80.
+    pub listeners: Vec<ListenerSpec>,
+    /// `[[pool]]`
+    pub pools: Vec<PoolSpec>,
+    /// `[[route]]`, in file order.
+    pub routes: Vec<RouteSpec>,
+    /// `[resolver]`
+    pub resolver: ResolverSpec,
+    /// `[tunnel]`
+    pub tunnel: tunnel::Options,
+    /// `[shield]`
+    pub shield: ShieldSpec,
+}
+
+impl Settings {
+    /// Reads a file.
+    ///
+    /// # Errors
+    ///
+    /// Says everything that is wrong with it, or why it cannot be read.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        Self::parse(&path.display().to_string(), &read_text(path)?)
+    }
+
+    /// Reads a text; `file` is what its problems are said to be in.
+    ///
+    /// # Errors
+    ///
+    /// Says everything that is wrong with it.
+    pub fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
+        Document::read(file, text, tables::settings)
+    }
+}
+
+/// A file's text, or why there is none.
+pub(super) fn read_text(path: &Path) -> Result<String, ConfigError> {
+    let file = path.display().to_string();
+    let bytes = std::fs::read(path).map_err(|error| {
+        let refusal = Refusal::new(format!("cannot be read: {error}"));
+        let hint = match error.kind() {
+            io::ErrorKind::NotFound => "create it, or name another with --config",
+            io::ErrorKind::PermissionDenied => "run as a user who may read it",
+            io::ErrorKind::IsADirectory => "name the file in it",
+            _ => return ConfigError::of_file(&file, refusal),
+        };
+        ConfigError::of_file(&file, refusal.hint(hint))
+    })?;
+    String::from_utf8(bytes).map_err(|error| {
+        let before = String::from_utf8_lossy(&error.as_bytes()[..error.utf8_error().valid_up_to()]);
+        let (lines, last) = before
+            .rsplit_once('\n')
+            .map_or((0, &*before), |(lines, last)| (lines.matches('\n').count() + 1, last));
+        let mut refused =
+            ConfigError::of_file(&file, Refusal::new("not UTF-8 text").hint("save it as UTF-8"));
+        for problem in &mut refused.problems {
+            (problem.line, problem.column) = (Some(lines + 1), Some(last.chars().count() + 1));
+        }
+        refused
+    })
+}
+
+/// `[daemon]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DaemonSettings {
+    /// `datapath`: the fastest tier allowed, by default `auto`.
+    pub datapath: Choice,
+    /// `state_dir`: where routes, drained backends and blocks made at run time are kept; `/var/lib/edge`.
+    pub state_dir: PathBuf,
+    /// `control`: the socket that `edgectl` talks to; `/run/edge/control.sock`.
+    pub control: PathBuf,
+    /// `admin`: the address that serves metrics and the dashboard; `"off"` by default, which is `None`.
+    pub admin: Option<SocketAddr>,
+    /// `access_log`: where a line for each connection goes; `stdout`, `off` or a path with a `/`.
+    pub access_log: AccessLogTarget,
+    /// How long connections may go on after SIGTERM; nothing means not at all.
+    pub drain_timeout: Duration,
+}
+
+/// `daemon.access_log`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AccessLogTarget {
+    /// Standard output.
+    Stdout,
+    /// Nowhere.
+    Off,
+    /// Appended to this file.
+    File(PathBuf),
+}
+
+/// `[limits]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// `hello_timeout`: from accept to a complete ClientHello or request head; 5 s.
+    pub hello_timeout: Duration,
+    /// `hello_bytes`: the largest ClientHello or request head, in bytes; 16384, at most 65536.
+    pub hello_bytes: usize,
+    /// `connections`: at the same time; 0, the default, means what the file-descriptor limit allows.
+    pub connections: usize,
+    /// `connections_per_source`: at the same time, of one IPv4 address or IPv6 /64; 0, the default, means no limit.
+    pub connections_per_source: usize,
+    /// `connection_rate_per_source`: new ones a second, of one IPv4 address or IPv6 /64; 0, the default, means no limit.
+    pub connection_rate_per_source: u32,
+    /// `idle_timeout`: a connection without a byte either way for this long is closed; 1 h, and 0 is never (`None`).
+    pub idle_timeout: Option<Duration>,
+}
+
+/// `[resolver]`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ResolverSpec {
+    /// `servers`: name servers, by port 53 unless it is written; empty, the default, means the system's.
+    pub servers: Vec<SocketAddr>,
+    /// `suffixes`: name servers for the names at and below a suffix.
+    pub suffixes: BTreeMap<HostName, Vec<SocketAddr>>,
+    /// `search`: domains that names may leave out, in the order in which they are tried; where it is left out, those of
+    /// the system if the servers are the system's, else none.
+    pub search: Option<Vec<HostName>>,
+}
+
+/// `[shield]`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ShieldSpec {
+    /// `lists`: files of prefixes, one a line.
+    pub lists: Vec<PathBuf>,
+    /// `syn_rate`: new connections a second and source (/32, /64); 0, the default, means no limit.
+    pub syn_rate: u32,
+}
+
+impl Default for DaemonSettings {
+    fn default() -> Self {
+        Self {
+            datapath: Choice::Auto,
+            state_dir: "/var/lib/edge".into(),
+            control: "/run/edge/control.sock".into(),
+            admin: None,
+            access_log: AccessLogTarget::Stdout,
+            drain_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            hello_timeout: Duration::from_secs(5),
+            hello_bytes: 16384,
+            connections: 0,
+            connections_per_source: 0,
+            connection_rate_per_source: 0,
+            idle_timeout: Some(Duration::from_hours(1)),
+        }
+    }
+}

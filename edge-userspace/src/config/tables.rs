@@ -1,0 +1,342 @@
+//! The tables of the configuration and the keys that each may have: this file is the list of them.
+//!
+//! What a setting means and its default say the types that are made here; how a kind of value is written says the
+//! reader that is named behind the key.
+
+use std::{collections::HashMap, sync::Arc};
+
+use toml::de::DeValue;
+
+use super::{
+    document::Section,
+    listeners::listeners,
+    network::{alpn, backend_address, bind, device, host_pattern, label, name_server, prefix, suffix},
+    problem::Refusal,
+    references::References,
+    settings::{AccessLogTarget, DaemonSettings, Limits, ResolverSpec, Settings, ShieldSpec},
+    value::{Value, boolean, duration, duration_or_zero, integer, list, one_of, path, quoted},
+};
+use crate::{
+    datapath::Choice,
+    pool::{BackendAddress, BackendSpec, HealthKind, HealthSpec, PoolSpec, ProxyProtocol, Target, Warm},
+    route::{Conditions, HostPattern, RouteSpec},
+    sniff::Spoken,
+    tunnel::Options,
+};
+
+/// The longest path of a Unix socket (`sun_path` of `struct sockaddr_un` without the NUL).
+const MAX_SOCKET_PATH: usize = 107;
+/// The largest ClientHello or request head that may be allowed for, in bytes.
+const MAX_HELLO: usize = 65536;
+/// The highest rate that a limit can speak of: one a microsecond.
+const MAX_RATE: u32 = 1_000_000;
+/// The most connections that a limit can speak of: file descriptors are 32-bit.
+const MAX_CONNECTIONS: usize = i32::MAX as usize;
+
+pub(super) fn settings(top: &mut Section<'_>) -> Settings {
+    let daemon = top.section("daemon", "[daemon]", daemon);
+    let limits = top.section("limits", "[limits]", limits);
+    let mut references = References::default();
+    let mut lines = HashMap::new();
+    let pools = top.sections("pool", "[[pool]]", |table| pool(table, &mut references, &mut lines));
+    let listeners = listeners(top, &mut references, &limits);
+    let routes = routes(top, Some(&references));
+    Settings {
+        daemon,
+        limits,
+        listeners,
+        pools,
+        routes,
+        resolver: top.section("resolver", "[resolver]", resolver),
+        tunnel: top.section("tunnel", "[tunnel]", tunnel),
+        shield: top.section("shield", "[shield]", shield),
+    }
+}
+
+fn daemon(table: &mut Section<'_>) -> DaemonSettings {
+    let default = DaemonSettings::default();
+    DaemonSettings {
+        datapath: table.or("datapath", default.datapath, one_of),
+        state_dir: table.or("state_dir", default.state_dir, path),
+        control: table.or("control", default.control, |value| match path(value)? {
+            path if path.as_os_str().len() <= MAX_SOCKET_PATH => Some(path),
+            _ => value.expected(format_args!("a path of at most {MAX_SOCKET_PATH} bytes, as sockets have")),
+        }),
+        admin: table.or("admin", default.admin, |value| {
+            match value.text("\"off\" or an address and a port")? {
+                "off" => Some(None),
+                _ => bind(value).map(Some),
+            }
+        }),
+        access_log: table.or("access_log", default.access_log, access_log),
+        drain_timeout: table.or("drain_timeout", default.drain_timeout, duration_or_zero),
+    }
+}
+
+fn access_log(value: &Value<'_>) -> Option<AccessLogTarget> {
+    const EXPECTED: &str = "\"stdout\", \"off\" or a path with a `/`";
+    match value.text(EXPECTED)? {
+        "stdout" => Some(AccessLogTarget::Stdout),
+        "off" => Some(AccessLogTarget::Off),
+        text if text.contains('/') => Some(AccessLogTarget::File(text.into())),
+        _ => value.expected(EXPECTED),
+    }
+}
+
+fn limits(table: &mut Section<'_>) -> Limits {
+    let default = Limits::default();
+    let connections = integer(0..=MAX_CONNECTIONS);
+    let idle = table.or("idle_timeout", default.idle_timeout.unwrap_or_default(), duration_or_zero);
+    Limits {
+        hello_timeout: table.or("hello_timeout", default.hello_timeout, duration),
+        hello_bytes: table.or("hello_bytes", default.hello_bytes, integer(1..=MAX_HELLO)),
+        connections: table.or("connections", default.connections, &connections),
+        connections_per_source: table.or(
+            "connections_per_source",
+            default.connections_per_source,
+            &connections,
+        ),
+        connection_rate_per_source: table.or(
+            "connection_rate_per_source",
+            default.connection_rate_per_source,
+            integer(0..=MAX_RATE),
+        ),
+        idle_timeout: (!idle.is_zero()).then_some(idle),
+    }
+}
+
+fn resolver(table: &mut Section<'_>) -> ResolverSpec {
+    let servers = list("name servers such as [\"100.100.100.100\"]", name_server);
+    ResolverSpec {
+        servers: table.or("servers", Vec::new(), &servers),
+        suffixes: table
+            .or("suffixes", Vec::new(), |value| {
+                value.entries(r#"a table such as { "ts.net" = ["100.100.100.100"] }"#, suffix, |value| {
+                    let servers = servers(value)?;
+                    if servers.is_empty() {
+                        value.expected("at least one name server")
+                    } else {
+                        Some(servers)
+                    }
+                })
+            })
+            .into_iter()
+            .collect(),
+        search: table.or("search", None, |value| {
+            let domain = |value: &Value<'_>| value.text_as("a domain such as \"ts.net\"", suffix);
+            list("domains such as [\"tail1234.ts.net\"]", domain)(value).map(Some)
+        }),
+    }
+}
+
+fn tunnel(table: &mut Section<'_>) -> Options {
+    let default = Options::default();
+    Options { handshake: table.or("handshake_timeout", default.handshake, duration) }
+}
+
+fn shield(table: &mut Section<'_>) -> ShieldSpec {
+    ShieldSpec {
+        lists: table.or("lists", Vec::new(), list("paths", path)),
+        syn_rate: table.or("syn_rate", 0, integer(0..=u32::MAX)),
+    }
+}
+
+/// A name that nothing else of its kind has.
+pub(super) fn unique(
+    value: &Value<'_>,
+    lines: &mut HashMap<Arc<str>, usize>,
+    kind: &str,
+) -> Option<Arc<str>> {
+    let name = label(value)?;
+    match lines.insert(name.clone(), value.line()) {
+        Some(line) => {
+            value.refuse(Refusal::new(format!("the {kind} on line {line} is called \"{name}\" already")))
+        }
+        None => Some(name),
+    }
+}
+
+fn pool(
+    table: &mut Section<'_>,
+    references: &mut References,
+    names: &mut HashMap<Arc<str>, usize>,
+) -> Option<PoolSpec> {
+    let default = PoolSpec::new("", Vec::new());
+    let name = table.required("name", "\"caddy\"", |value| unique(value, names, "pool"));
+    // Known even where the rest of the pool is wrong, so that routes to it are not complained of.
+    references.pools.extend(name.clone());
+    let mut lines = Ways::new();
+    let pool = PoolSpec {
+        name: name.clone().unwrap_or_default(),
+        balance: table.or("balance", default.balance, one_of),
+        proxy_protocol: table.or("proxy_protocol", default.proxy_protocol, one_of),
+        proxy_align: table.or("proxy_align", default.proxy_align, integer(0..=u8::MAX)),
+        connect_timeout: table.or("connect_timeout", default.connect_timeout, duration),
+        warm: table.or("warm", default.warm, warm),
+        health: table.section("health", "[pool.health]", health),
+        backends: table.sections("backend", "[[pool.backend]]", |table| backend(table, &mut lines)),
+    };
+    if table.lacks("backend") {
+        return table.refuse(
+            Refusal::new("a pool needs at least one backend")
+                .hint("add below it [[pool.backend]] and to = \"100.64.0.2:443\""),
+        );
+    }
+    name.map(|_| pool)
+}
+
+fn warm(value: &Value<'_>) -> Option<Warm> {
+    const MOST: u32 = 1024;
+    match value.get() {
+        DeValue::String(text) if text == "auto" => Some(Warm::Auto),
+        DeValue::Integer(_) => integer(0..=MOST)(value).map(Warm::Count),
+        _ => value.expected(format_args!("\"auto\" or a whole number from 0 to {MOST}")),
+    }
+}
+
+fn health(table: &mut Section<'_>) -> HealthSpec {
+    const MOST: u32 = 1000;
+    let default = HealthSpec::default();
+    HealthSpec {
+        kind: table.or("kind", default.kind, one_of::<HealthKind>),
+        interval: table.or("interval", default.interval, duration),
+        timeout: table.or("timeout", default.timeout, duration),
+        rise: table.or("rise", default.rise, integer(1..=MOST)),
+        fall: table.or("fall", default.fall, integer(1..=MOST)),
+    }
+}
+
+/// Where the backends of a pool are, and on which line each is.
+type Ways = HashMap<(BackendAddress, Option<Arc<str>>), usize>;
+
+fn backend(table: &mut Section<'_>, lines: &mut Ways) -> Option<BackendSpec> {
+    const HEAVIEST: u32 = 65535;
+    // Asked for first: the same address by two tunnels is two backends.
+    let device = table.optional("device", device);
+    let to = table.required("to", "\"100.64.0.2:443\"", |value| {
+        let address = value.text_as("an address or a name", backend_address)?;
+        distinct(address, device.as_ref(), value, lines)
+    });
+    let weight = table.or("weight", 1, integer(0..=HEAVIEST));
+    let backup = table.or("backup", false, boolean);
+    Some(BackendSpec { to: to?, weight, backup, device })
+}
+
+/// An address that its pool does not have yet by this device.
+fn distinct(
+    address: BackendAddress,
+    device: Option<&Arc<str>>,
+    value: &Value<'_>,
+    lines: &mut Ways,
+) -> Option<BackendAddress> {
+    match lines.insert((address.clone(), device.cloned()), value.line()) {
+        Some(line) => value.refuse(
+            Refusal::new(format!("{address} is in this pool already, on line {line}"))
+                .hint("a larger share is a higher `weight` in its [[pool.backend]]"),
+        ),
+        None => Some(address),
+    }
+}
+
+/// All routes; `references` where what they name must be there.
+pub(super) fn routes(top: &mut Section<'_>, references: Option<&References>) -> Vec<RouteSpec> {
+    let mut lines = HashMap::new();
+    top.sections("route", "[[route]]", |table| {
+        let route = route(table, references)?;
+        let first = lines.is_empty();
+        match lines.insert(route.conditions.clone(), table.line()) {
+            Some(line) => table.refuse(
+                Refusal::new(format!(
+                    "a second route for {} with the same conditions; the first is on line {line}",
+                    route.conditions.host
+                ))
+                .hint("remove one, or give them different `listener`, `protocol`, `alpn` or `from`"),
+            ),
+            None if first && references.is_some_and(|references| !references.carry_routes()) => {
+                table.refuse(Refusal::new("there is no tls or http listener for this route").hint(
+                    "a [[listener]] of your own replaces the default ones: add one with protocol = \"tls\"",
+                ))
+            }
+            None => Some(route),
+        }
+    })
+}
+
+fn route(table: &mut Section<'_>, references: Option<&References>) -> Option<RouteSpec> {
+    let protocols = table.or("protocol", Vec::new(), list("protocols such as [\"ssh\"]", one_of::<Spoken>));
+    let names_no_host = !protocols.is_empty() && !protocols.iter().any(|protocol| protocol.names_a_host());
+    let host = if names_no_host {
+        table.or("host", Some(HostPattern::Any), |value| match host_pattern(value)? {
+            HostPattern::Any => Some(Some(HostPattern::Any)),
+            _ => value.refuse(
+                Refusal::new("this route can never match: a client of these protocols names no host")
+                    .hint("write host = \"*\", or leave it out"),
+            ),
+        })
+    } else {
+        table.required("host", "\"cloud.example.com\"", host_pattern)
+    };
+    let to = table.required("to", "\"100.64.0.2\"", |value| target(value, references));
+    let listeners = table.or(
+        "listener",
+        Vec::new(),
+        list("listener names such as [\"https\"]", |value| match references {
+            Some(references) => value.text_as("the name of a listener", |text| references.listener(text)),
+            None => label(value),
+        }),
+    );
+    let alpn = table.or("alpn", Vec::new(), |value| {
+        let alpn = list("ALPN protocol names such as [\"acme-tls/1\"]", alpn)(value)?;
+        let asked = references.filter(|_| !alpn.is_empty());
+        match asked.map(|references| references.alpn(&listeners, &protocols)) {
+            Some(Err(refusal)) => value.refuse(refusal),
+            _ => Some(alpn),
+        }
+    });
+    let from =
+        table.or("from", Vec::new(), list("addresses and prefixes such as [\"192.0.2.0/24\"]", prefix));
+    let proxy_protocol = table.or("proxy_protocol", ProxyProtocol::Off, |value| {
+        let wanted = one_of(value)?;
+        match references.zip(to.as_ref()).map(|(references, to)| references.proxy_protocol(wanted, to)) {
+            Some(Err(refusal)) => value.refuse(refusal),
+            _ => Some(wanted),
+        }
+    });
+    let datapath = table.or("datapath", Choice::Auto, one_of);
+    let idle_timeout = table.optional("idle_timeout", duration_or_zero);
+    let connect_timeout = table.optional("connect_timeout", |value| {
+        let time = duration(value)?;
+        match references.zip(to.as_ref()).map(|(references, to)| references.connect_timeout(to)) {
+            Some(Err(refusal)) => value.refuse(refusal),
+            _ => Some(time),
+        }
+    });
+    if let Some(Err(refusal)) = references.map(|references| references.protocols(&listeners, &protocols)) {
+        return table.refuse(refusal);
+    }
+    let conditions = Conditions { host: host?, listeners, protocols, alpn, from }.normalised();
+    Some(RouteSpec { conditions, to: to?, proxy_protocol, datapath, idle_timeout, connect_timeout })
+}
+
+/// A pool, an address or a list of addresses.
+pub(super) fn target(value: &Value<'_>, references: Option<&References>) -> Option<Target> {
+    const EXPECTED: &str = "a pool, an address or a list of addresses";
+    if value.get().is_str() {
+        return value.text_as(EXPECTED, |text| match references {
+            Some(references) => references.target(text),
+            None if text.is_empty() => {
+                Err(Refusal::new(format!("expected {EXPECTED}, got {}", quoted(text))))
+            }
+            None => Ok(Target::One(text.into())),
+        });
+    }
+    let mut lines = Ways::new();
+    let addresses = value.items(EXPECTED, |item| {
+        let address = item.text_as("an address", |text| match references {
+            Some(references) => references.member(text),
+            None => backend_address(text),
+        })?;
+        distinct(address, None, item, &mut lines)
+    })?;
+    if addresses.is_empty() { value.expected("at least one address") } else { Some(Target::Many(addresses)) }
+}

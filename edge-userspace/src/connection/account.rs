@@ -1,0 +1,220 @@
+//! What is known of one connection while it lives: for the operator, the idle sweep and the access log.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use super::Destination;
+use crate::{
+    alpn::AlpnList,
+    datapath::{Meter, Stop},
+    host::HostName,
+    pool::Lease,
+    sniff::{
+        Spoken,
+        proxy_header::{ProxyHeader, ProxySource},
+    },
+};
+
+/// One connection. Shared by its task and whoever looks at it.
+#[derive(Debug)]
+pub struct Connection {
+    /// Its number, unique in this process.
+    pub id: u64,
+    /// Who connected: the client, or a proxy that speaks for it.
+    pub peer: SocketAddr,
+    /// The listener that accepted it.
+    pub listener: Arc<str>,
+    /// When it was accepted.
+    pub accepted: Instant,
+    /// The same on the wall clock.
+    pub accepted_at: SystemTime,
+    /// The live count of its bytes.
+    pub meter: Meter,
+    /// Where the order to end it is left.
+    pub stop: Stop,
+    announced: OnceLock<Box<ProxyHeader>>,
+    // Boxed, as small pieces: those fill the gaps between what the runtime aligns to 128 bytes for each connection.
+    asked: OnceLock<Box<Asked>>,
+    way: OnceLock<Box<Way>>,
+    ledger: Mutex<Ledger>,
+}
+
+/// What the client asked for.
+#[derive(Debug, Default)]
+pub struct Asked {
+    /// What it speaks; `None` on a tcp listener.
+    pub protocol: Option<Spoken>,
+    /// The SNI or the Host.
+    pub host: Option<HostName>,
+    /// The protocols it offers.
+    pub alpn: AlpnList,
+    /// Whether the name is the outer one of an Encrypted ClientHello.
+    pub ech: bool,
+}
+
+/// Where it goes.
+#[derive(Debug)]
+pub struct Way {
+    /// The route's destination.
+    pub destination: Arc<Destination>,
+    /// The backend, counted there while this lives.
+    pub lease: Lease,
+    /// The backend's address in use.
+    pub address: SocketAddr,
+    /// How long connecting took, all attempts together.
+    pub connect_time: Duration,
+    /// What the route or the listener says of how long nothing may move, nothing being for ever; `None` leaves it to
+    /// the limit of all.
+    pub idle_timeout: Option<Duration>,
+}
+
+/// What was already added to the counters of the destination and the backend.
+#[derive(Debug)]
+struct Ledger {
+    up: u64,
+    down: u64,
+    moved_at: Instant,
+}
+
+impl Connection {
+    pub(super) fn new(id: u64, peer: SocketAddr, listener: Arc<str>) -> Self {
+        let accepted = Instant::now();
+        Self {
+            id,
+            peer,
+            listener,
+            accepted,
+            accepted_at: SystemTime::now(),
+            meter: Meter::default(),
+            stop: Stop::default(),
+            announced: OnceLock::new(),
+            asked: OnceLock::new(),
+            way: OnceLock::new(),
+            ledger: Mutex::new(Ledger { up: 0, down: 0, moved_at: accepted }),
+        }
+    }
+
+    /// The client; behind a believed PROXY header the one it names.
+    pub fn client(&self) -> SocketAddr {
+        match self.announced().map(|header| header.source) {
+            Some(ProxySource::Client { source, .. }) => source,
+            Some(ProxySource::Local) | None => self.peer,
+        }
+    }
+
+    /// The PROXY header it began with, where one was required.
+    pub fn announced(&self) -> Option<&ProxyHeader> {
+        self.announced.get().map(|header| &**header)
+    }
+
+    /// What the client asked for, once that is known.
+    pub fn asked(&self) -> Option<&Asked> {
+        self.asked.get().map(|asked| &**asked)
+    }
+
+    /// Where it goes, once it is connected.
+    pub fn way(&self) -> Option<&Way> {
+        self.way.get().map(|way| &**way)
+    }
+
+    pub(super) fn is_announced(&self, header: ProxyHeader) -> &ProxyHeader {
+        self.announced.get_or_init(|| Box::new(header))
+    }
+
+    pub(super) fn asks(&self, asked: Asked) -> &Asked {
+        self.asked.get_or_init(|| Box::new(asked))
+    }
+
+    pub(super) fn goes(&self, way: Way) -> &Way {
+        self.way.get_or_init(|| {
+            way.destination.counters.began();
+            way.destination.counters.entered();
+            Box::new(way)
+        })
+    }
+
+    /// Adds what was carried since the last call to the counters of its destination and backend, and says for
+    /// how long nothing has moved (as far as calls of this function saw).
+    pub(super) fn settle(&self, now: Instant) -> Duration {
+        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        let (up, down) = (self.meter.up(), self.meter.down());
+        if (up, down) == (ledger.up, ledger.down) {
+            return now.saturating_duration_since(ledger.moved_at);
+        }
+        if let Some(way) = self.way() {
+            way.destination.counters.carried(up - ledger.up, down - ledger.down);
+            way.lease.carried(up - ledger.up, down - ledger.down);
+        }
+        *ledger = Ledger { up, down, moved_at: now };
+        Duration::ZERO
+    }
+
+    /// It goes on as a flow: what it was counted for until now is counted with the flows.
+    pub(super) fn hand_counts_on(&self) {
+        self.settle(Instant::now());
+        let ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(way) = self.way() {
+            way.destination.counters.became_flow(ledger.up, ledger.down);
+            way.lease.backend().tally().became_flow(ledger.up, ledger.down);
+        }
+    }
+
+    /// How long nothing may move before it is closed, where `limit` is what holds for all; `None` is for ever.
+    pub(super) fn idle_timeout(&self, limit: Option<Duration>) -> Option<Duration> {
+        let own = self.way().and_then(|way| way.idle_timeout);
+        patience(own, limit, self.meter.half_closed())
+    }
+
+    /// For how long nothing has moved, as far as the last settlement saw.
+    pub fn idle(&self, now: Instant) -> Duration {
+        let ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        if (self.meter.up(), self.meter.down()) == (ledger.up, ledger.down) {
+            now.saturating_duration_since(ledger.moved_at)
+        } else {
+            Duration::ZERO
+        }
+    }
+}
+
+/// How long nothing may move: the own word where there is one, nothing being for ever. Of what is closed on one side no
+/// "for ever" was meant: that may be all that one peer will ever say of its end.
+pub(super) fn patience(
+    own: Option<Duration>,
+    limit: Option<Duration>,
+    is_half_closed: bool,
+) -> Option<Duration> {
+    const HALF_CLOSED: Duration = Duration::from_hours(1);
+    let wanted = match own {
+        Some(own) => (!own.is_zero()).then_some(own),
+        None => limit,
+    };
+    wanted.or(is_half_closed.then_some(HALF_CLOSED))
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        self.destination.counters.left();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_closest_word_counts_and_never_is_for_what_is_open() {
+        const MINUTE: Option<Duration> = Some(Duration::from_mins(1));
+        const HOUR: Option<Duration> = Some(Duration::from_hours(1));
+        const NEVER: Option<Duration> = Some(Duration::ZERO);
+        assert_eq!(patience(None, HOUR, false), HOUR);
+        assert_eq!(patience(MINUTE, HOUR, false), MINUTE);
+        assert_eq!(patience(MINUTE, None, true), MINUTE);
+        assert_eq!(patience(NEVER, MINUTE, false), None);
+        assert_eq!(patience(None, None, false), None);
+        assert_eq!(patience(NEVER, MINUTE, true), HOUR);
+        assert_eq!(patience(None, None, true), HOUR);
+    }
+}

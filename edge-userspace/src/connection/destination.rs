@@ -1,0 +1,53 @@
+//! Where connections of a route, or of a tcp listener, lead.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    datapath::Choice,
+    hash::fnv1a,
+    pool::{Pool, ProxyProtocol},
+    route::RouteSpec,
+    tally::Tally,
+};
+
+/// Who said that a route exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// The configuration file.
+    File,
+    /// The operator, while the daemon ran.
+    Runtime,
+}
+
+/// What a picked route leads to.
+#[derive(Debug)]
+pub struct Destination {
+    /// The host of the route; the name of a tcp listener.
+    pub label: Arc<str>,
+    /// The route as it was said; `None` for a tcp listener.
+    pub route: Option<RouteSpec>,
+    /// Who said so.
+    pub source: Source,
+    /// The backends.
+    pub pool: Arc<Pool>,
+    /// The header they are sent.
+    pub proxy_protocol: ProxyProtocol,
+    /// The fastest datapath tier allowed.
+    pub datapath: Choice,
+    /// What makes two destinations the same across reloads and restarts: [`identity_of`].
+    pub identity: u64,
+    /// A connection without a byte either way for this long is closed, nothing is never; `None` is what the listener
+    /// says.
+    pub idle_timeout: Option<Duration>,
+    /// What went there; kept across reloads.
+    pub counters: Arc<Tally>,
+}
+
+/// The identity of a route's destination by its conditions, of a tcp listener's by its name.
+pub fn identity_of(route: Option<&RouteSpec>, listener: &str) -> u64 {
+    match route {
+        // Nothing in it fails to serialise.
+        Some(route) => fnv1a(&serde_json::to_string(&route.conditions).unwrap_or_default()),
+        None => fnv1a(&format!("listener {listener}")),
+    }
+}

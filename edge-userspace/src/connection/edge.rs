@@ -1,0 +1,233 @@
+//! What every connection shares.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+
+use super::{
+    Admission, Connection, FlowView, Flows, Outcome, Registry, Running,
+    admission::SourceSlot,
+    flows::{FlowAccount, FlowEnd},
+    passport::Passport,
+};
+use crate::{
+    datapath::{StopReason, Tier, Tiers},
+    kernel::{FlowEvents, KernelError},
+    observe::{
+        access_log::{AccessLog, Record},
+        timings::Timings,
+    },
+    proxy_protocol::tlv,
+};
+
+/// What every connection shares: the running state, the registry, the limits and where accounts go.
+#[derive(Debug)]
+pub struct Edge {
+    /// The running state; swapped by a reload.
+    pub running: ArcSwap<Running>,
+    /// Every connection that lives.
+    pub registry: Registry,
+    /// How many there may be.
+    pub admission: Arc<Admission>,
+    /// A line for each connection that ended.
+    pub access_log: AccessLog,
+    /// How long hellos and connects take.
+    pub timings: Timings,
+    /// How connections ended.
+    pub endings: Endings,
+    /// What can carry beside the sockets.
+    pub tiers: Tiers,
+    /// Connections that go on without sockets, where this machine can carry them.
+    pub flows: Option<Flows>,
+    /// What makes the numbers of this process unique among all.
+    pub run: u64,
+}
+
+/// Connections that ended, by how.
+#[derive(Debug, Default)]
+pub struct Endings(Mutex<HashMap<Ending, u64>>);
+
+/// What endings are counted by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Ending {
+    /// The listener.
+    pub listener: Arc<str>,
+    /// The route; `None` before one was picked.
+    pub route: Option<Arc<str>>,
+    /// The tier; `None` before the backend was connected.
+    pub datapath: Option<Tier>,
+    /// [`Outcome::label`].
+    pub result: &'static str,
+    /// Whether the edge refused it.
+    pub refused: bool,
+}
+
+impl Endings {
+    /// Every kind of ending so far, and how often it was seen.
+    pub fn counts(&self) -> HashMap<Ending, u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn count(&self, ending: Ending) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(ending).or_insert(0) += 1;
+    }
+}
+
+impl Edge {
+    /// What the connection is called beyond this process: in the access log and in the header to the backend.
+    /// Behind another proxy that named it, that name.
+    pub(super) fn unique_id(&self, connection: &Connection) -> String {
+        given_id(connection).unwrap_or_else(|| unique(self.run, connection.id))
+    }
+
+    /// What a connection is known by once it is a flow.
+    pub(super) fn passport(&self, connection: &Connection) -> Passport {
+        Passport::of(connection, given_id(connection), self.run)
+    }
+
+    /// A connection goes on as a flow: its counts go with it, and it needs its task no longer.
+    pub(super) fn became_flow(&self, connection: &Connection, place: SourceSlot) {
+        let Some(flows) = &self.flows else { return };
+        flows.keep_place(connection.id, place);
+        connection.hand_counts_on();
+        if let Some(reason) = connection.stop.ordered() {
+            // It came too late for the task.
+            self.stop(reason, |_| false, |flow| flow.id == connection.id);
+        }
+    }
+
+    /// Takes over what an earlier daemon left, with what the programs have reported meanwhile.
+    pub fn adopt_flows(&self, events: &mut FlowEvents) -> Result<(), KernelError> {
+        self.flows.as_ref().map_or(Ok(()), |flows| flows.adopt(self, events))
+    }
+
+    /// Takes note of what the programs have reported.
+    pub fn flows_happened(&self, events: &mut FlowEvents) {
+        if let Some(flows) = &self.flows {
+            for event in events {
+                flows.happened(self, &event);
+            }
+        }
+    }
+
+    /// Ends all connections that `which` picks, those that are flows by `which_flow`; says how many.
+    pub fn stop(
+        &self,
+        reason: StopReason,
+        which: impl Fn(&Connection) -> bool,
+        which_flow: impl Fn(&FlowView) -> bool,
+    ) -> usize {
+        let stopped = self.registry.stop(reason, which);
+        let Some(flows) = &self.flows else { return stopped };
+        match flows.stop(self, reason, which_flow) {
+            Ok(flows) => stopped + flows,
+            Err(error) => {
+                tracing::warn!(error = error.words(), "flows cannot be ended");
+                stopped
+            }
+        }
+    }
+
+    /// Brings all counters up to date.
+    pub fn settle(&self) {
+        self.registry.settle();
+        self.sweep_flows(self.running.load().idle_timeout);
+    }
+
+    /// Brings all counters up to date, and ends what moved nothing for `idle`, where nobody says otherwise.
+    pub fn sweep(&self, idle: Option<Duration>) {
+        self.registry.sweep(idle);
+        self.sweep_flows(idle);
+    }
+
+    fn sweep_flows(&self, idle: Option<Duration>) {
+        if let Some(flows) = &self.flows
+            && let Err(error) = flows.sweep(self, idle)
+        {
+            tracing::warn!(error = error.words(), "the flows cannot be looked over");
+        }
+    }
+
+    /// The last account of a flow.
+    pub(super) fn account_flow(&self, flow: &FlowAccount, end: FlowEnd) {
+        let passport = &*flow.passport;
+        let close = end.label();
+        self.endings.count(Ending {
+            listener: Arc::clone(&passport.listener),
+            route: Some(Arc::clone(&passport.route)),
+            datapath: Some(Tier::Flow),
+            result: close,
+            refused: false,
+        });
+        self.access_log.write(Record {
+            time: flow.accepted,
+            id: flow.id,
+            client: flow.client,
+            listener: Arc::clone(&passport.listener),
+            protocol: passport.protocol,
+            sni: passport.host.clone(),
+            alpn: passport.alpn(),
+            ech: passport.ech,
+            route: Some(Arc::clone(&passport.route)),
+            backend: Some(flow.backend),
+            datapath: Some(Tier::Flow),
+            spilled: false,
+            bytes_up: flow.bytes_up,
+            bytes_down: flow.bytes_down,
+            duration: flow.duration,
+            connect_time: Some(flow.connect_time),
+            close,
+            unique_id: passport.unique_id.clone().unwrap_or_else(|| unique(passport.run, flow.id)),
+        });
+    }
+
+    /// The last account of a connection.
+    pub(super) fn account(&self, connection: &Connection, outcome: Outcome) {
+        connection.settle(Instant::now());
+        let way = connection.way();
+        let asked = connection.asked();
+        let route = way.map(|way| Arc::clone(&way.destination.label));
+        let datapath = way.map(|_| connection.meter.tier());
+        self.endings.count(Ending {
+            listener: Arc::clone(&connection.listener),
+            route: route.clone(),
+            datapath,
+            result: outcome.label(),
+            refused: outcome.refused().is_some(),
+        });
+        self.access_log.write(Record {
+            time: connection.accepted_at,
+            id: connection.id,
+            client: connection.client(),
+            listener: Arc::clone(&connection.listener),
+            protocol: asked.and_then(|asked| asked.protocol),
+            sni: asked.and_then(|asked| asked.host.clone()),
+            alpn: asked.map(|asked| asked.alpn.clone()).unwrap_or_default(),
+            ech: asked.is_some_and(|asked| asked.ech),
+            route,
+            backend: way.map(|way| way.address),
+            datapath,
+            spilled: connection.meter.spilled(),
+            bytes_up: connection.meter.up(),
+            bytes_down: connection.meter.down(),
+            duration: connection.accepted.elapsed(),
+            connect_time: way.map(|way| way.connect_time),
+            close: outcome.label(),
+            unique_id: self.unique_id(connection),
+        });
+    }
+}
+
+/// What another proxy named it.
+fn given_id(connection: &Connection) -> Option<String> {
+    let header = connection.announced()?;
+    Some(tlv::find(&header.tlvs, tlv::UNIQUE_ID)?.escape_ascii().to_string())
+}
+
+fn unique(run: u64, id: u64) -> String {
+    format!("{run:016x}{id:016x}")
+}

@@ -1,0 +1,197 @@
+//! Looking all flows over, once in a while: counters are brought up to date, and what has ended or moves nothing is
+//! found.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use edge_common::flow::{DOWN, FIN, FLOW_ENTRIES, Flow, PEER_FIN, REPORTED, RESET, UP};
+
+use super::{FlowEnd, Flows, lock, since};
+use crate::{
+    connection::{Edge, Passport, Running, account::patience, passport::backend_key},
+    datapath::StopReason,
+    kernel::{FlowPair, KernelError, monotonic},
+    source::source_of,
+    tally::FlowSum,
+};
+
+/// How long a closed flow goes on carrying what was repeated: as the kernel's own `TCP_TIMEWAIT_LEN`.
+const CLOSED_LINGERS: Duration = Duration::from_mins(1);
+/// How long a reset may be belied by whom it is said to have ended.
+const RESET_LINGERS: Duration = Duration::from_secs(3);
+/// Flows of one source at most: a sixteenth of what there may be.
+const QUOTA: u64 = FLOW_ENTRIES as u64 / 2 / 16;
+/// A flow that repeats so much, and more than it sends for the first time, does not work.
+const REPEATS: u32 = 64;
+/// Sweeps between two looks for labels that nobody has any more.
+const LABEL_SWEEPS: u32 = 30;
+
+/// What the last sweep found.
+#[derive(Clone, Debug, Default)]
+pub struct Census {
+    /// Flows of each listener.
+    pub listeners: HashMap<Arc<str>, u64>,
+    /// All of them.
+    pub live: u64,
+    sweeps: u32,
+    /// Labels that no flow had at the last look.
+    unused: HashSet<u32>,
+}
+
+impl Flows {
+    /// What the last sweep found.
+    pub fn census(&self) -> Census {
+        lock(&self.census).clone()
+    }
+
+    /// Looks all flows over: brings counters up to date, and ends what has ended or is idle for `idle`.
+    pub(in crate::connection) fn sweep(
+        &self,
+        edge: &Edge,
+        idle: Option<Duration>,
+    ) -> Result<(), KernelError> {
+        let now = monotonic();
+        let quiet = |flow: &Flow| since(now, flow.last_seen);
+        let mut sums: HashMap<u32, FlowSum> = HashMap::new();
+        let mut candidates = Vec::new();
+        let settled = std::mem::take(&mut *lock(&self.settled));
+        {
+            let accounted = lock(&self.accounted).clone();
+            let known = lock(&self.passports).clone();
+            // What is not known yet is looked at below, where it becomes known.
+            let may_be_idle = |flow: &Flow| {
+                let limit = known.get(&flow.label).map(|passport| limit(passport, idle, flow));
+                limit.is_none_or(|limit| limit.is_some_and(|limit| quiet(flow) >= limit))
+            };
+            self.tier.table().each_entry(|key, flow| {
+                if flow.direction == UP && (may_be_idle(&flow) || flow.has(REPORTED) || is_stalling(&flow)) {
+                    candidates.push(key);
+                }
+                if !accounted.contains(&flow.id) {
+                    let sum = sums.entry(flow.label).or_default();
+                    if flow.direction == DOWN {
+                        sum.down += flow.bytes();
+                    } else {
+                        sum.live += 1;
+                        sum.up += flow.bytes();
+                    }
+                }
+            })?;
+        }
+        for key in candidates {
+            let pair = self.tier.table().pair(&key)?;
+            if let Some(pair) = pair {
+                self.judge(edge, &pair, quiet(&pair.up).min(quiet(&pair.down)), idle);
+            }
+        }
+        self.publish(&edge.running.load(), &sums, &settled);
+        self.forget_labels(&sums)?;
+        self.limit_sources(sums.values().map(|sum| sum.live).sum())
+    }
+
+    fn judge(&self, edge: &Edge, pair: &FlowPair, quiet: Duration, idle: Option<Duration>) {
+        let FlowPair { up, down, .. } = pair;
+        if up.is_reset() || down.is_reset() {
+            if quiet >= RESET_LINGERS {
+                let end = if up.has(RESET) { FlowEnd::ClientReset } else { FlowEnd::BackendReset };
+                self.end(edge, pair, end);
+            }
+        } else if pair.is_closed() {
+            if quiet >= CLOSED_LINGERS {
+                self.end(edge, pair, FlowEnd::Finished);
+            }
+        } else if limit(&self.passport(up.label), idle, up).is_some_and(|limit| quiet >= limit) {
+            self.end(edge, pair, FlowEnd::Stopped(StopReason::Idle));
+        } else if is_stalling(up) {
+            let backend = up.to.destination().ip();
+            self.tier.distrust(backend, "most of what clients send to it is sent again");
+        }
+    }
+
+    /// Adds the sums up by destination, backend and listener.
+    fn publish(&self, running: &Running, sums: &HashMap<u32, FlowSum>, settled: &[(u32, FlowSum)]) {
+        let mut census = Census::default();
+        let (mut destinations, mut backends) = (HashMap::new(), HashMap::new());
+        let add = |to: &mut HashMap<u64, (FlowSum, FlowSum)>, key, live: FlowSum, ended: FlowSum| {
+            let sum = to.entry(key).or_default();
+            sum.0.add(live);
+            sum.1.add(ended);
+        };
+        let none = FlowSum::default();
+        let all = sums.iter().map(|(label, sum)| (*label, *sum, none));
+        for (label, live, ended) in all.chain(settled.iter().map(|(label, sum)| (*label, none, *sum))) {
+            let passport = self.passport(label);
+            add(&mut destinations, passport.destination, live, ended);
+            add(&mut backends, passport.backend, live, ended);
+            *census.listeners.entry(Arc::clone(&passport.listener)).or_default() += live.live;
+            census.live += live.live;
+        }
+        let mut before = lock(&self.census);
+        let is_nothing_new = census.live == 0 && before.live == 0 && settled.is_empty();
+        (census.sweeps, census.unused) = (before.sweeps, std::mem::take(&mut before.unused));
+        *before = census;
+        drop(before);
+        if is_nothing_new {
+            return;
+        }
+        for destination in running.destinations() {
+            let (live, ended) = destinations.get(&destination.identity).copied().unwrap_or_default();
+            destination.counters.carried(ended.up, ended.down);
+            destination.counters.set_flows(live);
+        }
+        for backend in running.backends() {
+            let (live, ended) = backends.get(&backend_key(backend.id())).copied().unwrap_or_default();
+            backend.tally().carried(ended.up, ended.down);
+            backend.tally().set_flows(live);
+        }
+    }
+
+    /// Removes labels that no flow had at this look and the one before.
+    fn forget_labels(&self, used: &HashMap<u32, FlowSum>) -> Result<(), KernelError> {
+        let mut census = lock(&self.census);
+        census.sweeps += 1;
+        if !census.sweeps.is_multiple_of(LABEL_SWEEPS) {
+            return Ok(());
+        }
+        let mut table = self.tier.table();
+        let unused: HashSet<u32> =
+            table.labels().into_iter().filter(|label| !used.contains_key(label)).collect();
+        for label in unused.intersection(&census.unused) {
+            table.remove_label(*label)?;
+        }
+        drop(table);
+        lock(&self.passports).retain(|label, _| used.contains_key(label));
+        census.unused = unused;
+        Ok(())
+    }
+
+    /// Finds the sources that have as many flows as they may have.
+    fn limit_sources(&self, live: u64) -> Result<(), KernelError> {
+        let mut crowded = Vec::new();
+        if live >= QUOTA {
+            let mut sources: HashMap<IpAddr, u64> = HashMap::new();
+            self.tier.table().each_entry(|key, flow| {
+                if flow.direction == UP {
+                    *sources.entry(source_of(key.source().ip())).or_default() += 1;
+                }
+            })?;
+            crowded
+                .extend(sources.into_iter().filter(|(_, count)| *count >= QUOTA).map(|(source, _)| source));
+        }
+        self.tier.set_crowded(crowded);
+        Ok(())
+    }
+}
+
+/// How long nothing may move, where `idle` is what holds for all.
+fn limit(passport: &Passport, idle: Option<Duration>, flow: &Flow) -> Option<Duration> {
+    patience(passport.idle_timeout(), idle, flow.has(FIN) || flow.has(PEER_FIN))
+}
+
+fn is_stalling(flow: &Flow) -> bool {
+    flow.repeated >= REPEATS && u64::from(flow.repeated) * 2 > flow.packets
+}

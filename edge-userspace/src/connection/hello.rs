@@ -1,0 +1,156 @@
+//! Reading what a client asks for, before anything is sent anywhere.
+
+use std::{
+    future::poll_fn,
+    io,
+    mem::MaybeUninit,
+    task::{Poll, ready},
+};
+
+use rustix::net::{RecvFlags, recv};
+use tokio::{io::Interest, net::TcpStream, time::timeout};
+
+use super::{account::Asked, postgres};
+use crate::{
+    listener::ListenerSpec,
+    sniff::{
+        Rejection, Sniff, Spoken,
+        http::RequestHeadReader,
+        proxy_header::{ProxyHeader, proxy_header},
+        spoken,
+        tls::ClientHelloReader,
+    },
+};
+
+/// Room for the hellos of today's browsers in one read.
+const ROOM: usize = 4096;
+
+/// The hello, and every byte read so far: they go to the backend unchanged.
+#[derive(Debug)]
+pub(super) struct Hello {
+    pub(super) asked: Asked,
+    pub(super) received: Vec<u8>,
+    /// The version that an alert to this client carries.
+    pub(super) tls_version: u16,
+}
+
+/// Why there is no hello.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoHello {
+    /// The client closed or reset the connection first.
+    Gone,
+    /// It took too long.
+    Late,
+    /// It can become none.
+    Rejected(Rejection),
+}
+
+/// Reads the PROXY header; what came behind it stays in `received`.
+pub(super) async fn read_proxy_header(
+    client: &mut TcpStream,
+    received: &mut Vec<u8>,
+) -> Result<ProxyHeader, NoHello> {
+    let header = read_until(client, received, proxy_header).await?;
+    received.drain(..header.len);
+    Ok(header)
+}
+
+/// What the client speaks: the listener's one protocol, or what the first bytes tell. One that waits for its server,
+/// where there are such, is taken for one of SSH. `None` on a tcp listener, where nothing is read.
+pub(super) async fn read_protocol(
+    client: &mut TcpStream,
+    listener: &ListenerSpec,
+    received: &mut Vec<u8>,
+) -> Result<Option<Spoken>, NoHello> {
+    if listener.protocols.is_empty() {
+        return Ok(listener.protocol.spoken());
+    }
+    if received.is_empty() && listener.protocols.contains(&Spoken::Ssh) {
+        match timeout(listener.silence_timeout, read_more(client, received)).await {
+            Ok(read) => read?,
+            Err(_) => return Ok(Some(Spoken::Ssh)),
+        }
+    }
+    read_until(client, received, |bytes| spoken(bytes, &listener.protocols)).await.map(Some)
+}
+
+/// Reads until the hello of this protocol is complete. `received` holds what is there already.
+pub(super) async fn read(
+    client: &mut TcpStream,
+    protocol: Option<Spoken>,
+    max_bytes: usize,
+    mut received: Vec<u8>,
+) -> Result<Hello, NoHello> {
+    let mut asked = Asked { protocol, ..Asked::default() };
+    let mut tls_version = 0;
+    match protocol {
+        Some(Spoken::Tls | Spoken::Postgres) => {
+            if protocol == Some(Spoken::Postgres) {
+                postgres::welcome(client, &mut received).await?;
+            }
+            let mut reader = ClientHelloReader::new(max_bytes);
+            let hello = read_until(client, &mut received, |bytes| reader.read(bytes)).await?;
+            asked = Asked { host: hello.server_name, alpn: hello.alpn, ech: hello.ech, ..asked };
+            tls_version = hello.legacy_version;
+        }
+        Some(Spoken::Http) => {
+            let mut reader = RequestHeadReader::new(max_bytes);
+            asked.host = read_until(client, &mut received, |bytes| reader.read(bytes)).await?.host;
+        }
+        Some(Spoken::Ssh | Spoken::Openvpn) | None => {}
+    }
+    Ok(Hello { asked, received, tls_version })
+}
+
+/// Reads until `sniff` has an answer. It bounds what is kept: it rejects what grows too large.
+pub(super) async fn read_until<T>(
+    client: &mut TcpStream,
+    received: &mut Vec<u8>,
+    mut sniff: impl FnMut(&[u8]) -> Sniff<T>,
+) -> Result<T, NoHello> {
+    loop {
+        if !received.is_empty() {
+            match sniff(received) {
+                Sniff::Complete(found) => return Ok(found),
+                Sniff::Rejected(rejection) => return Err(NoHello::Rejected(rejection)),
+                Sniff::Incomplete => {}
+            }
+        }
+        read_more(client, received).await?;
+    }
+}
+
+/// Reads once. What comes is received on the stack and only then given memory, as much as it is: connections in
+/// the act of opening are many, and what they leave free between what stays is lost.
+async fn read_more(client: &TcpStream, received: &mut Vec<u8>) -> Result<(), NoHello> {
+    let read = poll_fn(|cx| {
+        loop {
+            ready!(client.poll_read_ready(cx))?;
+            match receive(client, received) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return Poll::Ready(read),
+            }
+        }
+    });
+    match read.await {
+        Ok(1..) => Ok(()),
+        Ok(0) | Err(_) => Err(NoHello::Gone),
+    }
+}
+
+/// A read that does not fill the room has emptied the socket, whose readiness is then cleared at once: the next
+/// one would only say `EAGAIN`.
+fn receive(client: &TcpStream, received: &mut Vec<u8>) -> io::Result<usize> {
+    let mut room = [MaybeUninit::<u8>::uninit(); ROOM];
+    let mut read = 0;
+    let result = client.try_io(Interest::READABLE, || {
+        let ((bytes, _), _) = recv(client, &mut room, RecvFlags::empty())?;
+        received.extend_from_slice(bytes);
+        read = bytes.len();
+        if 0 < read && read < ROOM { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+    });
+    match result {
+        Err(error) if read == 0 => Err(error),
+        _ => Ok(read),
+    }
+}

@@ -1,0 +1,30 @@
+//! The life of one connection, from accept to the line in the access log, and the registry of all that live.
+//!
+//! What a connection meets on its way is one immutable [`Running`] state; what it leaves behind are counts at
+//! its [`Destination`], its backend and the listener's refusals. Where the state comes from is not known here.
+
+mod account;
+mod admission;
+mod destination;
+mod edge;
+mod flows;
+mod hello;
+mod outcome;
+mod passport;
+mod postgres;
+mod rate;
+mod refusal;
+mod registry;
+mod running;
+mod serve;
+
+pub use account::Connection;
+pub use admission::{Admission, Slot};
+pub use destination::{Destination, Source, identity_of};
+pub use edge::{Edge, Ending, Endings};
+pub use flows::{FlowView, Flows};
+pub use outcome::Outcome;
+pub use passport::{Passport, backend_key};
+pub use registry::Registry;
+pub use running::{ListenerState, Running};
+pub use serve::{Accepted, serve};

@@ -1,0 +1,69 @@
+//! How a connection ended, as the access log and the metrics name it.
+
+use crate::{
+    datapath::{End, Side, StopReason},
+    sniff::Rejection,
+};
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was carried.
+    Carried(End),
+    /// Its source may not connect here.
+    Denied,
+    /// Its source has as many connections as it may have.
+    SourceLimit,
+    /// Its source has connected too often in the last second.
+    SourceRate,
+    /// What it sent is no acceptable hello.
+    Rejected(Rejection),
+    /// No complete PROXY header in time.
+    ProxyHeaderTimeout,
+    /// No complete hello in time.
+    HelloTimeout,
+    /// It went away before it had said what it wants.
+    Gone,
+    /// No route.
+    NoRoute,
+    /// No backend could be connected.
+    ConnectFailed,
+    /// The edge ended it before it was connected.
+    Stopped(StopReason),
+}
+
+impl Outcome {
+    /// `close` in the access log.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Carried(End::Finished) => "finished",
+            Self::Carried(End::Reset(Side::Client)) => "client_reset",
+            Self::Carried(End::Reset(Side::Backend)) => "backend_reset",
+            Self::Carried(End::Stopped(reason)) | Self::Stopped(reason) => match reason {
+                StopReason::Idle => "idle_timeout",
+                StopReason::Operator => "closed_by_operator",
+                StopReason::RouteRemoved => "route_removed",
+                StopReason::Shutdown => "shutdown",
+                StopReason::Blocked => "blocked",
+                StopReason::TunnelGone => "tunnel_gone",
+            },
+            Self::Denied => "denied",
+            Self::SourceLimit => "source_limit",
+            Self::SourceRate => "source_rate",
+            Self::Rejected(rejection) => rejection.label(),
+            Self::ProxyHeaderTimeout => "proxy_header_timeout",
+            Self::HelloTimeout => "hello_timeout",
+            Self::Gone => "client_gone",
+            Self::NoRoute => "no_route",
+            Self::ConnectFailed => "connect_failed",
+        }
+    }
+
+    /// The reason for `edge_rejected_total`; `None` for what was carried or went away by itself.
+    pub fn refused(self) -> Option<&'static str> {
+        match self {
+            Self::Carried(_) | Self::Gone | Self::Stopped(_) => None,
+            refused => Some(refused.label()),
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! What is known of a connection beside its packets, in the form in which it goes along with its flow: short text in
+//! the kernel, read again by this daemon or the next one.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use edge_common::flow::LABEL_BYTES;
+use serde::{Deserialize, Serialize};
+
+use super::Connection;
+use crate::{alpn::AlpnList, hash::fnv1a, host::HostName, pool::BackendId, sniff::Spoken};
+
+/// What is known of a connection that became a flow. Keys are short: all of it has to fit in a
+/// [`Label`](edge_common::flow::Label).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Passport {
+    /// The listener.
+    #[serde(rename = "l")]
+    pub listener: Arc<str>,
+    /// The destination's label.
+    #[serde(rename = "r")]
+    pub route: Arc<str>,
+    /// [`Destination::identity`](super::Destination::identity).
+    #[serde(rename = "k")]
+    pub destination: u64,
+    /// The backend, hashed: see [`backend_key`].
+    #[serde(rename = "b")]
+    pub backend: u64,
+    /// What the client speaks, where that was told by its first bytes.
+    #[serde(rename = "p", default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Spoken>,
+    /// The SNI or the Host.
+    #[serde(rename = "h", default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostName>,
+    /// What the client offered.
+    #[serde(rename = "a", default, skip_serializing_if = "Vec::is_empty")]
+    alpn: Vec<String>,
+    /// Whether the host is the outer name of an Encrypted ClientHello.
+    #[serde(rename = "e", default, skip_serializing_if = "std::ops::Not::not")]
+    pub ech: bool,
+    /// Who the client is, where a PROXY header said so.
+    #[serde(rename = "c", default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<SocketAddr>,
+    /// What another proxy named the connection.
+    #[serde(rename = "u", default, skip_serializing_if = "Option::is_none")]
+    pub unique_id: Option<String>,
+    /// [`Way::idle_timeout`](super::account::Way::idle_timeout), in milliseconds.
+    #[serde(rename = "i", default, skip_serializing_if = "Option::is_none")]
+    idle_timeout: Option<u64>,
+    /// What made the numbers of the daemon that handed it over unique.
+    #[serde(rename = "n")]
+    pub run: u64,
+}
+
+impl Passport {
+    /// Of a connection that has a way; `unique_id` where another proxy gave it one.
+    pub fn of(connection: &Connection, unique_id: Option<String>, run: u64) -> Self {
+        let asked = connection.asked();
+        let way = connection.way();
+        Self {
+            listener: Arc::clone(&connection.listener),
+            route: way.map(|way| Arc::clone(&way.destination.label)).unwrap_or_default(),
+            destination: way.map_or(0, |way| way.destination.identity),
+            backend: way.map_or(0, |way| backend_key(way.lease.backend().id())),
+            protocol: asked.and_then(|asked| asked.protocol),
+            host: asked.and_then(|asked| asked.host.clone()),
+            alpn: asked.map_or_else(Vec::new, |asked| asked.alpn.to_strings()),
+            ech: asked.is_some_and(|asked| asked.ech),
+            client: connection.announced().map(|_| connection.client()),
+            unique_id,
+            idle_timeout: way
+                .and_then(|way| way.idle_timeout)
+                .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+            run,
+        }
+    }
+
+    /// As text; what is least needed is left out where it would not fit.
+    pub fn text(&self) -> String {
+        let mut shorter = self.clone();
+        loop {
+            // Strings and numbers: nothing that fails to serialise.
+            let text = serde_json::to_string(&shorter).unwrap_or_default();
+            if text.len() <= LABEL_BYTES {
+                return text;
+            }
+            if !shorter.alpn.is_empty() {
+                shorter.alpn.clear();
+            } else if shorter.unique_id.take().is_none() && shorter.host.take().is_none() {
+                // A route's host and a listener's name of several hundred bytes.
+                shorter.route = Arc::from("");
+                shorter.listener = shorter.listener.chars().take(64).collect::<String>().into();
+            }
+        }
+    }
+
+    /// What was written by [`Self::text`]; an empty one where it was by another version.
+    pub fn read(text: &str) -> Self {
+        serde_json::from_str(text).unwrap_or_default()
+    }
+
+    /// How long nothing may move, where its route or its listener says so; nothing is for ever.
+    pub(super) fn idle_timeout(&self) -> Option<Duration> {
+        self.idle_timeout.map(Duration::from_millis)
+    }
+
+    /// What the client offered.
+    pub fn alpn(&self) -> AlpnList {
+        self.alpn.iter().map(String::as_bytes).collect()
+    }
+}
+
+/// A backend's identity, hashed: the same for the next daemon.
+pub fn backend_key(id: &BackendId) -> u64 {
+    fnv1a(&format!("{} {id}", id.pool))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_read_as_it_was_written_and_always_fits() {
+        let mut passport = Passport {
+            listener: "https".into(),
+            route: "*.example.com".into(),
+            destination: u64::MAX,
+            backend: 5,
+            host: "cloud.example.com".parse().ok(),
+            alpn: vec!["h2".into(), "http/1.1".into()],
+            ech: true,
+            run: u64::MAX,
+            ..Passport::default()
+        };
+        assert_eq!(Passport::read(&passport.text()), passport);
+        passport.alpn = (0..40).map(|number| format!("protocol-{number}")).collect();
+        let read = Passport::read(&passport.text());
+        assert!(read.alpn.is_empty() && read.host == passport.host);
+        let label = "a".repeat(63);
+        passport.host = [&*label, &label, &label, &"b".repeat(61)].join(".").parse().ok();
+        passport.route = passport.host.as_ref().map(HostName::as_str).unwrap().into();
+        passport.listener = "l".repeat(300).into();
+        assert!(passport.text().len() <= LABEL_BYTES);
+        assert_eq!(Passport::read("{"), Passport::default());
+    }
+}

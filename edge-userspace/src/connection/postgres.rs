@@ -1,0 +1,48 @@
+//! PostgreSQL begins in clear text: TLS is asked for and agreed on before the ClientHello that names the server. The
+//! edge agrees on both sides, and carries from the ClientHello on.
+
+use std::{io, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+use super::hello::{NoHello, read_until};
+use crate::sniff::{
+    Rejection,
+    postgres::{NO, Request, SSL_REQUEST, YES, request},
+};
+
+/// Tells a client that asks for TLS to go on. One that asks for GSSAPI first gets a no, and may ask again.
+pub(super) async fn welcome(client: &mut TcpStream, received: &mut Vec<u8>) -> Result<(), NoHello> {
+    for _ in 0..2 {
+        let asked = read_until(client, received, request).await?;
+        received.clear();
+        let answer = match asked {
+            Request::Tls => YES,
+            Request::Gss => NO,
+        };
+        client.write_all(&[answer]).await.map_err(|_| NoHello::Gone)?;
+        if asked == Request::Tls {
+            return Ok(());
+        }
+    }
+    Err(NoHello::Rejected(Rejection::PostgresWithoutTls))
+}
+
+/// Asks a backend for TLS, behind our own header if there is one. A ClientHello may follow then.
+pub(super) async fn agree(backend: &mut TcpStream, header: &[u8], limit: Duration) -> io::Result<()> {
+    let talk = async {
+        backend.write_all(&[header, &SSL_REQUEST].concat()).await?;
+        match backend.read_u8().await? {
+            YES => Ok(()),
+            _ => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "it takes no TLS: see `ssl` in postgresql.conf",
+            )),
+        }
+    };
+    timeout(limit, talk).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}

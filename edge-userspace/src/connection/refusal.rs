@@ -1,0 +1,77 @@
+//! Saying no in order: the answer that the client's protocol has for it, then FIN; never a byte to a backend.
+
+use std::time::Duration;
+
+use rustix::net::{Shutdown, shutdown};
+use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
+
+use super::Outcome;
+use crate::{
+    datapath,
+    sniff::{Rejection, Spoken, http, postgres, tls::alert},
+};
+
+/// How long a refused client may take to read the answer and close.
+const LINGER: Duration = Duration::from_secs(1);
+/// What a refused client may still send meanwhile.
+const LINGER_BYTES: u64 = 256 * 1024;
+
+/// What a client is told.
+#[derive(Debug, PartialEq, Eq)]
+enum Answer {
+    Alert([u8; 7]),
+    Text(&'static [u8]),
+    Close,
+    Reset,
+}
+
+fn answer(outcome: Outcome, protocol: Option<Spoken>, tls_version: u16) -> Answer {
+    let alert = |description| Answer::Alert(alert::fatal(description, tls_version));
+    let http = |status| Answer::Text(http::response(status));
+    // A PostgreSQL client has been told to speak TLS by then.
+    let speaks_tls = matches!(protocol, Some(Spoken::Tls | Spoken::Postgres));
+    match (outcome, protocol) {
+        (Outcome::Rejected(Rejection::PostgresWithoutTls), _) => Answer::Text(postgres::TLS_REQUIRED),
+        (Outcome::Rejected(rejection), _) => match (rejection.alert(), rejection.http_status()) {
+            (Some(description), _) if speaks_tls => alert(description),
+            (_, Some(status)) => http(status),
+            _ => Answer::Reset,
+        },
+        (Outcome::NoRoute, _) if speaks_tls => alert(alert::AlertDescription::UnrecognizedName),
+        (Outcome::NoRoute, Some(Spoken::Http)) => http(404),
+        (Outcome::ConnectFailed, _) if speaks_tls => alert(alert::AlertDescription::InternalError),
+        (Outcome::ConnectFailed, Some(Spoken::Http)) => http(502),
+        (Outcome::HelloTimeout | Outcome::Gone | Outcome::Stopped(_), _) => Answer::Close,
+        _ => Answer::Reset,
+    }
+}
+
+/// Refuses the client. Returns when it has closed, or has had the time to.
+pub(super) async fn refuse(
+    mut client: TcpStream,
+    outcome: Outcome,
+    protocol: Option<Spoken>,
+    tls_version: u16,
+) {
+    let answer = answer(outcome, protocol, tls_version);
+    let bytes: &[u8] = match &answer {
+        Answer::Alert(record) => record,
+        Answer::Text(text) => text,
+        Answer::Close => &[],
+        Answer::Reset => return datapath::reset(&client),
+    };
+    // An empty socket buffer takes the few bytes of an answer at once.
+    let _ = client.try_write(bytes);
+    if shutdown(&client, Shutdown::Write).is_err() || answer == Answer::Close {
+        return;
+    }
+    // Closing with unread bytes in the socket would send a reset, which can overtake the answer at the client.
+    let mut sink = Vec::with_capacity(4096);
+    let mut left = (&mut client).take(LINGER_BYTES);
+    let _ = timeout(LINGER, async {
+        while let Ok(1..) = left.read_buf(&mut sink).await {
+            sink.clear();
+        }
+    })
+    .await;
+}

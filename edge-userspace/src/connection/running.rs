@@ -1,0 +1,98 @@
+//! The state that a connection meets: immutable, swapped whole, so that readers never wait.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use super::Destination;
+use crate::{listener::ListenerSpec, pool::Backend, route::Table};
+
+/// Everything that decides about a connection. One snapshot serves a connection from accept to connect.
+#[derive(Debug)]
+pub struct Running {
+    /// The routes.
+    pub routes: Table<Arc<Destination>>,
+    /// The listeners, by name.
+    pub listeners: HashMap<Arc<str>, Arc<ListenerState>>,
+    /// From accept to a complete hello.
+    pub hello_timeout: Duration,
+    /// The largest hello, in bytes.
+    pub hello_bytes: usize,
+    /// Connections of one source at the same time; 0 means no limit.
+    pub connections_per_source: usize,
+    /// New connections a second of one source; 0 means no limit.
+    pub connection_rate_per_source: u32,
+    /// A connection without a byte either way for this long is closed; `None` means never.
+    pub idle_timeout: Option<Duration>,
+}
+
+impl Running {
+    /// Where connections may lead: the destinations of all routes and tcp listeners.
+    pub fn destinations(&self) -> impl Iterator<Item = &Arc<Destination>> {
+        let of_listeners = self.listeners.values().filter_map(|listener| listener.destination.as_ref());
+        self.routes.iter().map(|rule| &rule.target).chain(of_listeners)
+    }
+
+    /// The backends there, each once.
+    pub fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        let mut seen = HashSet::new();
+        let all = self.destinations().flat_map(|destination| destination.pool.backends());
+        all.filter(move |backend| seen.insert(Arc::as_ptr(backend)))
+    }
+}
+
+/// A listener as its connections see it.
+#[derive(Debug)]
+pub struct ListenerState {
+    /// As the operator said it.
+    pub spec: ListenerSpec,
+    /// Where a tcp listener leads.
+    pub destination: Option<Arc<Destination>>,
+}
+
+impl ListenerState {
+    /// Whether this source may connect.
+    pub fn admits(&self, source: IpAddr) -> bool {
+        let source = source.to_canonical();
+        let listed = |list: &[ipnet::IpNet]| list.iter().any(|net| net.contains(&source));
+        !listed(&self.spec.deny) && (self.spec.allow.is_empty() || listed(&self.spec.allow))
+    }
+
+    /// Whether this peer must send a PROXY header, which is then believed.
+    pub fn believes(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.spec.accept_proxy.iter().any(|net| net.contains(&peer))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::listener::Protocol;
+
+    #[test]
+    fn deny_wins_over_allow_and_mapped_addresses_are_ipv4() {
+        let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let listener = |allow: &[&str], deny: &[&str]| ListenerState {
+            spec: ListenerSpec {
+                accept_proxy: nets(&["198.51.100.0/24"]),
+                allow: nets(allow),
+                deny: nets(deny),
+                ..ListenerSpec::new("https", vec!["[::]:443".parse().unwrap()], Protocol::Tls)
+            },
+            destination: None,
+        };
+        let admits = |listener: &ListenerState, source: &str| listener.admits(source.parse().unwrap());
+        let open = listener(&[], &["192.0.2.0/24"]);
+        assert!(admits(&open, "203.0.113.1") && !admits(&open, "192.0.2.1"));
+        assert!(!admits(&open, "::ffff:192.0.2.1"));
+        let closed = listener(&["192.0.2.0/24"], &["192.0.2.9/32"]);
+        assert!(admits(&closed, "::ffff:192.0.2.1") && !admits(&closed, "192.0.2.9"));
+        assert!(!admits(&closed, "2001:db8::1"));
+        assert!(open.believes("::ffff:198.51.100.7".parse().unwrap()));
+        assert!(!open.believes("198.51.101.7".parse().unwrap()));
+    }
+}

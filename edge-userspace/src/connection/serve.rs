@@ -1,0 +1,341 @@
+//! One connection's way: admitted, read, routed, connected, carried, accounted for.
+
+use std::{
+    fmt::Display,
+    net::{IpAddr, SocketAddr},
+    os::fd::BorrowedFd,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::future::{Either, FutureExt as _};
+use rustix::net::sockopt::set_tcp_quickack;
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    Connection, Destination, Edge, ListenerState, Outcome, Running, Slot,
+    account::{Asked, Way},
+    admission::SourceSlot,
+    hello::{self, Hello, NoHello},
+    postgres, refusal,
+};
+use crate::{
+    datapath::{
+        self, Choice, Fate, Pair, Passenger, Preread, Ticket,
+        flow::{FlowTier, Options},
+    },
+    kernel::monotonic,
+    pool::{
+        ProxyProtocol,
+        connect::{self, Kept, Preparation},
+    },
+    proxy_protocol::{Tlvs, write},
+    route::Query,
+    sniff::{Spoken, proxy_header::ProxySource},
+};
+
+/// A client's connection, as accepted.
+#[derive(Debug)]
+pub struct Accepted {
+    /// Its socket.
+    pub client: TcpStream,
+    /// Who is at the other end.
+    pub peer: SocketAddr,
+    /// Its place among the connections that there may be.
+    pub slot: Slot,
+}
+
+/// Serves a connection from accept to its line in the access log.
+///
+/// This future lives as long as the connection, so that it holds little: what happens before the connection is
+/// carried, or instead of it, is boxed and gone afterwards.
+///
+/// `port` is the one that it was accepted on, which is meant where a backend names none.
+pub fn serve(
+    edge: Arc<Edge>,
+    listener: Arc<ListenerState>,
+    port: u16,
+    Accepted { mut client, peer, slot }: Accepted,
+) -> impl Future<Output = ()> + Send {
+    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+    let connection =
+        Arc::new(Connection::new(edge.registry.next_id(), peer, Arc::clone(&listener.spec.name)));
+    edge.registry.insert(Arc::clone(&connection));
+    let registered = Registered { edge, connection, _slot: slot };
+    async move {
+        let Registered { edge, connection, .. } = &registered;
+        let opened = tokio::select! {
+            biased;
+            opened = Box::pin(open(edge, connection, &listener, port, &mut client)) => opened,
+            reason = connection.stop.ordered_end() => Err(Outcome::Stopped(reason).into()),
+        };
+        let ended = finish(opened, client, &registered, listener.spec.protocol.spoken()).await;
+        if let Some(outcome) = ended {
+            edge.account(connection, outcome);
+        }
+    }
+}
+
+/// Carries the connection or refuses it; `None` where it goes on as a flow. Not an `async fn`, and no part of [`serve`]:
+/// what is taken apart in those stays in the future as long as they wait.
+fn finish(
+    opened: Result<Opened, Refused>,
+    client: TcpStream,
+    registered: &Registered,
+    listener: Option<Spoken>,
+) -> impl Future<Output = Option<Outcome>> + Send {
+    let Registered { edge, connection, .. } = registered;
+    match opened {
+        Ok(Opened { destination, backend, preread, place, kept }) => {
+            let pair = Pair { client, backend };
+            let (meter, stop) = (&connection.meter, &connection.stop);
+            let choice = destination.datapath;
+            let carried = datapath::carry(pair, preread, choice, &edge.tiers, registered, meter, stop);
+            Either::Left(carried.map(move |fate| {
+                drop(kept);
+                match fate {
+                    Fate::Ended(end) => Some(Outcome::Carried(end)),
+                    Fate::HandedOver => {
+                        edge.became_flow(connection, place);
+                        None
+                    }
+                }
+            }))
+        }
+        Err(Refused { outcome, protocol, tls_version }) => Either::Right(Box::pin(async move {
+            refusal::refuse(client, outcome, protocol.or(listener), tls_version).await;
+            Some(outcome)
+        })),
+    }
+}
+
+/// A connection in the registry and among those admitted, out of both whatever becomes of its task.
+struct Registered {
+    edge: Arc<Edge>,
+    connection: Arc<Connection>,
+    _slot: Slot,
+}
+
+impl Passenger for Registered {
+    fn ticket(&self) -> Ticket {
+        let Self { edge, connection, .. } = self;
+        let age = u64::try_from(connection.accepted.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let microseconds = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+        Ticket {
+            id: connection.id,
+            label: edge.passport(connection).text(),
+            accepted: monotonic().saturating_sub(age),
+            connect_time: connection.way().map_or(0, |way| microseconds(way.connect_time)),
+        }
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.edge.registry.remove(self.connection.id);
+    }
+}
+
+/// A connection ready to be carried.
+struct Opened {
+    destination: Arc<Destination>,
+    backend: TcpStream,
+    preread: Preread,
+    place: SourceSlot,
+    kept: Kept,
+}
+
+/// A connection that comes to nothing, what it speaks where that is known, and the TLS version that an alert to it
+/// carries.
+struct Refused {
+    outcome: Outcome,
+    protocol: Option<Spoken>,
+    tls_version: u16,
+}
+
+impl From<Outcome> for Refused {
+    fn from(outcome: Outcome) -> Self {
+        Self { outcome, protocol: None, tls_version: 0 }
+    }
+}
+
+impl From<NoHello> for Refused {
+    fn from(reason: NoHello) -> Self {
+        Outcome::from(reason).into()
+    }
+}
+
+impl From<NoHello> for Outcome {
+    fn from(reason: NoHello) -> Self {
+        match reason {
+            NoHello::Gone => Self::Gone,
+            NoHello::Late => Self::HelloTimeout,
+            NoHello::Rejected(rejection) => Self::Rejected(rejection),
+        }
+    }
+}
+
+async fn open(
+    edge: &Arc<Edge>,
+    connection: &Connection,
+    listener: &ListenerState,
+    port: u16,
+    client: &mut TcpStream,
+) -> Result<Opened, Refused> {
+    let running = edge.running.load_full();
+    let deadline = Instant::now() + listener.spec.hello_timeout.unwrap_or(running.hello_timeout);
+    let mut received = Vec::new();
+    if listener.believes(connection.peer.ip()) {
+        let header = timeout_at(deadline, hello::read_proxy_header(client, &mut received)).await;
+        connection.is_announced(header.map_err(|_| Outcome::ProxyHeaderTimeout)??);
+    }
+    let source = connection.client().ip();
+    if !listener.admits(source) {
+        return Err(Outcome::Denied.into());
+    }
+    if !edge.admission.connects(source, running.connection_rate_per_source) {
+        return Err(Outcome::SourceRate.into());
+    }
+    let place = edge.admission.source(source, running.connections_per_source).ok_or(Outcome::SourceLimit)?;
+
+    let protocol = hello::read_protocol(client, &listener.spec, &mut received);
+    let protocol = timeout_at(deadline, protocol).await.map_err(|_| Outcome::HelloTimeout)??;
+    let refused = |outcome, tls_version| Refused { outcome, protocol, tls_version };
+    let hello = hello::read(client, protocol, running.hello_bytes, received);
+    let hello = timeout_at(deadline, hello).await.unwrap_or(Err(NoHello::Late));
+    let Hello { asked, received, tls_version } = hello.map_err(|reason| refused(reason.into(), 0))?;
+    if protocol.is_some() {
+        edge.timings.hello(connection.accepted.elapsed());
+    }
+    let asked = connection.asks(asked);
+    let destination = destination(&running, listener, source, asked)
+        .ok_or_else(|| refused(Outcome::NoRoute, tls_version))?;
+
+    let speaks = !received.is_empty() || destination.proxy_protocol != ProxyProtocol::Off;
+    let preparation = ForClient { flow: for_flow(edge, &destination, client, connection.peer.ip()), speaks };
+    let connecting = destination.pool.connect_prepared(source, port, Some(&preparation));
+    let failed = |error: &dyn Display| {
+        tracing::warn!(
+            id = connection.id, client = %connection.client(), route = &*destination.label, %error,
+            "no backend could be connected"
+        );
+        refused(Outcome::ConnectFailed, tls_version)
+    };
+    let connect::Connection { mut stream, address, lease, took, kept, .. } =
+        connecting.await.map_err(|error| failed(&error))?;
+    edge.timings.connect(destination.pool.name(), took);
+    let mut preread = preread(edge, connection, &destination, client, received);
+    if protocol == Some(Spoken::Postgres) {
+        let hello = preread.bytes.split_off(std::mem::take(&mut preread.uncounted));
+        let agreed = postgres::agree(&mut stream, &preread.bytes, destination.pool.connect_timeout()).await;
+        agreed.map_err(|error| failed(&format_args!("{address}: {error}")))?;
+        preread.bytes = hello;
+    }
+    let idle_timeout = destination.idle_timeout.or(listener.spec.idle_timeout);
+    let way = Way { destination: Arc::clone(&destination), lease, address, connect_time: took, idle_timeout };
+    connection.goes(way);
+    Ok(Opened { destination, backend: stream, preread, place, kept })
+}
+
+fn destination(
+    running: &Running,
+    listener: &ListenerState,
+    source: IpAddr,
+    asked: &Asked,
+) -> Option<Arc<Destination>> {
+    if let Some(destination) = &listener.destination {
+        return Some(Arc::clone(destination));
+    }
+    let query = Query {
+        host: asked.host.as_ref(),
+        protocol: asked.protocol?,
+        alpn: &asked.alpn,
+        source,
+        listener: &listener.spec.name,
+    };
+    running.routes.find(&query).map(|rule| Arc::clone(&rule.target))
+}
+
+/// How a socket to the backend is made ready for a hand-over, where there may be one.
+fn for_flow(edge: &Edge, destination: &Destination, client: &TcpStream, peer: IpAddr) -> Option<ForFlow> {
+    let is_wanted = matches!(destination.datapath, Choice::Auto | Choice::Flow);
+    let tier = edge.tiers.flow().filter(|_| is_wanted)?;
+    Some(ForFlow { tier: Arc::clone(tier), client: Options::of(client, peer).ok()? })
+}
+
+struct ForFlow {
+    tier: Arc<FlowTier>,
+    client: Options,
+}
+
+/// Prepares the socket that is a client's way to the backend.
+struct ForClient {
+    flow: Option<ForFlow>,
+    /// There is something to send as soon as it is connected.
+    speaks: bool,
+}
+
+impl Preparation for ForClient {
+    fn prepare(&self, socket: BorrowedFd<'_>, backend: SocketAddr) -> Kept {
+        if self.speaks {
+            // The end of the handshake goes in the packet of the first bytes instead of one of its own
+            // (`tcp_rcv_synsent_state_process`). What fails costs that packet.
+            let _ = set_tcp_quickack(socket, false);
+        }
+        let ForFlow { tier, client } = self.flow.as_ref()?;
+        Some(Box::new(tier.prepare(socket, backend, *client)?))
+    }
+}
+
+/// What the backend gets first: the PROXY header that it wants, then the client's bytes.
+fn preread(
+    edge: &Edge,
+    connection: &Connection,
+    destination: &Destination,
+    client: &TcpStream,
+    received: Vec<u8>,
+) -> Preread {
+    if destination.proxy_protocol == ProxyProtocol::Off {
+        return Preread { bytes: received, uncounted: 0 };
+    }
+    let announced = connection.announced();
+    let source = match (announced.map(|header| header.source), client.local_addr()) {
+        (Some(named @ ProxySource::Client { .. }), _) => named,
+        (_, Ok(local)) => ProxySource::Client { source: connection.client(), destination: local },
+        (_, Err(_)) => ProxySource::Local,
+    };
+    let asked = connection.asked();
+    let unique_id = edge.unique_id(connection);
+    let mut bytes = write(
+        destination.proxy_protocol,
+        source,
+        &Tlvs {
+            authority: asked.and_then(|asked| asked.host.as_ref()),
+            alpn: asked.map(|asked| &asked.alpn).filter(|alpn| !alpn.is_empty()),
+            unique_id: Some(unique_id.as_bytes()),
+            received: announced.map_or(&[], |header| &header.tlvs),
+            align: destination.pool.proxy_align(),
+        },
+    );
+    let uncounted = bytes.len();
+    bytes.extend(received);
+    Preread { bytes, uncounted }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ten thousand idle connections hold ten thousand of these futures.
+    #[test]
+    fn an_idle_connection_holds_little() {
+        fn size<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
+            size_of::<F>()
+        }
+        assert!(size(serve) <= 408, "{} bytes", size(serve));
+        assert!(size_of::<Connection>() <= 256, "{} bytes", size_of::<Connection>());
+    }
+}

@@ -1,0 +1,70 @@
+//! Blocks: prefixes whose packets are dropped before the stack.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::{Timestamp, fields};
+
+/// `GET /v1/blocks`: one blocked prefix.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Block {
+    /// The prefix.
+    pub cidr: IpNet,
+    /// When it ends; `null` means never.
+    pub until: Option<Timestamp>,
+    /// Packets dropped.
+    pub packets: u64,
+    /// `runtime`, or the list file that names it.
+    pub source: Arc<str>,
+}
+
+/// `POST /v1/blocks`: a prefix to block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddBlock {
+    /// The prefix; an address alone means that address.
+    #[serde(deserialize_with = "fields::prefix")]
+    pub cidr: IpNet,
+    /// For how long, like `"1h"`; none means until it is removed.
+    #[serde(default, rename = "for", with = "fields::span")]
+    pub duration: Option<Duration>,
+    /// Addresses that the caller must not lose, such as the one it is logged in from.
+    #[serde(default)]
+    pub protect: Vec<IpAddr>,
+    /// Block even what would cut the caller or a tunnel peer off.
+    #[serde(default, deserialize_with = "fields::flag")]
+    pub force: bool,
+}
+
+/// `DELETE /v1/blocks`: a prefix to let in again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveBlock {
+    /// The prefix, as it was blocked.
+    #[serde(deserialize_with = "fields::prefix")]
+    pub cidr: IpNet,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_block_is_read_with_its_time() {
+        let add: AddBlock = serde_json::from_value(json!({"cidr": "192.0.2.9", "for": "1h 30m"})).unwrap();
+        assert_eq!(add.cidr.to_string(), "192.0.2.9/32");
+        assert_eq!(add.duration, Some(Duration::from_mins(90)));
+        assert_eq!(serde_json::from_value::<AddBlock>(serde_json::to_value(&add).unwrap()).unwrap(), add);
+        for bad in [
+            json!({"cidr": "x"}),
+            json!({"cidr": "::/0", "for": "soon"}),
+            json!({"cidr": "::/0", "for": "0s"}),
+        ] {
+            assert!(serde_json::from_value::<AddBlock>(bad).is_err());
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! The JSON of the control interface, both directions, shared by the daemon and `edgectl`.
+//!
+//! Field names are fixed: scripts rely on them. A list is a bare array of objects. A field without a value is
+//! `null`, never absent, unless its documentation says otherwise. Requests with unknown fields are refused.
+
+mod backends;
+mod blocks;
+mod connections;
+mod doctor;
+mod fields;
+mod routes;
+mod status;
+
+use serde::{Deserialize, Serialize};
+
+pub use backends::{Backend, BackendSelector, BackendState};
+pub use blocks::{AddBlock, Block, RemoveBlock};
+pub use connections::{ClosedConnection, Connection};
+pub use doctor::{Check, CheckStatus, DoctorReport};
+pub use fields::{PrefixError, Timestamp, parse_prefix};
+pub use routes::{
+    AddRoute, Considered, Probe, ProbeStep, RemoveRoute, RemovedRoutes, Route, RouteSource, RouteTest,
+    TargetError, TestRoute, parse_target,
+};
+pub use status::{
+    BackendCount, ConfigStatus, ConnectionCount, DatapathStatus, ListenerStatus, ReloadReport, ReloadStatus,
+    RouteCount, Status, TierStatus,
+};
+
+/// The body of every answer that is not a success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What went wrong.
+    pub error: ErrorDetail,
+}
+
+/// What went wrong, for a script, for a reader, and how to mend it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorDetail {
+    /// A stable name in `snake_case`.
+    pub code: String,
+    /// One sentence, or for a configuration error the whole report.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}

@@ -1,0 +1,356 @@
+//! Routes: listed, added, removed, tested.
+
+use std::{net::IpAddr, sync::Arc};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+use super::{Backend, CheckStatus, fields};
+use crate::{
+    datapath::Choice,
+    host::HostName,
+    pool::{BackendAddress, BackendAddressError, ProxyProtocol, Target},
+    route::{Conditions, HostPattern, RouteSpec},
+    sniff::Spoken,
+};
+
+/// Where a route came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RouteSource {
+    /// The configuration file; it is removed there.
+    File,
+    /// `edgectl routes add`; kept in the state directory.
+    Runtime,
+}
+
+/// `GET /v1/routes`: one route with its account.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// The host it is for: a name, `*.suffix` or `*`.
+    pub host: HostPattern,
+    /// The listeners; empty means every tls and http listener.
+    pub listener: Vec<Arc<str>>,
+    /// Matches when the client speaks any of these; empty means TLS and HTTP.
+    #[serde(default)]
+    pub protocol: Vec<Spoken>,
+    /// Where it leads: a pool, an address, or a list of addresses.
+    pub to: Target,
+    /// Where it came from.
+    pub source: RouteSource,
+    /// Matches when the client offers any of these; empty means always.
+    pub alpn: Vec<Arc<str>>,
+    /// Matches when the client is in any of these; empty means always.
+    pub from: Vec<IpNet>,
+    /// The PROXY header sent where `to` is an address.
+    pub proxy_protocol: ProxyProtocol,
+    /// The datapath tier allowed.
+    pub datapath: Choice,
+    /// Connections now.
+    pub connections: u64,
+    /// Bytes from clients to backends since the daemon started.
+    pub bytes_up: u64,
+    /// Bytes from backends to clients since the daemon started.
+    pub bytes_down: u64,
+}
+
+impl Route {
+    /// A route without an account yet.
+    pub fn new(spec: &RouteSpec, source: RouteSource) -> Self {
+        Self {
+            host: spec.conditions.host.clone(),
+            listener: spec.conditions.listeners.clone(),
+            protocol: spec.conditions.protocols.clone(),
+            to: spec.to.clone(),
+            source,
+            alpn: spec.conditions.alpn.clone(),
+            from: spec.conditions.from.clone(),
+            proxy_protocol: spec.proxy_protocol,
+            datapath: spec.datapath,
+            connections: 0,
+            bytes_up: 0,
+            bytes_down: 0,
+        }
+    }
+}
+
+/// `POST /v1/routes`: a route to add.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddRoute {
+    /// The host it is for: a name, `*.suffix` or `*`.
+    pub host: HostPattern,
+    /// Where it leads: a pool, an address, or a list of addresses.
+    #[serde(deserialize_with = "target")]
+    pub to: Target,
+    /// The listeners; none means every tls and http listener.
+    #[serde(default, deserialize_with = "fields::one_or_many")]
+    pub listener: Vec<Arc<str>>,
+    /// Matches when the client speaks any of these; none means TLS and HTTP.
+    #[serde(default, deserialize_with = "fields::one_or_many")]
+    pub protocol: Vec<Spoken>,
+    /// Matches when the client offers any of these; none means always.
+    #[serde(default, deserialize_with = "fields::one_or_many")]
+    pub alpn: Vec<Arc<str>>,
+    /// Matches when the client is in any of these; none means always.
+    #[serde(default, deserialize_with = "fields::prefixes")]
+    pub from: Vec<IpNet>,
+    /// The PROXY header for a `to` that is an address.
+    #[serde(default)]
+    pub proxy_protocol: ProxyProtocol,
+    /// The datapath tier allowed.
+    #[serde(default)]
+    pub datapath: Choice,
+    /// Take the place of a runtime route with the same conditions that leads elsewhere.
+    #[serde(default, deserialize_with = "fields::flag")]
+    pub replace: bool,
+}
+
+impl AddRoute {
+    /// The route that is asked for.
+    pub fn spec(&self) -> RouteSpec {
+        let conditions = Conditions {
+            host: self.host.clone(),
+            listeners: self.listener.clone(),
+            protocols: self.protocol.clone(),
+            alpn: self.alpn.clone(),
+            from: self.from.clone(),
+        };
+        RouteSpec {
+            proxy_protocol: self.proxy_protocol,
+            datapath: self.datapath,
+            ..RouteSpec::new(conditions, self.to.clone())
+        }
+    }
+}
+
+/// Why some texts are no target of a route.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TargetError {
+    /// Nothing, or an empty text.
+    #[error("expected a pool, an address or a list of addresses")]
+    Empty,
+    /// A list with something that is no address.
+    #[error("{0:?} in a list of addresses: {BackendAddressError}")]
+    Address(String),
+}
+
+/// What the texts of `to` mean: one is a pool or an address, several are addresses.
+pub fn parse_target<S: AsRef<str>>(texts: &[S]) -> Result<Target, TargetError> {
+    match texts {
+        [] => Err(TargetError::Empty),
+        [one] if one.as_ref().is_empty() => Err(TargetError::Empty),
+        [one] => Ok(Target::One(one.as_ref().into())),
+        many => many
+            .iter()
+            .map(|text| {
+                let text = text.as_ref();
+                text.parse::<BackendAddress>().map_err(|_| TargetError::Address(text.to_owned()))
+            })
+            .collect::<Result<_, _>>()
+            .map(Target::Many),
+    }
+}
+
+fn target<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Target, D::Error> {
+    let texts: Vec<String> = fields::one_or_many(deserializer)?;
+    parse_target(&texts).map_err(de::Error::custom)
+}
+
+/// `DELETE /v1/routes`: which runtime route to remove.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveRoute {
+    /// Its host.
+    pub host: HostPattern,
+    /// Its listeners, where several routes have this host.
+    #[serde(default, deserialize_with = "fields::some_one_or_many", skip_serializing_if = "Option::is_none")]
+    pub listener: Option<Vec<Arc<str>>>,
+    /// Its protocols, where several routes have this host.
+    #[serde(default, deserialize_with = "fields::some_one_or_many", skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Vec<Spoken>>,
+    /// Its ALPN condition, where several routes have this host.
+    #[serde(default, deserialize_with = "fields::some_one_or_many", skip_serializing_if = "Option::is_none")]
+    pub alpn: Option<Vec<Arc<str>>>,
+    /// Its source condition, where several routes have this host.
+    #[serde(default, deserialize_with = "fields::some_prefixes", skip_serializing_if = "Option::is_none")]
+    pub from: Option<Vec<IpNet>>,
+    /// End its live connections too.
+    #[serde(default, deserialize_with = "fields::flag")]
+    pub close: bool,
+}
+
+impl RemoveRoute {
+    /// Whether a route is meant: the host is equal, and every condition that is given, in any order.
+    pub fn means(&self, conditions: &Conditions) -> bool {
+        fn same<T: PartialEq>(asked: Option<&Vec<T>>, has: &[T]) -> bool {
+            asked.is_none_or(|asked| asked.len() == has.len() && asked.iter().all(|item| has.contains(item)))
+        }
+        self.host == conditions.host
+            && same(self.listener.as_ref(), &conditions.listeners)
+            && same(self.protocol.as_ref(), &conditions.protocols)
+            && same(self.alpn.as_ref(), &conditions.alpn)
+            && same(self.from.as_ref(), &conditions.from)
+    }
+}
+
+/// The answer to `DELETE /v1/routes`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovedRoutes {
+    /// The routes as they were.
+    pub removed: Vec<Route>,
+    /// Live connections that were ended, with `close`.
+    pub closed: u64,
+}
+
+/// `POST /v1/routes/test`: a client to imagine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TestRoute {
+    /// The name it asks for; none means no SNI or no Host.
+    pub host: Option<HostName>,
+    /// What it speaks; none means what the listener does, the first of several.
+    #[serde(default)]
+    pub protocol: Option<Spoken>,
+    /// What it offers.
+    #[serde(default, deserialize_with = "fields::one_or_many")]
+    pub alpn: Vec<Arc<str>>,
+    /// Its address; none means an address that no `from` names.
+    #[serde(default)]
+    pub from: Option<IpAddr>,
+    /// The listener it comes to; none means the first that matches by host.
+    #[serde(default)]
+    pub listener: Option<Arc<str>>,
+    /// Send a real `ClientHello` (or request head) to each backend.
+    #[serde(default, deserialize_with = "fields::flag")]
+    pub probe: bool,
+}
+
+/// The answer to `POST /v1/routes/test`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RouteTest {
+    /// The name asked for.
+    pub host: Option<HostName>,
+    /// The listener.
+    pub listener: Arc<str>,
+    /// What is spoken.
+    pub protocol: Spoken,
+    /// What is offered.
+    pub alpn: Vec<Arc<str>>,
+    /// The client's address.
+    pub from: Option<IpAddr>,
+    /// The route that wins.
+    pub route: Option<Route>,
+    /// What such a client gets, in words.
+    pub outcome: String,
+    /// The routes looked at, in the order of precedence.
+    pub considered: Vec<Considered>,
+    /// The backends that would be tried, the first one first.
+    pub backends: Vec<Backend>,
+    /// What each backend answered; `null` where not asked for.
+    pub probe: Option<Vec<Probe>>,
+}
+
+/// A route that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Considered {
+    /// Its host.
+    pub host: HostPattern,
+    /// Its listeners.
+    pub listener: Vec<Arc<str>>,
+    /// Its protocols.
+    #[serde(default)]
+    pub protocol: Vec<Spoken>,
+    /// Its ALPN condition.
+    pub alpn: Vec<Arc<str>>,
+    /// Its source condition.
+    pub from: Vec<IpNet>,
+    /// Where it leads.
+    pub to: Target,
+    /// Whether it is the one.
+    pub wins: bool,
+    /// Why it wins or not.
+    pub reason: String,
+}
+
+/// The way to one backend, walked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Probe {
+    /// The backend as the configuration names it.
+    pub to: BackendAddress,
+    /// The address tried.
+    pub address: Option<Arc<str>>,
+    /// `ok` where every step was.
+    pub status: CheckStatus,
+    /// The steps in order, up to the one where it stops.
+    pub steps: Vec<ProbeStep>,
+}
+
+/// One step of the way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProbeStep {
+    /// `resolve`, `tunnel`, `connect`, `send`, `answer`, `certificate`.
+    pub name: Arc<str>,
+    /// How it went.
+    pub status: CheckStatus,
+    /// What was seen.
+    pub message: String,
+    /// How long it took, in milliseconds.
+    pub duration_ms: Option<f64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_route_to_add_is_read_with_one_or_many_of_each() {
+        let add: AddRoute = serde_json::from_value(json!({
+            "host": "Cloud.Example.com", "to": "caddy", "listener": "https", "alpn": ["h2"], "from": "192.0.2.7"
+        }))
+        .unwrap();
+        assert_eq!(add.host.to_string(), "cloud.example.com");
+        assert_eq!(add.to, Target::One("caddy".into()));
+        assert_eq!(add.listener, ["https".into()]);
+        assert_eq!(add.from, ["192.0.2.7/32".parse().unwrap()]);
+        assert_eq!(serde_json::from_value::<AddRoute>(serde_json::to_value(&add).unwrap()).unwrap(), add);
+
+        let add: AddRoute =
+            serde_json::from_value(json!({"host": "*", "to": ["100.64.0.2", "[fd7a::2]:443"]})).unwrap();
+        assert!(matches!(&add.to, Target::Many(list) if list.len() == 2));
+        assert!(add.spec().conditions.listeners.is_empty());
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_route_is_said() {
+        for (body, says) in [
+            (json!({"host": "a..b", "to": "x"}), "empty label"),
+            (json!({"host": "a", "to": []}), "expected a pool"),
+            (json!({"host": "a", "to": ""}), "expected a pool"),
+            (json!({"host": "a", "to": ["x", ":1"]}), "\":1\" in a list of addresses"),
+            (json!({"host": "a", "to": 5}), "a string or a list of strings"),
+            (json!({"host": "a", "to": "x", "form": []}), "unknown field `form`"),
+            (json!({"host": "a", "to": "x", "from": "10/8"}), "CIDR"),
+            (json!({"to": "x"}), "missing field `host`"),
+        ] {
+            let error = serde_json::from_value::<AddRoute>(body).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_route_to_remove_is_told_apart_by_what_is_given() {
+        let conditions = Conditions {
+            alpn: vec!["h2".into(), "acme-tls/1".into()],
+            ..Conditions::of("a.example".parse().unwrap())
+        };
+        let means = |body| serde_json::from_value::<RemoveRoute>(body).unwrap().means(&conditions);
+        assert!(means(json!({"host": "a.example"})));
+        assert!(means(json!({"host": "a.example", "alpn": ["acme-tls/1", "h2"], "close": "true"})));
+        assert!(!means(json!({"host": "a.example", "alpn": "h2"})));
+        assert!(!means(json!({"host": "a.example", "alpn": []})));
+        assert!(!means(json!({"host": "*.example"})));
+    }
+}

@@ -1,0 +1,153 @@
+//! The daemon at a glance.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use super::Timestamp;
+use crate::{
+    datapath::{Choice, Tier},
+    listener::Protocol,
+    sniff::Spoken,
+};
+
+/// `GET /v1/status`. Counts are since the daemon started, unless they say "now".
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon's version.
+    pub version: Arc<str>,
+    /// Its process.
+    pub pid: u32,
+    /// When it started.
+    pub started: Timestamp,
+    /// Seconds since then.
+    pub uptime_seconds: f64,
+    /// It takes no new connections and ends when the last one has.
+    pub draining: bool,
+    /// The configuration that runs.
+    pub config: ConfigStatus,
+    /// What may carry.
+    pub datapath: DatapathStatus,
+    /// Who accepts.
+    pub listeners: Vec<ListenerStatus>,
+    /// Connections of all listeners.
+    pub connections: ConnectionCount,
+    /// Bytes from clients to backends.
+    pub bytes_up: u64,
+    /// Bytes from backends to clients.
+    pub bytes_down: u64,
+    /// Clients that were refused, by reason.
+    pub rejected: BTreeMap<Arc<str>, u64>,
+    /// Routes by where they came from.
+    pub routes: RouteCount,
+    /// Backends by state.
+    pub backends: BackendCount,
+    /// Packets of blocked sources that were dropped.
+    pub blocked_packets: u64,
+}
+
+/// The configuration that runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigStatus {
+    /// Its file.
+    pub path: PathBuf,
+    /// When it took effect.
+    pub loaded: Timestamp,
+    /// How the last reload went; `null` before the first.
+    pub last_reload: Option<ReloadStatus>,
+}
+
+/// How the last reload went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadStatus {
+    /// When.
+    pub time: Timestamp,
+    /// Whether it took effect.
+    pub successful: bool,
+    /// Why not.
+    pub error: Option<String>,
+}
+
+/// What may carry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatapathStatus {
+    /// What the operator allows.
+    pub allowed: Choice,
+    /// What this machine can do.
+    pub tiers: Vec<TierStatus>,
+}
+
+/// Whether this machine can do one tier.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TierStatus {
+    /// The tier.
+    pub tier: Tier,
+    /// Whether it can be used.
+    pub available: bool,
+    /// Why not.
+    pub reason: Option<String>,
+}
+
+/// One listener.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerStatus {
+    /// Its name.
+    pub name: Arc<str>,
+    /// How it understands the first bytes.
+    pub protocol: Protocol,
+    /// What may be spoken, where the first bytes tell; empty where `protocol` does.
+    #[serde(default)]
+    pub protocols: Vec<Spoken>,
+    /// Where it accepts.
+    pub bind: Vec<SocketAddr>,
+    /// Connections now.
+    pub connections: u64,
+    /// Connections accepted.
+    pub accepted: u64,
+    /// The largest segment that clients are asked to send, in bytes; `null` where no way home limits it.
+    pub mss: Option<u16>,
+}
+
+/// Connections of all listeners.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionCount {
+    /// Connections now.
+    pub now: u64,
+    /// Connections accepted.
+    pub total: u64,
+    /// How many there may be at once.
+    pub limit: u64,
+}
+
+/// Routes by where they came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteCount {
+    /// From the configuration file.
+    pub file: u64,
+    /// Added at run time.
+    pub runtime: u64,
+}
+
+/// Backends by state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendCount {
+    /// Taking connections.
+    pub up: u64,
+    /// Failed.
+    pub down: u64,
+    /// Taken out by the operator.
+    pub drained: u64,
+}
+
+/// The answer to `POST /v1/reload`: what runs now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadReport {
+    /// Listeners.
+    pub listeners: u64,
+    /// Pools, those that addresses in `to` make included.
+    pub pools: u64,
+    /// Routes, the runtime ones included.
+    pub routes: u64,
+    /// What took effect but is not as it should be, and what needs a restart.
+    pub warnings: Vec<String>,
+}

@@ -1,0 +1,332 @@
+//! What `edgectl` understands on its command line.
+
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+
+use crate::{
+    control::api::parse_prefix,
+    datapath::Choice,
+    host::{HostName, HostNameError},
+    pool::{BackendAddress, ProxyProtocol},
+    route::HostPattern,
+    sniff::Spoken,
+};
+
+/// Where the daemon listens unless told otherwise.
+const CONTROL: &str = "/run/edge/control.sock";
+/// Where the configuration is unless told otherwise.
+const CONFIG: &str = "/etc/edge/edge.toml";
+
+/// Steers edged, the SNI edge in front of home.
+#[derive(Debug, Parser)]
+#[command(name = "edgectl", version, arg_required_else_help = true)]
+#[command(
+    after_help = "Exit status: 0 done; 1 refused, or the check found something; 2 wrong usage; 3 edged cannot be reached."
+)]
+pub(super) struct Arguments {
+    /// Print JSON, as the control API has it
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    /// The control socket of the daemon
+    #[arg(long, global = true, value_name = "PATH", default_value = CONTROL)]
+    pub(super) control: PathBuf,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Which host leads where
+    #[command(subcommand)]
+    Routes(Routes),
+    /// Who answers at home
+    #[command(subcommand)]
+    Backends(Backends),
+    /// Who is connected now
+    #[command(subcommand)]
+    Connections(Connections),
+    /// The daemon at a glance
+    Status,
+    /// The daemon live, with the connections that carry most
+    Top {
+        /// Time between two looks
+        #[arg(long, value_name = "TIME", default_value = "1s", value_parser = span)]
+        interval: Duration,
+        /// Stop after this many looks; by default it goes on until interrupted
+        #[arg(long, value_name = "N")]
+        count: Option<u64>,
+    },
+    /// Looks for what is wrong, and says how to mend it
+    Doctor {
+        /// The configuration to look at where the daemon cannot be asked
+        #[arg(long, value_name = "FILE", default_value = CONFIG)]
+        config: PathBuf,
+    },
+    /// Sources whose packets are dropped before they cost anything
+    #[command(subcommand)]
+    Block(Block),
+    /// The configuration file
+    #[command(subcommand)]
+    Config(Config),
+    /// Makes the daemon read its configuration again (the same as `config reload`)
+    Reload,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Routes {
+    /// All routes, with their account
+    List,
+    /// Adds a route: in effect at once, and again after a restart
+    Add(AddRoute),
+    /// Removes a route that was added
+    Remove(RemoveRoute),
+    /// Says which route a client would get, and why
+    Test(TestRoute),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct AddRoute {
+    /// A name, `*.suffix` for every name below, or `*`
+    pub(super) host: HostPattern,
+    /// A pool, an address, or several addresses that make a pool of their own
+    #[arg(required = true)]
+    pub(super) to: Vec<String>,
+    #[command(flatten)]
+    pub(super) when: When,
+    /// The PROXY header for a target that is an address
+    #[arg(long, value_name = "VERSION", default_value = "off")]
+    pub(super) proxy_protocol: ProxyProtocolArg,
+    /// The fastest datapath tier allowed
+    #[arg(long, value_name = "TIER", default_value = "auto")]
+    pub(super) datapath: DatapathArg,
+    /// Take the place of an added route for the same clients
+    #[arg(long)]
+    pub(super) replace: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RemoveRoute {
+    /// Its host, as `routes list` shows it
+    pub(super) host: HostPattern,
+    #[command(flatten)]
+    pub(super) when: When,
+    /// End its live connections too
+    #[arg(long)]
+    pub(super) close: bool,
+}
+
+/// The conditions of a route beside its host.
+#[derive(Debug, Args)]
+pub(super) struct When {
+    /// Only on this listener (may be given again)
+    #[arg(long, value_name = "L")]
+    pub(super) listener: Vec<Arc<str>>,
+    /// Only for clients that speak this (may be given again); without it, for TLS and HTTP
+    #[arg(long, value_name = "P")]
+    pub(super) protocol: Vec<SpokenArg>,
+    /// Only for clients that offer this protocol (may be given again)
+    #[arg(long, value_name = "A")]
+    pub(super) alpn: Vec<Arc<str>>,
+    /// Only for clients in this prefix (may be given again)
+    #[arg(long, value_name = "CIDR", value_parser = parse_prefix)]
+    pub(super) from: Vec<IpNet>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct TestRoute {
+    /// The name that the client asks for; an address or `-` for one that names no usable host
+    #[arg(value_parser = asked)]
+    pub(super) host: Asked,
+    /// What the client speaks; by default what the listener takes
+    #[arg(long, value_name = "P")]
+    pub(super) protocol: Option<SpokenArg>,
+    /// What the client offers (may be given again)
+    #[arg(long, value_name = "A")]
+    pub(super) alpn: Vec<Arc<str>>,
+    /// The client's address
+    #[arg(long, value_name = "IP")]
+    pub(super) from: Option<IpAddr>,
+    /// The listener that the client comes to
+    #[arg(long, value_name = "L")]
+    pub(super) listener: Option<Arc<str>>,
+    /// Walk the way to the backends with a real ClientHello
+    #[arg(long)]
+    pub(super) probe: bool,
+}
+
+/// The name that a client asks for, if it has one.
+#[derive(Clone, Debug)]
+pub(super) struct Asked(pub(super) Option<HostName>);
+
+fn asked(text: &str) -> Result<Asked, HostNameError> {
+    match HostName::from_text(text) {
+        Err(HostNameError::IpLiteral) => Ok(Asked(None)),
+        _ if text == "-" => Ok(Asked(None)),
+        name => name.map(|name| Asked(Some(name))),
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Backends {
+    /// All backends, with their health
+    List,
+    /// No new connections for a backend; those it has go on
+    Drain(BackendArgs),
+    /// New connections for a backend again
+    Ready(BackendArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BackendArgs {
+    /// The backend, as `backends list` shows it
+    pub(super) to: BackendAddress,
+    /// Only in this pool
+    #[arg(long, value_name = "P")]
+    pub(super) pool: Option<Arc<str>>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Connections {
+    /// All live connections
+    List,
+    /// Ends a connection
+    Close {
+        /// Its number, as `connections list` shows it
+        id: u64,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Block {
+    /// Drops what comes from a prefix
+    Add {
+        /// A prefix or an address
+        #[arg(value_parser = parse_prefix)]
+        cidr: IpNet,
+        /// For how long, like `10m`; by default until it is removed
+        #[arg(long = "for", value_name = "DURATION", value_parser = span)]
+        duration: Option<Duration>,
+        /// Even where it cuts off this session or a tunnel
+        #[arg(long)]
+        force: bool,
+    },
+    /// Lets a blocked prefix in again
+    Remove {
+        /// The prefix, as `block list` shows it
+        #[arg(value_parser = parse_prefix)]
+        cidr: IpNet,
+    },
+    /// All blocked prefixes
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Config {
+    /// Says what is wrong with a file; asks no daemon
+    Check {
+        /// The file
+        #[arg(default_value = CONFIG)]
+        file: PathBuf,
+    },
+    /// Makes the daemon read its configuration again
+    Reload,
+}
+
+/// [`ProxyProtocol`] on a command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum ProxyProtocolArg {
+    Off,
+    V1,
+    V2,
+}
+
+impl From<ProxyProtocolArg> for ProxyProtocol {
+    fn from(arg: ProxyProtocolArg) -> Self {
+        match arg {
+            ProxyProtocolArg::Off => Self::Off,
+            ProxyProtocolArg::V1 => Self::V1,
+            ProxyProtocolArg::V2 => Self::V2,
+        }
+    }
+}
+
+/// [`Choice`] on a command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum DatapathArg {
+    Auto,
+    Flow,
+    Sockmap,
+    Splice,
+    Copy,
+}
+
+impl From<DatapathArg> for Choice {
+    fn from(arg: DatapathArg) -> Self {
+        match arg {
+            DatapathArg::Auto => Self::Auto,
+            DatapathArg::Flow => Self::Flow,
+            DatapathArg::Sockmap => Self::Sockmap,
+            DatapathArg::Splice => Self::Splice,
+            DatapathArg::Copy => Self::Copy,
+        }
+    }
+}
+
+/// [`Spoken`] on a command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum SpokenArg {
+    Tls,
+    Http,
+    Ssh,
+    Openvpn,
+    Postgres,
+}
+
+impl From<SpokenArg> for Spoken {
+    fn from(arg: SpokenArg) -> Self {
+        match arg {
+            SpokenArg::Tls => Self::Tls,
+            SpokenArg::Http => Self::Http,
+            SpokenArg::Ssh => Self::Ssh,
+            SpokenArg::Openvpn => Self::Openvpn,
+            SpokenArg::Postgres => Self::Postgres,
+        }
+    }
+}
+
+fn span(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(span) if !span.is_zero() => Ok(span),
+        _ => Err("expected a time like \"10m\" or \"1h 30m\"".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definitions_agree_with_each_other() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn json_and_control_may_stand_anywhere() {
+        let arguments =
+            Arguments::try_parse_from(["edgectl", "routes", "list", "--json", "--control", "/x"]).unwrap();
+        assert!(arguments.json);
+        assert_eq!(arguments.control.to_str(), Some("/x"));
+    }
+
+    #[test]
+    fn a_client_without_a_usable_name_can_be_asked_for() {
+        assert!(asked("-").unwrap().0.is_none());
+        assert!(asked("192.0.2.1").unwrap().0.is_none());
+        assert_eq!(asked("A.example").unwrap().0.unwrap().as_str(), "a.example");
+        asked("a..b").unwrap_err();
+    }
+}

@@ -1,0 +1,86 @@
+//! `edgectl config`: a file checked here, and the daemon told to read its own again.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::{
+    Client, Failure, Output, show,
+    style::{self, Colour},
+};
+use crate::{
+    config::{Problem, Settings},
+    control::api::ReloadReport,
+};
+
+/// What `config check --json` prints.
+#[derive(Serialize)]
+struct Checked<'a> {
+    file: String,
+    valid: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listeners: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pools: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    routes: Option<usize>,
+    problems: &'a [Problem],
+    /// Problems beyond those listed.
+    more: usize,
+}
+
+pub(super) fn check(file: &Path, output: Output) -> Result<(), Failure> {
+    let name = file.display().to_string();
+    let settings = Settings::load(file);
+    if output.json {
+        let (found, problems, more) = match &settings {
+            Ok(settings) => (Some(settings), &[][..], 0),
+            Err(error) => (None, &*error.problems, error.more),
+        };
+        let checked = Checked {
+            file: name,
+            valid: found.is_some(),
+            listeners: found.map(|settings| settings.listeners.len()),
+            pools: found.map(|settings| settings.pools.len()),
+            routes: found.map(|settings| settings.routes.len()),
+            problems,
+            more,
+        };
+        style::write_lines([serde_json::to_string(&checked).map_err(std::io::Error::other)?])?;
+        return if checked.valid { Ok(()) } else { Err(Failure::Found) };
+    }
+    match settings {
+        Ok(settings) => {
+            let Settings { listeners, pools, routes, .. } = settings;
+            let counts =
+                [(listeners.len(), "listener"), (pools.len(), "pool"), (routes.len(), "route")].map(count);
+            Ok(style::write_lines([format!(
+                "{name}: {}, {}",
+                output.paint("valid", Colour::Green),
+                counts.join(", ")
+            )])?)
+        }
+        Err(error) => Err(Failure::Invalid(error)),
+    }
+}
+
+pub(super) async fn reload(daemon: &Client, output: Output) -> Result<(), Failure> {
+    let answer = daemon.post("/v1/reload", &serde_json::Map::new()).await?;
+    show(output, &answer, |report: &ReloadReport| {
+        let counts =
+            [(report.listeners, "listener"), (report.pools, "pool"), (report.routes, "route")].map(count);
+        let mut lines = vec![format!("reloaded: {}", counts.join(", "))];
+        lines.extend(
+            report
+                .warnings
+                .iter()
+                .map(|warning| format!("{} {warning}", output.paint("warning:", Colour::Yellow))),
+        );
+        lines
+    })
+}
+
+fn count<N: std::fmt::Display + PartialEq + From<u8>>((number, thing): (N, &str)) -> String {
+    let plural = if number == N::from(1) { "" } else { "s" };
+    format!("{number} {thing}{plural}")
+}

@@ -1,0 +1,103 @@
+//! `edgectl doctor`: what the daemon finds, or without a daemon what can be seen from here.
+
+use std::{io, net::TcpListener, path::Path};
+
+use super::{
+    Client, ClientError, Failure, Output, routes,
+    style::{self, Colour, printable},
+};
+use crate::{
+    config::Settings,
+    control::api::{Check, CheckStatus, DoctorReport},
+};
+
+pub(super) async fn run(daemon: &Client, output: Output, config: &Path) -> Result<(), Failure> {
+    let (report, reached) = match daemon.get("/v1/doctor").await {
+        Ok(answer) => (answer.read()?, true),
+        Err(refused @ ClientError::Refused(_)) => return Err(refused.into()),
+        Err(unreachable) => (from_outside(&unreachable, config), false),
+    };
+    if output.json {
+        style::write_lines([serde_json::to_string(&report).map_err(io::Error::other)?])?;
+    } else {
+        style::write_lines(lines(&report, output))?;
+    }
+    match report.worst() {
+        _ if !reached => Err(Failure::Unreachable),
+        Some(CheckStatus::Fail) => Err(Failure::Found),
+        _ => Ok(()),
+    }
+}
+
+fn lines(report: &DoctorReport, output: Output) -> Vec<String> {
+    let width = report.checks.iter().map(|check| check.name.chars().count()).max().unwrap_or(0);
+    let mut lines = Vec::new();
+    for check in &report.checks {
+        let (word, colour) = routes::status(check.status);
+        let word = output.paint(&format!("{word:4}"), colour);
+        // A message may have several lines, such as the report on a configuration file.
+        let mut message = check.message.lines().map(printable);
+        let first = message.next().unwrap_or_default();
+        lines.push(format!("{word}  {:width$}  {first}", check.name));
+        lines.extend(message.map(|line| format!("      {:width$}  {line}", "")));
+        if let Some(remedy) = &check.remedy {
+            let arrow = output.paint("->", Colour::Bold);
+            lines.push(format!("      {:width$}  {arrow} {}", "", printable(remedy)));
+        }
+    }
+    lines
+}
+
+/// What can be seen without the daemon.
+fn from_outside(error: &ClientError, config: &Path) -> DoctorReport {
+    let mut checks = vec![
+        Check::new("edged", CheckStatus::Fail, error.to_string())
+            .remedy("start it, or read why it ended: `journalctl -u edged -n 50`"),
+    ];
+    let uname = rustix::system::uname();
+    checks.push(Check::new(
+        "kernel",
+        CheckStatus::Ok,
+        format!("Linux {}", uname.release().to_string_lossy()),
+    ));
+    match Settings::load(config) {
+        Ok(settings) => {
+            checks.push(Check::new(
+                "configuration",
+                CheckStatus::Ok,
+                format!("{} is valid", config.display()),
+            ));
+            checks.extend(
+                settings.listeners.iter().flat_map(|listener| &listener.bind).map(|address| port(*address)),
+            );
+        }
+        Err(error) => {
+            let remedy = format!("mend it, then `edgectl config check {}`", config.display());
+            checks.push(Check::new("configuration", CheckStatus::Fail, error.to_string()).remedy(remedy));
+        }
+    }
+    DoctorReport { checks }
+}
+
+/// Whether a listener could have its address: tried, and given back at once.
+fn port(address: std::net::SocketAddr) -> Check {
+    let name = format!("port {}", address.port());
+    match TcpListener::bind(address) {
+        Ok(_) => Check::new(name, CheckStatus::Ok, format!("{address} is free")),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            Check::new(name, CheckStatus::Fail, format!("something else listens on {address}"))
+                .remedy(format!("find it with `ss -ltnp sport = :{}` and stop it", address.port()))
+        }
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => Check::new(
+            name,
+            CheckStatus::Fail,
+            format!("this machine does not have the address {}", address.ip()),
+        )
+        .remedy("correct `bind` of the listener, or bring the interface up first"),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Check::new(name, CheckStatus::Skip, format!("{address} cannot be tried by this user"))
+                .remedy("run as root")
+        }
+        Err(error) => Check::new(name, CheckStatus::Fail, format!("{address}: {error}")),
+    }
+}

@@ -1,0 +1,199 @@
+//! `edgectl`: arguments in, calls of the control API, tables or JSON out, and the exit status that scripts rely on.
+
+mod arguments;
+mod config;
+mod doctor;
+mod lists;
+mod routes;
+mod status;
+mod style;
+mod table;
+mod top;
+mod units;
+
+use std::{
+    ffi::OsString,
+    io::{self, Write},
+    net::IpAddr,
+    process::ExitCode,
+};
+
+use clap::Parser;
+use serde::de::DeserializeOwned;
+
+use self::{
+    arguments::{Arguments, BackendArgs, Backends, Block, Command, Config, Connections},
+    style::Output,
+    table::Table,
+};
+use super::{
+    api::{self, AddBlock, BackendSelector, ClosedConnection, ErrorBody, ErrorDetail, RemoveBlock},
+    client::{Answer, Client, ClientError},
+};
+
+/// Does what the command line says. 0: done; 1: the daemon refused, or a check found something; 2: wrong usage;
+/// 3: the daemon cannot be reached.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Where even that cannot be written nobody is left to be told.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
+    let output = Output::new(arguments.json);
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Failure::Output(error).report(output),
+    };
+    match runtime.block_on(run(arguments, output)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(output),
+    }
+}
+
+/// Why the exit status is not 0.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// An argument that is wrong in a way that only shows together with others.
+    #[error("{0}")]
+    Usage(String),
+    /// No answer, or a refusal.
+    #[error(transparent)]
+    Call(#[from] ClientError),
+    /// The configuration file is wrong.
+    #[error("{0}")]
+    Invalid(crate::config::ConfigError),
+    /// A check found something; it is on standard output already.
+    #[error("the check found something")]
+    Found,
+    /// The daemon cannot be reached; what can be said without it is on standard output already.
+    #[error("edged cannot be reached")]
+    Unreachable,
+    /// Standard output is closed, or this process is out of something.
+    #[error("{0}")]
+    Output(#[from] io::Error),
+}
+
+impl Failure {
+    fn report(&self, output: Output) -> ExitCode {
+        let detail =
+            |code: &str| ErrorDetail { code: code.to_owned(), message: self.to_string(), hint: None };
+        let (status, detail) = match self {
+            Self::Found => return ExitCode::from(1),
+            Self::Unreachable => return ExitCode::from(3),
+            // The reader of a pipe has seen enough.
+            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
+            Self::Output(_) => (1, detail("output")),
+            Self::Invalid(_) => (1, detail("config_invalid")),
+            Self::Usage(_) => (2, detail("usage")),
+            Self::Call(ClientError::Refused(refused)) => (1, refused.clone()),
+            Self::Call(_) => (3, detail("unreachable")),
+        };
+        let text = if output.json {
+            serde_json::to_string(&ErrorBody { error: detail }).unwrap_or_default()
+        } else {
+            let hint = detail.hint.map(|hint| format!("\n  hint: {hint}")).unwrap_or_default();
+            let prefix = if matches!(self, Self::Invalid(_)) { "" } else { "edgectl: " };
+            format!("{prefix}{}{hint}", detail.message)
+        };
+        let _ = writeln!(io::stderr(), "{text}");
+        ExitCode::from(status)
+    }
+}
+
+async fn run(arguments: Arguments, output: Output) -> Result<(), Failure> {
+    let daemon = Client::new(arguments.control);
+    match arguments.command {
+        Command::Routes(command) => routes::run(command, &daemon, output).await,
+        Command::Backends(command) => backends(command, &daemon, output).await,
+        Command::Connections(command) => connections(command, &daemon, output).await,
+        Command::Block(command) => block(command, &daemon, output).await,
+        Command::Status => {
+            let answer = daemon.get("/v1/status").await?;
+            show(output, &answer, |status| status::lines(status, output))
+        }
+        Command::Top { interval, count } => top::run(&daemon, output, interval, count).await,
+        Command::Doctor { config } => doctor::run(&daemon, output, &config).await,
+        Command::Config(Config::Check { file }) => config::check(&file, output),
+        Command::Config(Config::Reload) | Command::Reload => config::reload(&daemon, output).await,
+    }
+}
+
+/// The answer as the daemon wrote it, or in words.
+fn show<T: DeserializeOwned>(
+    output: Output,
+    answer: &Answer,
+    words: impl FnOnce(&T) -> Vec<String>,
+) -> Result<(), Failure> {
+    if output.json {
+        style::write(answer.json())?;
+    } else {
+        style::write_lines(words(&answer.read()?))?;
+    }
+    Ok(())
+}
+
+/// The answer as the daemon wrote it, or as a table.
+fn list<T: DeserializeOwned>(
+    output: Output,
+    answer: &Answer,
+    table: impl FnOnce(&[T]) -> Table,
+) -> Result<(), Failure> {
+    show(output, answer, |items: &Vec<T>| table(items).lines(output.colours))
+}
+
+async fn backends(command: Backends, daemon: &Client, output: Output) -> Result<(), Failure> {
+    let selector = |BackendArgs { to, pool }| BackendSelector { to, pool };
+    let answer = match command {
+        Backends::List => daemon.get("/v1/backends").await?,
+        Backends::Drain(backend) => daemon.post("/v1/backends/drain", &selector(backend)).await?,
+        Backends::Ready(backend) => daemon.post("/v1/backends/ready", &selector(backend)).await?,
+    };
+    list(output, &answer, lists::backends)
+}
+
+async fn connections(command: Connections, daemon: &Client, output: Output) -> Result<(), Failure> {
+    match command {
+        Connections::List => {
+            let answer = daemon.get("/v1/connections").await?;
+            list(output, &answer, lists::connections)
+        }
+        Connections::Close { id } => {
+            let answer = daemon.delete(&format!("/v1/connections/{id}"), &()).await?;
+            show(output, &answer, |closed: &ClosedConnection| {
+                vec![format!("closed connection {}", closed.id)]
+            })
+        }
+    }
+}
+
+async fn block(command: Block, daemon: &Client, output: Output) -> Result<(), Failure> {
+    match command {
+        Block::List => {
+            let answer = daemon.get("/v1/blocks").await?;
+            list(output, &answer, lists::blocks)
+        }
+        Block::Add { cidr, duration, force } => {
+            let protect = own_address().into_iter().collect();
+            let answer = daemon.post("/v1/blocks", &AddBlock { cidr, duration, protect, force }).await?;
+            show(output, &answer, |block: &api::Block| {
+                let until = block.until.map(|until| format!(" until {until}")).unwrap_or_default();
+                vec![format!("blocked {}{until}", block.cidr)]
+            })
+        }
+        Block::Remove { cidr } => {
+            let answer = daemon.delete("/v1/blocks", &RemoveBlock { cidr }).await?;
+            show(output, &answer, |block: &api::Block| {
+                vec![format!("let {} in again; {} packets were dropped", block.cidr, block.packets)]
+            })
+        }
+    }
+}
+
+/// Where the operator is logged in from, as sshd(8) says it.
+fn own_address() -> Option<IpAddr> {
+    let connection = std::env::var("SSH_CONNECTION").or_else(|_| std::env::var("SSH_CLIENT")).ok()?;
+    connection.split(' ').next()?.parse().ok()
+}

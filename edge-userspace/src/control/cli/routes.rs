@@ -1,0 +1,151 @@
+//! `edgectl routes`: listed, added, removed, and tested with the reasons.
+
+use super::{
+    Client, Failure, Output, arguments,
+    arguments::{Routes, When},
+    list, lists, show,
+    style::{Colour, printable},
+    table::{Cell, Column, NONE, Table},
+};
+use crate::control::api::{
+    AddRoute, CheckStatus, Probe, RemoveRoute, RemovedRoutes, Route, RouteTest, TestRoute, parse_target,
+};
+
+pub(super) async fn run(command: Routes, daemon: &Client, output: Output) -> Result<(), Failure> {
+    match command {
+        Routes::List => {
+            let answer = daemon.get("/v1/routes").await?;
+            list(output, &answer, lists::routes)
+        }
+        Routes::Add(route) => {
+            let answer = daemon.post("/v1/routes", &to_add(route)?).await?;
+            show(output, &answer, |route: &Route| {
+                vec![format!("{} leads to {}", route.host, printable(&lists::target(&route.to)))]
+            })
+        }
+        Routes::Remove(route) => {
+            let answer = daemon.delete("/v1/routes", &to_remove(route)).await?;
+            show(output, &answer, removed)
+        }
+        Routes::Test(client) => test(client, daemon, output).await,
+    }
+}
+
+fn to_add(route: arguments::AddRoute) -> Result<AddRoute, Failure> {
+    let to = parse_target(&route.to).map_err(|error| Failure::Usage(error.to_string()))?;
+    let When { listener, protocol, alpn, from } = route.when;
+    Ok(AddRoute {
+        host: route.host,
+        to,
+        listener,
+        protocol: protocol.into_iter().map(Into::into).collect(),
+        alpn,
+        from,
+        proxy_protocol: route.proxy_protocol.into(),
+        datapath: route.datapath.into(),
+        replace: route.replace,
+    })
+}
+
+fn to_remove(route: arguments::RemoveRoute) -> RemoveRoute {
+    fn given<T>(list: Vec<T>) -> Option<Vec<T>> {
+        (!list.is_empty()).then_some(list)
+    }
+    let When { listener, protocol, alpn, from } = route.when;
+    RemoveRoute {
+        host: route.host,
+        listener: given(listener),
+        protocol: given(protocol.into_iter().map(Into::into).collect()),
+        alpn: given(alpn),
+        from: given(from),
+        close: route.close,
+    }
+}
+
+fn removed(removed: &RemovedRoutes) -> Vec<String> {
+    let mut lines: Vec<_> = (removed.removed.iter())
+        .map(|route| format!("removed {} to {}", route.host, printable(&lists::target(&route.to))))
+        .collect();
+    if removed.closed > 0 {
+        lines.push(format!("closed {} connections", removed.closed));
+    }
+    lines
+}
+
+async fn test(client: arguments::TestRoute, daemon: &Client, output: Output) -> Result<(), Failure> {
+    let arguments::TestRoute { host, protocol, alpn, from, listener, probe } = client;
+    let request = TestRoute { host: host.0, protocol: protocol.map(Into::into), alpn, from, listener, probe };
+    let answer = daemon.post("/v1/routes/test", &request).await?;
+    let test: RouteTest = answer.read()?;
+    show(output, &answer, |test| lines(test, output))?;
+    let broken = test.probe.iter().flatten().any(|probe| probe.status == CheckStatus::Fail);
+    // That no route matches is an answer like another; a way that is broken is not.
+    if broken { Err(Failure::Found) } else { Ok(()) }
+}
+
+fn lines(test: &RouteTest, output: Output) -> Vec<String> {
+    let host = test.host.as_ref().map_or("a client that names no host", |host| host.as_str());
+    let mut lines = vec![format!(
+        "{} on {}: {}",
+        output.paint(host, Colour::Bold),
+        test.listener,
+        printable(&test.outcome)
+    )];
+    if !test.considered.is_empty() {
+        let mut table = Table::new([
+            Column::text(" "),
+            Column::text("ROUTE"),
+            Column::text("LISTENER"),
+            Column::text("PROTOCOL").optional(),
+            Column::text("ALPN").optional(),
+            Column::text("FROM").optional(),
+            Column::text("TO"),
+            Column::text("REASON"),
+        ]);
+        for route in &test.considered {
+            table.row([
+                if route.wins { Cell::coloured(">", Colour::Green) } else { " ".into() },
+                route.host.to_string().into(),
+                Cell::list(&route.listener, "all"),
+                Cell::list(&route.protocol, NONE),
+                Cell::list(&route.alpn, NONE),
+                Cell::list(&route.from, NONE),
+                lists::target(&route.to).into(),
+                route.reason.as_str().into(),
+            ]);
+        }
+        lines.push(String::new());
+        lines.extend(table.lines(output.colours));
+    }
+    if !test.backends.is_empty() {
+        lines.push(String::new());
+        lines.extend(lists::backends(&test.backends).lines(output.colours));
+    }
+    for probe in test.probe.iter().flatten() {
+        lines.push(String::new());
+        lines.extend(probe_lines(probe, output));
+    }
+    lines
+}
+
+fn probe_lines(probe: &Probe, output: Output) -> Vec<String> {
+    let address = probe.address.as_deref().map(|address| format!(" ({address})")).unwrap_or_default();
+    let mut lines = vec![format!("probe of {}{}", probe.to, printable(&address))];
+    for step in &probe.steps {
+        let time = step.duration_ms.map(|ms| format!(" ({ms:.1} ms)")).unwrap_or_default();
+        let (word, colour) = status(step.status);
+        let word = output.paint(&format!("{word:4}"), colour);
+        lines.push(format!("  {word}  {:11} {}{time}", step.name, printable(&step.message)));
+    }
+    lines
+}
+
+/// How a check went, in a word and its colour.
+pub(super) fn status(status: CheckStatus) -> (&'static str, Colour) {
+    match status {
+        CheckStatus::Ok => ("ok", Colour::Green),
+        CheckStatus::Skip => ("skip", Colour::Dim),
+        CheckStatus::Warn => ("warn", Colour::Yellow),
+        CheckStatus::Fail => ("fail", Colour::Red),
+    }
+}

@@ -1,0 +1,102 @@
+//! `edgectl status`: the daemon at a glance.
+
+use super::{
+    style::{Colour, Output, printable},
+    table::{Cell, Column, Table},
+    units,
+};
+use crate::{control::api::Status, listener::Protocol};
+
+/// The summary and the listeners.
+pub(super) fn lines(status: &Status, output: Output) -> Vec<String> {
+    let mut lines = summary(status, output);
+    lines.push(String::new());
+    lines.extend(listeners(status).lines(output.colours));
+    lines
+}
+
+/// One line for each thing there is to know.
+pub(super) fn summary(status: &Status, output: Output) -> Vec<String> {
+    let Status { config, connections, routes, backends, .. } = status;
+    let mut lines = Vec::new();
+    let mut say = |name: &str, what: String| {
+        lines.push(format!("{} {what}", output.paint(&format!("{name:14}"), Colour::Dim)));
+    };
+    let draining = if status.draining { ", ends when its last connection has" } else { "" };
+    say(
+        "edged",
+        format!(
+            "{}, pid {}, up {}{draining}",
+            status.version,
+            status.pid,
+            units::seconds(status.uptime_seconds)
+        ),
+    );
+    say("configuration", {
+        let reload = match &config.last_reload {
+            Some(reload) if !reload.successful => {
+                let error = reload.error.as_deref().unwrap_or("no reason given");
+                let first = error.lines().next().unwrap_or_default();
+                let failed =
+                    format!("last reload failed {} ago: {}", units::since(reload.time), printable(first));
+                format!("; {}", output.paint(&failed, Colour::Red))
+            }
+            _ => String::new(),
+        };
+        format!("{}, loaded {} ago{reload}", config.path.display(), units::since(config.loaded))
+    });
+    say(
+        "connections",
+        format!("{} now, {} in all, at most {}", connections.now, connections.total, connections.limit),
+    );
+    say("carried", format!("{} up, {} down", units::bytes(status.bytes_up), units::bytes(status.bytes_down)));
+    say("routes", format!("{} from the file, {} added", routes.file, routes.runtime));
+    say("backends", {
+        let down = format!("{} down", backends.down);
+        let down = if backends.down > 0 { output.paint(&down, Colour::Red) } else { down };
+        format!("{} up, {down}, {} drained", backends.up, backends.drained)
+    });
+    say("datapath", {
+        let tiers = status.datapath.tiers.iter().map(|tier| match &tier.reason {
+            _ if tier.available => tier.tier.name().to_owned(),
+            Some(reason) => format!("no {} ({})", tier.tier.name(), printable(reason)),
+            None => format!("no {}", tier.tier.name()),
+        });
+        format!("{}: {}", status.datapath.allowed.name(), tiers.collect::<Vec<_>>().join(", "))
+    });
+    if !status.rejected.is_empty() {
+        let reasons = status.rejected.iter().map(|(reason, count)| format!("{count} {reason}"));
+        say("rejected", reasons.collect::<Vec<_>>().join(", "));
+    }
+    if status.blocked_packets > 0 {
+        say("blocked", format!("{} packets", status.blocked_packets));
+    }
+    lines
+}
+
+fn listeners(status: &Status) -> Table {
+    let mut table = Table::new([
+        Column::text("LISTENER"),
+        Column::text("PROTOCOL"),
+        Column::text("BIND"),
+        Column::number("CONNECTIONS"),
+        Column::number("ACCEPTED"),
+        Column::number("MSS"),
+    ]);
+    for listener in &status.listeners {
+        table.row([
+            (&*listener.name).into(),
+            match listener.protocol {
+                _ if !listener.protocols.is_empty() => Cell::list(&listener.protocols, "-"),
+                Protocol::Tls => "tls".into(),
+                Protocol::Http => "http".into(),
+                Protocol::Tcp => "tcp".into(),
+            },
+            Cell::list(&listener.bind, "-"),
+            listener.connections.to_string().into(),
+            listener.accepted.to_string().into(),
+            Cell::or_none(listener.mss),
+        ]);
+    }
+    table
+}

@@ -1,0 +1,169 @@
+//! The caller's end of the control API: one request over the Unix socket, and in words why it failed.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{
+    Method, Request, StatusCode,
+    header::{CONTENT_TYPE, HOST},
+};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::net::UnixStream;
+
+use super::api::{ErrorBody, ErrorDetail};
+
+/// How long the daemon may take. A probe and a doctor's round wait for backends that do not answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_mins(2);
+/// The longest answer: a hundred thousand routes or blocked prefixes fit.
+const MAX_ANSWER: usize = 256 * 1024 * 1024;
+
+/// Calls the daemon behind one control socket.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+/// Why a call has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// No socket in that place.
+    #[error(
+        "there is no control socket {0}: is edged running? (`systemctl status edged`; --control names another socket)"
+    )]
+    Missing(PathBuf),
+    /// A socket that this user may not use.
+    #[error(
+        "no permission for the control socket {0}: run as root, or join the group `edge` (`usermod -aG edge $USER`, then log in again)"
+    )]
+    Permission(PathBuf),
+    /// A socket on which nobody listens.
+    #[error(
+        "nobody answers on the control socket {0}: edged is not running or was killed (`systemctl status edged`)"
+    )]
+    NobodyThere(PathBuf),
+    /// The daemon went away, or something else is wrong with the socket.
+    #[error("the control socket {0}: {1}")]
+    Io(PathBuf, io::Error),
+    /// The daemon took too long.
+    #[error("edged did not answer within {} seconds", ANSWER_TIMEOUT.as_secs())]
+    Timeout,
+    /// Something answers that does not speak the control API.
+    #[error("{0} does not answer like edged: {1}")]
+    NotEdged(PathBuf, String),
+    /// The daemon refused.
+    #[error("{}", .0.message)]
+    Refused(ErrorDetail),
+}
+
+/// A successful answer: the JSON as the daemon wrote it.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    socket: PathBuf,
+    body: Bytes,
+}
+
+impl Answer {
+    /// The JSON, byte for byte.
+    pub fn json(&self) -> &[u8] {
+        &self.body
+    }
+
+    /// The JSON, read.
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, ClientError> {
+        serde_json::from_slice(&self.body).map_err(|error| {
+            ClientError::NotEdged(
+                self.socket.clone(),
+                format!("{error}; edgectl and edged may be of different versions"),
+            )
+        })
+    }
+}
+
+impl Client {
+    /// A client of the daemon behind `socket`; it connects with each call.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self { socket: socket.into() }
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Asks for what is at `path`.
+    pub async fn get(&self, path: &str) -> Result<Answer, ClientError> {
+        self.call(Method::GET, path, Bytes::new()).await
+    }
+
+    /// Sends `fields` to `path`.
+    pub async fn post(&self, path: &str, fields: &(impl Serialize + Sync)) -> Result<Answer, ClientError> {
+        let body = self.body(fields)?;
+        self.call(Method::POST, path, body).await
+    }
+
+    /// Deletes what `fields` name at `path`; `()` where the path alone names it.
+    pub async fn delete(&self, path: &str, fields: &(impl Serialize + Sync)) -> Result<Answer, ClientError> {
+        let body = self.body(fields)?;
+        self.call(Method::DELETE, path, body).await
+    }
+
+    fn body(&self, fields: &impl Serialize) -> Result<Bytes, ClientError> {
+        let body = serde_json::to_vec(fields).map_err(|error| self.io(io::Error::other(error)))?;
+        Ok(body.into())
+    }
+
+    async fn call(&self, method: Method, path: &str, body: Bytes) -> Result<Answer, ClientError> {
+        tokio::time::timeout(ANSWER_TIMEOUT, self.exchange(method, path, body))
+            .await
+            .map_err(|_| ClientError::Timeout)?
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Answer, ClientError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.io(error))?;
+        let not_edged = |error: String| ClientError::NotEdged(self.socket.clone(), error);
+        let http = |error: hyper::Error| {
+            if error.is_parse() { not_edged(error.to_string()) } else { self.io(io::Error::other(error)) }
+        };
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
+        // It ends with the stream; its error comes out of the request as well.
+        tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, "edged")
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(|error| self.io(io::Error::other(error)))?;
+        let response = sender.send_request(request).await.map_err(http)?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_ANSWER)
+            .collect()
+            .await
+            .map_err(|error| self.io(io::Error::other(error)))?
+            .to_bytes();
+        match status {
+            StatusCode::OK => Ok(Answer { socket: self.socket.clone(), body }),
+            _ => Err(match serde_json::from_slice::<ErrorBody>(&body) {
+                Ok(body) => ClientError::Refused(body.error),
+                Err(_) => not_edged(format!("HTTP status {status}")),
+            }),
+        }
+    }
+
+    fn io(&self, error: io::Error) -> ClientError {
+        let socket = self.socket.clone();
+        match error.kind() {
+            io::ErrorKind::NotFound => ClientError::Missing(socket),
+            io::ErrorKind::PermissionDenied => ClientError::Permission(socket),
+            io::ErrorKind::ConnectionRefused => ClientError::NobodyThere(socket),
+            _ => ClientError::Io(socket, error),
+        }
+    }
+}

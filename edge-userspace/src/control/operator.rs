@@ -1,0 +1,150 @@
+//! What the daemon does for the control API, and how it refuses.
+
+use std::{borrow::Cow, future::Future};
+
+use super::api::{
+    AddBlock, AddRoute, Backend, BackendSelector, Block, ClosedConnection, Connection, DoctorReport,
+    ErrorBody, ErrorDetail, ReloadReport, RemoveBlock, RemoveRoute, RemovedRoutes, Route, RouteTest, Status,
+    TestRoute,
+};
+
+/// The daemon as the control API sees it.
+///
+/// Calls that answer from memory are plain functions and must not block. Calls that wait for the disk, the
+/// network or the workers give a future; a caller that goes away may drop it, so that a change which must not
+/// stop halfway runs in a task of its own.
+pub trait Operator: Send + Sync + 'static {
+    /// Every route, in the order of precedence or of the file.
+    fn routes(&self) -> Vec<Route>;
+
+    /// Adds a route; it is in effect and on disk before the answer.
+    ///
+    /// The same route again is a success that changes nothing. Refused are: a condition that a route of the file
+    /// has already, or a runtime route that leads elsewhere unless `replace`; a listener or pool that is not there.
+    fn add_route(&self, route: AddRoute) -> impl Future<Output = Result<Route, Refusal>> + Send;
+
+    /// Removes one runtime route; off the disk before the answer.
+    ///
+    /// Refused are: a route that is not there or is the file's, and a request that several routes fit.
+    fn remove_route(&self, route: RemoveRoute)
+    -> impl Future<Output = Result<RemovedRoutes, Refusal>> + Send;
+
+    /// Says which route an imagined client would get, and with `probe` what the backends answer.
+    fn test_route(&self, client: TestRoute) -> impl Future<Output = Result<RouteTest, Refusal>> + Send;
+
+    /// Every backend of every pool.
+    fn backends(&self) -> Vec<Backend>;
+
+    /// Takes a backend out (`drained`) or puts it back; on disk before the answer, which holds what changed.
+    fn set_drained(
+        &self,
+        backend: BackendSelector,
+        drained: bool,
+    ) -> impl Future<Output = Result<Vec<Backend>, Refusal>> + Send;
+
+    /// Every live connection.
+    fn connections(&self) -> Vec<Connection>;
+
+    /// Ends a connection.
+    fn close_connection(&self, id: u64) -> Result<ClosedConnection, Refusal>;
+
+    /// The daemon at a glance.
+    fn status(&self) -> Status;
+
+    /// Reads the configuration file again. A file that is wrong changes nothing.
+    fn reload(&self) -> impl Future<Output = Result<ReloadReport, Refusal>> + Send;
+
+    /// Looks at kernel, capabilities, ports, tunnels and backends.
+    fn doctor(&self) -> impl Future<Output = DoctorReport> + Send;
+
+    /// Every blocked prefix.
+    fn blocks(&self) -> Result<Vec<Block>, Refusal>;
+
+    /// Blocks a prefix.
+    fn add_block(&self, block: AddBlock) -> impl Future<Output = Result<Block, Refusal>> + Send;
+
+    /// Lets a blocked prefix in again; the answer is the block as it was.
+    fn remove_block(&self, block: RemoveBlock) -> impl Future<Output = Result<Block, Refusal>> + Send;
+}
+
+/// What kind of no it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RefusalKind {
+    /// The request cannot be understood (400).
+    BadRequest,
+    /// There is no such thing (404).
+    NotFound,
+    /// It contradicts what is there (409).
+    Conflict,
+    /// The request took too long to arrive (408).
+    Timeout,
+    /// The body is larger than any request needs (413).
+    TooLarge,
+    /// There is such a thing, and this cannot be done with it (405).
+    Method,
+    /// Understood, and wrong: an unknown listener, a configuration file with errors (422).
+    Invalid,
+    /// The daemon failed; nothing was changed (500).
+    Internal,
+    /// This machine cannot do it (501).
+    Unsupported,
+    /// Not now: the daemon is ending (503).
+    Unavailable,
+}
+
+impl RefusalKind {
+    /// The HTTP status of the answer (RFC 9110 §15).
+    pub const fn status(self) -> u16 {
+        match self {
+            Self::BadRequest => 400,
+            Self::NotFound => 404,
+            Self::Method => 405,
+            Self::Timeout => 408,
+            Self::Conflict => 409,
+            Self::TooLarge => 413,
+            Self::Invalid => 422,
+            Self::Internal => 500,
+            Self::Unsupported => 501,
+            Self::Unavailable => 503,
+        }
+    }
+}
+
+/// Why the daemon did not do it, and what the operator can do about that.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// What kind of no.
+    pub kind: RefusalKind,
+    /// A stable name in `snake_case`, such as `route_exists`.
+    pub code: Cow<'static, str>,
+    /// One sentence, or for a configuration error the whole report.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl Refusal {
+    /// A refusal without a hint.
+    pub fn new(kind: RefusalKind, code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        Self { kind, code: code.into(), message: message.into(), hint: None }
+    }
+
+    /// The same, with what to do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The body of the answer.
+    pub fn body(&self) -> ErrorBody {
+        ErrorBody {
+            error: ErrorDetail {
+                code: self.code.clone().into_owned(),
+                message: self.message.clone(),
+                hint: self.hint.clone(),
+            },
+        }
+    }
+}

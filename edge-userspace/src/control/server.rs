@@ -1,0 +1,186 @@
+//! The control API on the Unix socket: which path calls what of the [`Operator`].
+//!
+//! Every answer is JSON, every error in one shape; docs/control-api.md describes it for its users.
+
+use std::{future::Future, io, sync::Arc};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Path, State},
+    http::{StatusCode, Uri, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+    routing::{delete, get, post},
+};
+use serde::Serialize;
+
+use super::{
+    ControlSocket, Operator, Refusal, RefusalKind,
+    api::{AddBlock, AddRoute, BackendSelector, RemoveBlock, RemoveRoute, TestRoute},
+    http,
+    request::Fields,
+};
+
+/// Answers on the control socket until `shutdown`; runs on the control runtime, never on a worker.
+pub async fn serve<O: Operator>(
+    socket: ControlSocket,
+    operator: Arc<O>,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let listener = tokio::net::UnixListener::from_std(socket.listener()?)?;
+    http::serve(listener, router(operator), shutdown).await;
+    drop(socket);
+    Ok(())
+}
+
+fn router<O: Operator>(operator: Arc<O>) -> Router {
+    Router::new()
+        .route("/v1/routes", get(routes::<O>).post(add_route::<O>).delete(remove_route::<O>))
+        .route("/v1/routes/test", post(test_route::<O>))
+        .route("/v1/backends", get(backends::<O>))
+        .route("/v1/backends/drain", post(drain::<O>))
+        .route("/v1/backends/ready", post(ready::<O>))
+        .route("/v1/connections", get(connections::<O>))
+        .route("/v1/connections/{id}", delete(close_connection::<O>))
+        .route("/v1/status", get(status::<O>))
+        .route("/v1/doctor", get(doctor::<O>))
+        .route("/v1/blocks", get(blocks::<O>).post(add_block::<O>).delete(remove_block::<O>))
+        .route("/v1/reload", post(reload::<O>))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .with_state(operator)
+}
+
+async fn routes<O: Operator>(State(operator): State<Arc<O>>) -> Response {
+    list(operator, |operator| Ok(operator.routes())).await
+}
+
+async fn add_route<O: Operator>(State(operator): State<Arc<O>>, Fields(route): Fields<AddRoute>) -> Response {
+    answer(operator.add_route(route).await)
+}
+
+async fn remove_route<O: Operator>(
+    State(operator): State<Arc<O>>,
+    Fields(route): Fields<RemoveRoute>,
+) -> Response {
+    answer(operator.remove_route(route).await)
+}
+
+async fn test_route<O: Operator>(
+    State(operator): State<Arc<O>>,
+    Fields(client): Fields<TestRoute>,
+) -> Response {
+    answer(operator.test_route(client).await)
+}
+
+async fn backends<O: Operator>(State(operator): State<Arc<O>>) -> Response {
+    list(operator, |operator| Ok(operator.backends())).await
+}
+
+async fn drain<O: Operator>(
+    State(operator): State<Arc<O>>,
+    Fields(backend): Fields<BackendSelector>,
+) -> Response {
+    answer(operator.set_drained(backend, true).await)
+}
+
+async fn ready<O: Operator>(
+    State(operator): State<Arc<O>>,
+    Fields(backend): Fields<BackendSelector>,
+) -> Response {
+    answer(operator.set_drained(backend, false).await)
+}
+
+async fn connections<O: Operator>(State(operator): State<Arc<O>>) -> Response {
+    list(operator, |operator| Ok(operator.connections())).await
+}
+
+async fn close_connection<O: Operator>(State(operator): State<Arc<O>>, Path(id): Path<String>) -> Response {
+    answer(match id.parse() {
+        Ok(id) => operator.close_connection(id),
+        Err(_) => Err(Refusal::new(
+            RefusalKind::BadRequest,
+            "bad_request",
+            format!("{id:?} is not the id of a connection: it is a number"),
+        )),
+    })
+}
+
+async fn status<O: Operator>(State(operator): State<Arc<O>>) -> Response {
+    list(operator, |operator| Ok(operator.status())).await
+}
+
+async fn doctor<O: Operator>(State(operator): State<Arc<O>>) -> Response {
+    answer(Ok(operator.doctor().await))
+}
+
+async fn blocks<O: Operator>(State(operator): State<Arc<O>>) -> Response {
+    list(operator, Operator::blocks).await
+}
+
+async fn add_block<O: Operator>(State(operator): State<Arc<O>>, Fields(block): Fields<AddBlock>) -> Response {
+    answer(operator.add_block(block).await)
+}
+
+async fn remove_block<O: Operator>(
+    State(operator): State<Arc<O>>,
+    Fields(block): Fields<RemoveBlock>,
+) -> Response {
+    answer(operator.remove_block(block).await)
+}
+
+async fn reload<O: Operator>(State(operator): State<Arc<O>>) -> Response {
+    answer(operator.reload().await)
+}
+
+async fn no_such_path(uri: Uri) -> Refusal {
+    Refusal::new(RefusalKind::NotFound, "no_such_path", format!("there is no {}", uri.path()))
+        .hint("docs/control-api.md lists the paths; edgectl and edged may be of different versions")
+}
+
+async fn no_such_method(method: axum::http::Method, uri: Uri) -> Refusal {
+    Refusal::new(RefusalKind::Method, "no_such_method", format!("{} does not take {method}", uri.path()))
+        .hint("the Allow header of this answer names what it takes")
+}
+
+/// What may be long is gathered and written off the runtime, which health checks and reloads share.
+async fn list<O: Operator, T: Serialize>(
+    operator: Arc<O>,
+    gather: impl FnOnce(&O) -> Result<T, Refusal> + Send + 'static,
+) -> Response {
+    match tokio::task::spawn_blocking(move || answer(gather(&operator))).await {
+        Ok(response) => response,
+        Err(_) => {
+            Refusal::new(RefusalKind::Internal, "internal", "the answer could not be made").into_response()
+        }
+    }
+}
+
+fn answer<T: Serialize>(result: Result<T, Refusal>) -> Response {
+    match result {
+        Ok(value) => json(StatusCode::OK, &value),
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        json(status, &self.body())
+    }
+}
+
+fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    let mut body = match serde_json::to_vec(value) {
+        Ok(body) => body,
+        Err(error) => {
+            tracing::error!(%error, "an answer of the control API cannot be written as JSON");
+            return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+        }
+    };
+    body.push(b'\n');
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, axum::http::HeaderValue::from_static("application/json"));
+    response
+}

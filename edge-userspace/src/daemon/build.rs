@@ -1,0 +1,187 @@
+//! Settings and runtime state → the [`Running`] state that connections meet.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use crate::{
+    config::Settings,
+    connection::{Destination, ListenerState, Running, Source, identity_of},
+    datapath::Choice,
+    host::HostName,
+    pool::{
+        Backend, BackendAddress, BackendSpec, Backends, HealthKind, Pool, PoolSpec, ProxyProtocol, Target,
+        check::Plan,
+    },
+    route::{Conditions, HostPattern, RouteSpec, Rule, Table},
+    tally::Tally,
+};
+
+/// What survives a reload: backends with their state, and counters.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    pub(super) backends: Backends,
+    routes: HashMap<Conditions, Arc<Tally>>,
+    listeners: HashMap<Arc<str>, Arc<Tally>>,
+}
+
+/// The running state, and what the operator should know about it.
+#[derive(Debug)]
+pub(super) struct Built {
+    pub(super) running: Running,
+    /// How the backends of all pools in use are checked, those that a `to` made by itself included.
+    pub(super) checks: Vec<(Arc<Backend>, Plan)>,
+    /// What is not as the operator may think.
+    pub(super) warnings: Vec<String>,
+}
+
+/// Builds the running state. The routes of the operator go before those of the file at the same host, since they
+/// are the later word.
+pub(super) fn build(settings: &Settings, runtime: &[RouteSpec], kept: &mut Kept) -> Built {
+    let mut pools = Pools { settings, kept, built: HashMap::new(), checks: Vec::new() };
+    let sourced = runtime.iter().map(|spec| (spec, Source::Runtime));
+    let sourced = sourced.chain(settings.routes.iter().map(|spec| (spec, Source::File)));
+    let mut rules = Vec::new();
+    let mut warnings = Vec::new();
+    let mut counters = HashMap::new();
+    for (spec, source) in sourced {
+        let port = default_port(settings, &spec.conditions);
+        let name = match &spec.conditions.host {
+            HostPattern::Exact(name) => Some(name),
+            HostPattern::Below(_) | HostPattern::Any => None,
+        };
+        let wants = (spec.proxy_protocol, spec.connect_timeout);
+        let Some(pool) = pools.pool(&spec.to, wants, port, name) else {
+            warnings.push(format!(
+                "the route for {} leads to the pool {}, which is gone: it is left out until the pool is back",
+                spec.conditions.host, spec.to
+            ));
+            continue;
+        };
+        let kept = pools.kept.routes.get(&spec.conditions).cloned().unwrap_or_default();
+        counters.insert(spec.conditions.clone(), Arc::clone(&kept));
+        let destination = Destination {
+            label: spec.conditions.host.to_string().into(),
+            proxy_protocol: pool.proxy_protocol(),
+            pool,
+            datapath: narrower(settings.daemon.datapath, spec.datapath),
+            identity: identity_of(Some(spec), ""),
+            route: Some(spec.clone()),
+            source,
+            idle_timeout: spec.idle_timeout,
+            counters: kept,
+        };
+        rules.push(Rule { conditions: spec.conditions.clone(), target: Arc::new(destination) });
+    }
+    let mut listeners = HashMap::new();
+    let mut listener_counters = HashMap::new();
+    for spec in &settings.listeners {
+        let destination = spec.to.as_ref().and_then(|to| {
+            let port = spec.bind.first().map_or(0, std::net::SocketAddr::port);
+            let pool = pools.pool(to, (ProxyProtocol::Off, spec.connect_timeout), port, None)?;
+            let kept = pools.kept.listeners.get(&spec.name).cloned().unwrap_or_default();
+            listener_counters.insert(Arc::clone(&spec.name), Arc::clone(&kept));
+            Some(Arc::new(Destination {
+                label: Arc::clone(&spec.name),
+                proxy_protocol: pool.proxy_protocol(),
+                pool,
+                datapath: settings.daemon.datapath,
+                identity: identity_of(None, &spec.name),
+                route: None,
+                source: Source::File,
+                idle_timeout: None,
+                counters: kept,
+            }))
+        });
+        listeners.insert(Arc::clone(&spec.name), Arc::new(ListenerState { spec: spec.clone(), destination }));
+    }
+    let checks = pools.checks;
+    kept.routes = counters;
+    kept.listeners = listener_counters;
+    let limits = &settings.limits;
+    let running = Running {
+        routes: Table::new(rules),
+        listeners,
+        hello_timeout: limits.hello_timeout,
+        hello_bytes: limits.hello_bytes,
+        connections_per_source: limits.connections_per_source,
+        connection_rate_per_source: limits.connection_rate_per_source,
+        idle_timeout: limits.idle_timeout,
+    };
+    Built { running, checks, warnings }
+}
+
+/// A tier forced by the daemon's setting or by the route's; the route's word is the closer one.
+fn narrower(daemon: Choice, route: Choice) -> Choice {
+    if route == Choice::Auto { daemon } else { route }
+}
+
+/// The port that a backend without one has, for its checks: that of the first listener the route can be met on.
+fn default_port(settings: &Settings, conditions: &Conditions) -> u16 {
+    let met_on = |name: &Arc<str>| conditions.listeners.is_empty() || conditions.listeners.contains(name);
+    let mut listeners = settings.listeners.iter().filter(|spec| spec.to.is_none() && met_on(&spec.name));
+    listeners.next().and_then(|spec| spec.bind.first()).map_or(443, std::net::SocketAddr::port)
+}
+
+/// What the route says of a pool that its `to` makes: the header, and the time to connect.
+type Wants = (ProxyProtocol, Option<Duration>);
+
+/// Pools by what makes them the same.
+struct Pools<'a> {
+    settings: &'a Settings,
+    kept: &'a mut Kept,
+    built: HashMap<(Target, Wants), Arc<Pool>>,
+    checks: Vec<(Arc<Backend>, Plan)>,
+}
+
+impl Pools<'_> {
+    /// The pool of a target; `None` where it names one that there is not. Its backends are checked on `port`
+    /// where they have none of their own, and by `server_name`.
+    fn pool(
+        &mut self,
+        target: &Target,
+        (proxy_protocol, connect_timeout): Wants,
+        port: u16,
+        server_name: Option<&HostName>,
+    ) -> Option<Arc<Pool>> {
+        let named = named(self.settings, target);
+        // A pool of the configuration has a header setting of its own, unless the route says otherwise.
+        let proxy_protocol = match (named, proxy_protocol) {
+            (Some(pool), ProxyProtocol::Off) => pool.proxy_protocol,
+            (_, said) => said,
+        };
+        let key = (target.clone(), (proxy_protocol, connect_timeout));
+        if let Some(pool) = self.built.get(&key) {
+            return Some(Arc::clone(pool));
+        }
+        let mut spec = named.cloned().or_else(|| unnamed(target))?;
+        spec.proxy_protocol = proxy_protocol;
+        spec.connect_timeout = connect_timeout.unwrap_or(spec.connect_timeout);
+        let pool = Arc::new(self.kept.backends.pool(&spec));
+        let plan = Plan { health: *pool.health(), port, server_name: server_name.cloned(), proxy_protocol };
+        self.checks.extend(pool.backends().iter().map(|backend| (Arc::clone(backend), plan.clone())));
+        self.built.insert(key, Arc::clone(&pool));
+        Some(pool)
+    }
+}
+
+/// The configured pool that a target names.
+fn named<'a>(settings: &'a Settings, target: &Target) -> Option<&'a PoolSpec> {
+    match target {
+        Target::One(name) => settings.pools.iter().find(|pool| pool.name == *name),
+        Target::Many(_) => None,
+    }
+}
+
+/// The pool that an address or a list of addresses makes. With one backend there is nothing to choose, so it is
+/// not checked.
+fn unnamed(target: &Target) -> Option<PoolSpec> {
+    let addresses = match target {
+        Target::One(text) => vec![text.parse::<BackendAddress>().ok()?],
+        Target::Many(addresses) => addresses.clone(),
+    };
+    let backends: Vec<_> = addresses.into_iter().map(BackendSpec::new).collect();
+    let mut spec = PoolSpec::new(target.to_string(), backends);
+    if spec.backends.len() < 2 {
+        spec.health.kind = HealthKind::Off;
+    }
+    Some(spec)
+}

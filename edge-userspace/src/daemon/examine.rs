@@ -1,0 +1,86 @@
+//! What `edgectl doctor` sees: the daemon looks at itself and its surroundings.
+
+mod certificates;
+mod headers;
+mod ways;
+
+use std::sync::Arc;
+
+use super::{Daemon, status};
+use crate::{
+    control::api::{Check, CheckStatus, DoctorReport},
+    kernel::{self, Finding},
+    pool::BackendState,
+};
+
+impl Daemon {
+    pub(super) async fn examine(&self) -> DoctorReport {
+        let mut checks = Vec::new();
+        let glance = self.glance();
+        checks.push(match glance.config.last_reload {
+            Some(reload) if !reload.successful => {
+                Check::new("configuration", CheckStatus::Fail, reload.error.unwrap_or_default()).remedy(
+                    "mend the file and run `edgectl reload`; the old configuration goes on until then",
+                )
+            }
+            _ => Check::new(
+                "configuration",
+                CheckStatus::Ok,
+                format!("{} is in effect", glance.config.path.display()),
+            ),
+        });
+        checks.push(Check::new(
+            "connections",
+            if glance.connections.now < glance.connections.limit {
+                CheckStatus::Ok
+            } else {
+                CheckStatus::Warn
+            },
+            format!("{} of at most {}", glance.connections.now, glance.connections.limit),
+        ));
+        let running = self.edge.running.load_full();
+        let mut listeners: Vec<_> = running.listeners.keys().collect();
+        listeners.sort();
+        checks
+            .extend(listeners.into_iter().map(|name| ways::announced(name, self.segments.of(name).as_ref())));
+        let backends: Vec<_> = running.backends().map(Arc::clone).collect();
+        checks.extend(backends.iter().map(|backend| backend_check(backend)));
+        checks.extend(ways::devices(&backends).await);
+        let homes = ways::homes(&running);
+        checks.extend(ways::hellos(&homes).await);
+        checks.extend(certificates::look(&homes).await);
+        checks.extend(headers::look(&running).await);
+        checks.extend(self.findings.iter().cloned().map(kernel_check));
+        if let Ok(probe) = tokio::task::spawn_blocking(kernel::probe::probe).await {
+            checks.extend(probe.findings.into_iter().map(kernel_check));
+        }
+        DoctorReport { checks }
+    }
+}
+
+fn backend_check(backend: &crate::pool::Backend) -> Check {
+    let name = format!("backend {}", backend.id());
+    let shown = status::backend(backend);
+    let reason = shown.reason.unwrap_or_else(|| "in order".into());
+    match backend.state() {
+        BackendState::Up => Check::new(name, CheckStatus::Ok, reason),
+        BackendState::Drained => Check::new(name, CheckStatus::Warn, reason)
+            .remedy(format!("`edgectl backends ready {}` brings it back", backend.to())),
+        BackendState::Down => Check::new(name, CheckStatus::Fail, reason)
+            .remedy("see that the service runs at home and that the tunnel is up"),
+    }
+}
+
+fn kernel_check(finding: Finding) -> Check {
+    let status = match finding.state {
+        kernel::State::Good => CheckStatus::Ok,
+        kernel::State::Unknown => CheckStatus::Skip,
+        kernel::State::Limited => CheckStatus::Warn,
+        kernel::State::Missing => CheckStatus::Fail,
+    };
+    let check = Check::new(finding.name, status, finding.message);
+    match finding.remedy {
+        Some(remedy) => check.remedy(remedy),
+        None => check,
+    }
+}

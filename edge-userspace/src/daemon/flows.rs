@@ -1,0 +1,149 @@
+//! The flow tier in the daemon: taken from the kernel at the start, its reports read, shown with everything else.
+
+use std::{collections::HashMap, fs, io, ops::RangeInclusive, sync::Arc};
+
+use edge_common::flow::FlowReason;
+
+use super::{Daemon, status};
+use crate::{
+    connection::{Edge, FlowView, Flows, backend_key},
+    control::api,
+    datapath::{
+        Tier, Tiers,
+        flow::{DEFAULT_PORTS, FlowTier},
+    },
+    kernel::{Finding, FlowEvents, Kernel, State},
+    observe::metrics::FlowCounts,
+    pool::Backend,
+};
+
+/// Ports that the kernel may not give out by itself, in this network namespace.
+const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+/// Those that it gives out.
+const LOCAL: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+
+/// Takes the tier from the kernel, where it has one. What is missing is among the findings then.
+pub(super) fn take(kernel: &mut Kernel, tiers: &Tiers) -> Option<(Flows, FlowEvents)> {
+    let mut program = kernel.flow.take()?;
+    let taken = program.events().and_then(|events| Ok((events, FlowTier::new(program, DEFAULT_PORTS)?)));
+    match taken {
+        Ok((events, tier)) => {
+            if let Err(error) = reserve(&DEFAULT_PORTS) {
+                tracing::warn!(%error, "ports of flows cannot be reserved: do not let others connect from {DEFAULT_PORTS:?}");
+            }
+            let tier = Arc::new(tier);
+            tiers.add_flow(Arc::clone(&tier));
+            Some((Flows::new(tier), events))
+        }
+        Err(error) => {
+            let finding = Finding::new("flow tier", State::Limited, error.words());
+            tracing::warn!("{}: {}: connections stay on their sockets", finding.name, finding.message);
+            kernel.findings.push(finding);
+            None
+        }
+    }
+}
+
+/// Keeps the kernel from giving out these ports, where its own range reaches into them.
+fn reserve(ports: &RangeInclusive<u16>) -> io::Result<()> {
+    let local = fs::read_to_string(LOCAL)?;
+    let bounds: Vec<u16> = local.split_whitespace().filter_map(|bound| bound.parse().ok()).collect();
+    if let [first, last] = *bounds
+        && (last < *ports.start() || first > *ports.end())
+    {
+        return Ok(());
+    }
+    let there = fs::read_to_string(RESERVED)?;
+    let ours = format!("{}-{}", ports.start(), ports.end());
+    if there.trim().split(',').any(|range| range == ours) {
+        return Ok(());
+    }
+    let all = if there.trim().is_empty() { ours } else { format!("{},{ours}", there.trim()) };
+    fs::write(RESERVED, all)
+}
+
+/// Reads what the programs report, for as long as the daemon lives.
+pub(super) async fn listen(edge: Arc<Edge>, mut events: FlowEvents) {
+    loop {
+        if let Err(error) = events.readable().await {
+            tracing::error!(%error, "ends of flows are noticed late from now on");
+            return;
+        }
+        edge.flows_happened(&mut events);
+    }
+}
+
+/// What is counted of the tier.
+pub(super) fn measured(flows: &Flows) -> FlowCounts {
+    let reasons = flows.tier().reasons();
+    let packets =
+        FlowReason::ALL.into_iter().map(|reason| (name(reason), reasons.count(reason).unwrap_or(0)));
+    FlowCounts { packets: packets.collect(), stays: flows.tier().stay_counts() }
+}
+
+/// As the metrics have it.
+const fn name(reason: FlowReason) -> &'static str {
+    match reason {
+        FlowReason::Forwarded => "forwarded",
+        FlowReason::UnusualOptions => "unusual_options",
+        FlowReason::Fragment => "fragment",
+        FlowReason::ExtensionHeader => "extension_header",
+        FlowReason::SynOnClosed => "syn_on_closed",
+        FlowReason::SynOnLive => "syn_on_live",
+        FlowReason::SynAck => "syn_ack",
+        FlowReason::WrongDevice => "wrong_device",
+        FlowReason::Malformed => "malformed",
+        FlowReason::HopLimit => "hop_limit",
+        FlowReason::TooBig => "too_big",
+        FlowReason::Refused => "refused",
+        FlowReason::OutOfWindow => "out_of_window",
+        FlowReason::ResetOutOfWindow => "reset_out_of_window",
+        FlowReason::TooBigTranslated => "too_big_translated",
+        FlowReason::TooBigDisbelieved => "too_big_disbelieved",
+        FlowReason::Guarded => "guarded",
+        FlowReason::SynRewritten => "syn_rewritten",
+        FlowReason::ForSocket => "for_socket",
+        FlowReason::EventLost => "event_lost",
+    }
+}
+
+/// A flow as a connection of the control API; `backend` as far as it is in use.
+fn shown(flow: &FlowView, backend: Option<&Backend>) -> api::Connection {
+    let passport = &*flow.passport;
+    api::Connection {
+        id: flow.id,
+        client: flow.client,
+        listener: Arc::clone(&passport.listener),
+        host: passport.host.clone(),
+        alpn: passport.alpn().to_strings().into_iter().map(Arc::from).collect(),
+        route: Some(Arc::clone(&passport.route)),
+        backend: Some(flow.backend),
+        device: backend.and_then(|backend| backend.device().cloned()),
+        backend_state: backend.map(|backend| status::state(backend.state())),
+        datapath: Some(Tier::Flow),
+        age_seconds: flow.age.as_secs_f64(),
+        idle_seconds: flow.idle.as_secs_f64(),
+        bytes_up: flow.bytes_up,
+        bytes_down: flow.bytes_down,
+        spilled: false,
+    }
+}
+
+impl Daemon {
+    /// All flows, as connections.
+    pub(super) fn flows(&self) -> Vec<api::Connection> {
+        let Some(flows) = &self.edge.flows else { return Vec::new() };
+        match flows.list() {
+            Ok(list) => {
+                let running = self.edge.running.load();
+                let backends: HashMap<_, _> =
+                    running.backends().map(|backend| (backend_key(backend.id()), &**backend)).collect();
+                list.iter().map(|flow| shown(flow, backends.get(&flow.passport.backend).copied())).collect()
+            }
+            Err(error) => {
+                tracing::warn!(error = error.words(), "the flows cannot be listed");
+                Vec::new()
+            }
+        }
+    }
+}

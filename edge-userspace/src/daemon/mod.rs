@@ -1,0 +1,333 @@
+//! The daemon: ties configuration, runtime state, listeners, workers and the control API together.
+//!
+//! Everything that changes what connections meet goes through here, one change at a time: it is checked, put on
+//! disk where it has to last, and then swapped in whole.
+
+mod blocks;
+mod build;
+mod examine;
+mod flows;
+mod following;
+mod observed;
+mod operate;
+mod probe;
+mod segments;
+mod service;
+mod severed;
+mod sockets;
+mod status;
+mod tiers;
+mod worker;
+
+use std::{
+    net::TcpListener,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+pub use service::{Options, run};
+
+use self::{
+    blocks::Shielding,
+    build::{Built, Kept, build},
+    following::Following,
+    segments::Segments,
+    sockets::Sockets,
+    worker::Workers,
+};
+use crate::{
+    config::{
+        ConfigError, Settings,
+        state::{Opened, State, StateError, StateStore},
+    },
+    connection::{Admission, Edge, Endings, Registry},
+    control,
+    datapath::{Tier, Tiers},
+    kernel::{Finding, Kernel, Objects},
+    listener::BindError,
+    observe::{access_log::AccessLog, timings::Timings},
+    pool::BackendState,
+};
+
+/// Descriptors that are not for connections: listeners, epoll, logs, the control API, health checks, pipes.
+const RESERVED_DESCRIPTORS: u64 = 256;
+/// Descriptors that a connection holds: its two sockets.
+const DESCRIPTORS_A_CONNECTION: u64 = 2;
+
+/// Why the daemon cannot start, or a reload changes nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The configuration file is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The runtime state on disk cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// An address cannot be listened on.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The control socket cannot be opened.
+    #[error(transparent)]
+    Control(#[from] control::BindError),
+    /// A tier that the operator insists on is not to be had.
+    #[error(
+        "datapath = \"{}\" cannot be had on this machine: {reason}; `edgectl doctor` says more, and \"auto\" always works",
+        tier.name()
+    )]
+    Tier {
+        /// Which.
+        tier: Tier,
+        /// Why not.
+        reason: String,
+    },
+    /// The system refuses something else.
+    #[error("{0}: {1}")]
+    System(&'static str, std::io::Error),
+}
+
+/// The running daemon.
+#[derive(Debug)]
+pub struct Daemon {
+    config: PathBuf,
+    started: SystemTime,
+    edge: Arc<Edge>,
+    workers: Workers,
+    /// What a change goes through, and what it changes.
+    steering: tokio::sync::Mutex<Steering>,
+    shielding: Shielding,
+    segments: Segments,
+    /// Where tiers come from that are asked for later.
+    objects: Objects,
+    /// What the kernel does not have, as far as it was looked at when the daemon started.
+    findings: Vec<Finding>,
+    /// What is shown of the settings without waiting for a change under way.
+    shown: Mutex<Shown>,
+}
+
+/// What only one change at a time may touch.
+#[derive(Debug)]
+struct Steering {
+    settings: Settings,
+    store: StateStore,
+    state: State,
+    kept: Kept,
+    sockets: Sockets,
+    following: Following,
+}
+
+/// The daemon as `status` shows it.
+#[derive(Debug)]
+struct Shown {
+    settings: Settings,
+    loaded: SystemTime,
+    last_reload: Option<Reload>,
+    draining: bool,
+}
+
+/// How the last reload went.
+#[derive(Clone, Debug)]
+struct Reload {
+    time: SystemTime,
+    error: Option<String>,
+}
+
+/// What a reload brought.
+#[derive(Debug)]
+struct Applied {
+    listeners: usize,
+    pools: usize,
+    routes: usize,
+    warnings: Vec<String>,
+}
+
+impl Daemon {
+    /// Binds the listeners and starts to accept. `inherited` are sockets that the service manager bound.
+    ///
+    /// Runs within the control runtime: health checks and name resolution are its tasks.
+    pub fn start(
+        config: &Path,
+        settings: Settings,
+        inherited: Vec<TcpListener>,
+        workers: usize,
+        mut kernel: Kernel,
+    ) -> Result<Arc<Self>, DaemonError> {
+        let Opened { store, state, recovery } = StateStore::open(&settings.daemon.state_dir)?;
+        if let Some(recovery) = recovery {
+            tracing::error!("{recovery}");
+        }
+        let tiers = Tiers::default();
+        let flows = flows::take(&mut kernel, &tiers);
+        let (flows, mut events) = flows.unzip();
+        tiers::provide(&tiers, &kernel.objects, &settings, &state.routes)?;
+        let access_log = AccessLog::open(&settings.daemon.access_log)
+            .map_err(|error| DaemonError::System("cannot open daemon.access_log", error))?;
+        let mut kept = Kept::default();
+        let built = build(&settings, &state.routes, &mut kept);
+        let edge = Arc::new(Edge {
+            running: ArcSwap::from_pointee(built.running),
+            registry: Registry::default(),
+            admission: Arc::new(Admission::new(connection_limit(settings.limits.connections))),
+            access_log,
+            timings: Timings::default(),
+            endings: Endings::default(),
+            tiers,
+            flows,
+            run: fastrand::u64(..),
+        });
+        if let Some(events) = &mut events
+            && let Err(error) = edge.adopt_flows(events)
+        {
+            tracing::error!(
+                error = error.words(),
+                "flows of an earlier daemon are carried, but not all are known"
+            );
+        }
+        if let Some(events) = events {
+            tokio::spawn(flows::listen(Arc::clone(&edge), events));
+        }
+        let mut sockets = Sockets::new(inherited);
+        let prepared = sockets.prepare(&settings.listeners, workers)?;
+        let workers = Workers::start(workers, &edge)
+            .map_err(|error| DaemonError::System("cannot start a worker", error))?;
+        sockets.commit(prepared, &workers);
+        let mut following = Following::new(&settings.resolver, settings.tunnel);
+        following.set(built.checks, &settings.resolver, settings.tunnel);
+        let shielding = Shielding::new(&mut kernel, &state.blocks, following.tunnels());
+        shielding.follow(&settings);
+        let segments = Segments::new(following.stirred());
+        for warning in &built.warnings {
+            tracing::warn!("{warning}");
+        }
+        drain(&kept, &state);
+        Ok(Arc::new(Self {
+            config: config.to_owned(),
+            started: SystemTime::now(),
+            edge,
+            workers,
+            shielding,
+            segments,
+            findings: kernel.findings,
+            objects: kernel.objects,
+            shown: Mutex::new(Shown {
+                settings: settings.clone(),
+                loaded: SystemTime::now(),
+                last_reload: None,
+                draining: false,
+            }),
+            steering: tokio::sync::Mutex::new(Steering { settings, store, state, kept, sockets, following }),
+        }))
+    }
+
+    /// Reads the configuration file again and swaps it in. What is wrong changes nothing.
+    async fn reload_file(&self) -> Result<Applied, DaemonError> {
+        let mut steering = self.steering.lock().await;
+        let outcome = Settings::load(&self.config)
+            .map_err(DaemonError::from)
+            .and_then(|settings| self.apply_settings(&mut steering, settings));
+        self.edge.access_log.reopen();
+        let mut shown = self.shown();
+        shown.last_reload =
+            Some(Reload { time: SystemTime::now(), error: outcome.as_ref().err().map(ToString::to_string) });
+        match &outcome {
+            Ok(applied) => {
+                shown.settings = steering.settings.clone();
+                shown.loaded = SystemTime::now();
+                tracing::info!(
+                    listeners = applied.listeners,
+                    pools = applied.pools,
+                    routes = applied.routes,
+                    "configuration reloaded"
+                );
+            }
+            Err(error) => tracing::error!("the configuration is not reloaded, the old one goes on: {error}"),
+        }
+        outcome
+    }
+
+    fn apply_settings(&self, steering: &mut Steering, settings: Settings) -> Result<Applied, DaemonError> {
+        // The steps that can fail come before the first that changes anything.
+        tiers::provide(&self.edge.tiers, &self.objects, &settings, &steering.state.routes)?;
+        let prepared = steering.sockets.prepare(&settings.listeners, self.workers.count())?;
+        let mut warnings = needs_restart(&steering.settings, &settings);
+        steering.settings = settings;
+        self.edge.admission.set_limit(connection_limit(steering.settings.limits.connections));
+        warnings.extend(self.swap(steering));
+        steering.sockets.commit(prepared, &self.workers);
+        self.shielding.follow(&steering.settings);
+        for warning in &warnings {
+            tracing::warn!("{warning}");
+        }
+        let settings = &steering.settings;
+        Ok(Applied {
+            listeners: settings.listeners.len(),
+            pools: settings.pools.len(),
+            routes: settings.routes.len() + steering.state.routes.len(),
+            warnings,
+        })
+    }
+
+    /// Builds the running state anew from settings and runtime state, and swaps it in.
+    fn swap(&self, steering: &mut Steering) -> Vec<String> {
+        // Counters move to the new state with what was carried so far.
+        self.edge.settle();
+        let Built { running, checks, warnings } =
+            build(&steering.settings, &steering.state.routes, &mut steering.kept);
+        self.edge.running.store(Arc::new(running));
+        steering.following.set(checks, &steering.settings.resolver, steering.settings.tunnel);
+        self.segments.outdated();
+        drain(&steering.kept, &steering.state);
+        warnings
+    }
+
+    fn shown(&self) -> MutexGuard<'_, Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends idle connections and keeps the counters current, for as long as the daemon lives.
+    async fn sweep(&self) {
+        /// How often counters are brought up to date, and how exact `idle_timeout` is at most.
+        const EVERY: Duration = Duration::from_secs(1);
+        const AT_LEAST: Duration = Duration::from_millis(50);
+        loop {
+            let idle = self.edge.running.load().idle_timeout;
+            tokio::time::sleep(idle.map_or(EVERY, |idle| (idle / 8).clamp(AT_LEAST, EVERY))).await;
+            self.edge.sweep(idle);
+        }
+    }
+}
+
+/// Drains what the operator drained before: backends that are new to this process know nothing of it.
+fn drain(kept: &Kept, state: &State) {
+    for backend in kept.backends.all() {
+        let drained = state.drained.iter().any(|drained| operate::means(drained, backend.id()));
+        if drained && backend.state() != BackendState::Drained {
+            backend.drain();
+        }
+    }
+}
+
+/// What a reload cannot change.
+fn needs_restart(old: &Settings, new: &Settings) -> Vec<String> {
+    let (old, new) = (&old.daemon, &new.daemon);
+    let changed = [
+        ("daemon.state_dir", old.state_dir != new.state_dir),
+        ("daemon.control", old.control != new.control),
+        ("daemon.admin", old.admin != new.admin),
+        ("daemon.access_log", old.access_log != new.access_log),
+    ];
+    let named = changed.into_iter().filter(|(_, changed)| *changed);
+    named.map(|(key, _)| format!("{key} changed: it takes effect when edged is restarted")).collect()
+}
+
+/// How many connections there may be: as configured, or what the descriptor limit allows.
+fn connection_limit(configured: usize) -> usize {
+    if configured != 0 {
+        return configured;
+    }
+    let descriptors =
+        rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    let reserved = RESERVED_DESCRIPTORS.min(descriptors / 4);
+    usize::try_from((descriptors - reserved) / DESCRIPTORS_A_CONNECTION).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,71 @@
+//! The daemon as its metrics show it.
+
+use std::sync::Arc;
+
+use super::Daemon;
+use crate::{
+    control::{
+        Operator,
+        api::{Backend, BackendState},
+    },
+    datapath::Tier,
+    observe::{
+        admin::Observed,
+        metrics::{Ended, Snapshot},
+    },
+    pool::BackendId,
+};
+
+impl Observed for Daemon {
+    fn metrics(&self) -> Snapshot {
+        let edge = &self.edge;
+        // Counters of routes lag behind their live connections by up to a sweep.
+        edge.settle();
+        let running = edge.running.load();
+        let endings = edge.endings.counts().into_iter().map(|(ending, count)| Ended {
+            listener: ending.listener,
+            route: ending.route,
+            datapath: ending.datapath,
+            result: ending.result,
+            refused: ending.refused,
+            count,
+        });
+        let active = edge.registry.list().into_iter().map(|connection| {
+            (Arc::clone(&connection.listener), connection.way().map(|_| connection.meter.tier()), 1)
+        });
+        let flows = edge.flows.as_ref().map(|flows| flows.census().listeners).unwrap_or_default();
+        let flows = flows.into_iter().map(|(listener, count)| (listener, Some(Tier::Flow), count));
+        let connects = edge.timings.connects();
+        Snapshot {
+            version: env!("CARGO_PKG_VERSION"),
+            ended: endings.collect(),
+            active: active.chain(flows).collect(),
+            routes: running
+                .destinations()
+                .map(|destination| {
+                    let counters = &destination.counters;
+                    (Arc::clone(&destination.label), counters.bytes_up(), counters.bytes_down())
+                })
+                .collect(),
+            hello: edge.timings.hellos().into(),
+            connect: connects
+                .iter()
+                .map(|(pool, histogram)| (Arc::clone(pool), (&**histogram).into()))
+                .collect(),
+            backends: self
+                .backends()
+                .into_iter()
+                .map(|backend| {
+                    let up = backend.state == BackendState::Up;
+                    let Backend { pool, to, device, .. } = backend;
+                    // The same address by another device is another backend.
+                    let id = BackendId { pool: Arc::clone(&pool), to, device };
+                    (pool, id.to_string(), up)
+                })
+                .collect(),
+            blocked_packets: self.shielding.dropped(),
+            flow: edge.flows.as_ref().map(super::flows::measured),
+            reload_successful: self.shown().last_reload.as_ref().is_none_or(|reload| reload.error.is_none()),
+        }
+    }
+}

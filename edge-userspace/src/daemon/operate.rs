@@ -1,0 +1,354 @@
+//! What the operator can do: the control API's calls on the running daemon.
+
+use std::{net::IpAddr, sync::Arc};
+
+use super::{Applied, Daemon, DaemonError, Steering};
+use crate::{
+    alpn::AlpnList,
+    config::state::{Drained, State, StateError},
+    connection::{self, Destination, Source},
+    control::{
+        Operator, Refusal, RefusalKind,
+        api::{
+            AddBlock, AddRoute, Backend, BackendSelector, Block, ClosedConnection, Connection, Considered,
+            DoctorReport, ReloadReport, RemoveBlock, RemoveRoute, RemovedRoutes, Route, RouteSource,
+            RouteTest, Status, TestRoute,
+        },
+    },
+    datapath::StopReason,
+    listener::Protocol,
+    pool::{BackendId, Target},
+    route::{Query, RouteSpec, Rule},
+    sniff::Spoken,
+};
+
+impl Operator for Daemon {
+    fn routes(&self) -> Vec<Route> {
+        self.edge.settle();
+        self.edge.running.load().routes.iter().filter_map(|rule| shown(&rule.target)).collect()
+    }
+
+    async fn add_route(&self, route: AddRoute) -> Result<Route, Refusal> {
+        let mut spec = route.spec();
+        spec.conditions = spec.conditions.normalised();
+        let mut steering = self.steering.lock().await;
+        check_new_route(&steering, &spec)?;
+        let mut state = steering.state.clone();
+        match state.routes.iter_mut().find(|known| known.conditions == spec.conditions) {
+            Some(known) if *known == spec => {}
+            Some(known) if route.replace => *known = spec.clone(),
+            Some(known) => return Err(elsewhere(known)),
+            None => state.routes.push(spec.clone()),
+        }
+        super::tiers::provide(&self.edge.tiers, &self.objects, &steering.settings, &state.routes)
+            .map_err(|error| Refusal::new(RefusalKind::Unsupported, "no_such_tier", error.to_string()))?;
+        self.save_and_swap(&mut steering, state)?;
+        Ok(self.route_of(&spec).unwrap_or_else(|| Route::new(&spec, RouteSource::Runtime)))
+    }
+
+    async fn remove_route(&self, route: RemoveRoute) -> Result<RemovedRoutes, Refusal> {
+        let mut steering = self.steering.lock().await;
+        let mut state = steering.state.clone();
+        let meant: Vec<_> = state.routes.extract_if(.., |spec| route.means(&spec.conditions)).collect();
+        let spec = match &*meant {
+            [spec] => spec,
+            [] => return Err(not_removable(&steering, &route)),
+            several => return Err(ambiguous(several)),
+        };
+        let shown = self.route_of(spec).unwrap_or_else(|| Route::new(spec, RouteSource::Runtime));
+        self.save_and_swap(&mut steering, state)?;
+        let closed = if route.close { self.close_route(spec) } else { 0 };
+        Ok(RemovedRoutes { removed: vec![shown], closed: closed as u64 })
+    }
+
+    async fn test_route(&self, client: TestRoute) -> Result<RouteTest, Refusal> {
+        self.test(client).await
+    }
+
+    fn backends(&self) -> Vec<Backend> {
+        self.edge.settle();
+        self.shown_backends(|_| true)
+    }
+
+    async fn set_drained(&self, backend: BackendSelector, drained: bool) -> Result<Vec<Backend>, Refusal> {
+        let mut steering = self.steering.lock().await;
+        let meant = Drained { pool: backend.pool.clone(), to: backend.to.clone() };
+        let known = steering.kept.backends.all();
+        let chosen: Vec<_> = known.iter().filter(|backend| means(&meant, backend.id())).collect();
+        if chosen.is_empty() {
+            let message = match &backend.pool {
+                Some(pool) => format!("no backend {} in a pool {pool}", backend.to),
+                None => format!("no backend {}", backend.to),
+            };
+            return Err(Refusal::new(RefusalKind::NotFound, "no_such_backend", message)
+                .hint("`edgectl backends list` shows them as they are written in the configuration"));
+        }
+        let mut state = steering.state.clone();
+        // A later word about the same backend replaces the earlier one.
+        state.drained.retain(|known| !chosen.iter().any(|backend| means(known, backend.id())));
+        if drained {
+            state.drained.push(meant.clone());
+        }
+        steering.store.save(&state).map_err(|error| not_saved(&error))?;
+        steering.state = state;
+        for backend in &chosen {
+            if drained { backend.drain() } else { backend.ready() }
+        }
+        Ok(self.shown_backends(|backend| means(&meant, backend)))
+    }
+
+    fn connections(&self) -> Vec<Connection> {
+        let on_sockets = self.edge.registry.list();
+        let on_sockets = on_sockets.iter().map(|connection| super::status::connection(connection));
+        let mut all: Vec<_> = on_sockets.chain(self.flows()).collect();
+        // One that becomes a flow at this moment may be on both sides.
+        all.sort_by_key(|connection| connection.id);
+        all.dedup_by_key(|connection| connection.id);
+        all
+    }
+
+    fn close_connection(&self, id: u64) -> Result<ClosedConnection, Refusal> {
+        match self.edge.stop(StopReason::Operator, |connection| connection.id == id, |flow| flow.id == id) {
+            1.. => Ok(ClosedConnection { id }),
+            0 => Err(Refusal::new(
+                RefusalKind::NotFound,
+                "no_such_connection",
+                format!("there is no connection {id}"),
+            )
+            .hint("it may have ended; `edgectl connections list` shows those that live")),
+        }
+    }
+
+    fn status(&self) -> Status {
+        self.edge.settle();
+        self.glance()
+    }
+
+    async fn reload(&self) -> Result<ReloadReport, Refusal> {
+        let Applied { listeners, pools, routes, warnings } = self.reload_file().await.map_err(|error| {
+            let code = match &error {
+                DaemonError::Config(_) => "config_invalid",
+                DaemonError::Bind(_) => "cannot_listen",
+                _ => "reload_failed",
+            };
+            Refusal::new(RefusalKind::Invalid, code, error.to_string())
+                .hint("the running configuration is unchanged; `edgectl config check` shows errors without a reload")
+        })?;
+        Ok(ReloadReport { listeners: listeners as u64, pools: pools as u64, routes: routes as u64, warnings })
+    }
+
+    async fn doctor(&self) -> DoctorReport {
+        self.examine().await
+    }
+
+    fn blocks(&self) -> Result<Vec<Block>, Refusal> {
+        self.listed_blocks()
+    }
+
+    async fn add_block(&self, block: AddBlock) -> Result<Block, Refusal> {
+        self.block(block).await
+    }
+
+    async fn remove_block(&self, block: RemoveBlock) -> Result<Block, Refusal> {
+        self.unblock(block).await
+    }
+}
+
+impl Daemon {
+    /// Puts the new runtime state on disk, then in effect.
+    fn save_and_swap(&self, steering: &mut Steering, state: State) -> Result<(), Refusal> {
+        steering.store.save(&state).map_err(|error| not_saved(&error))?;
+        steering.state = state;
+        for warning in self.swap(steering) {
+            tracing::warn!("{warning}");
+        }
+        Ok(())
+    }
+
+    fn route_of(&self, spec: &RouteSpec) -> Option<Route> {
+        let running = self.edge.running.load();
+        let same = |rule: &&Rule<Arc<Destination>>| {
+            rule.conditions == spec.conditions && rule.target.source == Source::Runtime
+        };
+        running.routes.iter().find(same).and_then(|rule| shown(&rule.target))
+    }
+
+    fn close_route(&self, spec: &RouteSpec) -> usize {
+        let identity = connection::identity_of(Some(spec), "");
+        self.edge.stop(
+            StopReason::RouteRemoved,
+            |connection| connection.way().is_some_and(|way| way.destination.identity == identity),
+            |flow| flow.passport.destination == identity,
+        )
+    }
+
+    async fn test(&self, client: TestRoute) -> Result<RouteTest, Refusal> {
+        let running = self.edge.running.load_full();
+        let listener = tested_listener(&running, client.listener.as_ref(), client.protocol)?;
+        let alpn: AlpnList = client.alpn.iter().map(|name| name.as_bytes()).collect();
+        let source = client.from.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
+        let protocol = client.protocol.or(listener.spec.speaks().first().copied()).unwrap_or(Spoken::Tls);
+        let query = Query {
+            host: client.host.as_ref(),
+            protocol,
+            alpn: &alpn,
+            source,
+            listener: &listener.spec.name,
+        };
+        let considered: Vec<_> = running
+            .routes
+            .explain(&query)
+            .into_iter()
+            .map(|found| {
+                let conditions = &found.rule.conditions;
+                Considered {
+                    host: conditions.host.clone(),
+                    listener: conditions.listeners.clone(),
+                    protocol: conditions.protocols.clone(),
+                    alpn: conditions.alpn.clone(),
+                    from: conditions.from.clone(),
+                    to: found.rule.target.route.as_ref().map_or_else(
+                        || Target::One(Arc::clone(found.rule.target.pool.name())),
+                        |route| route.to.clone(),
+                    ),
+                    wins: matches!(found.outcome, crate::route::Outcome::Wins(_)),
+                    reason: found.outcome.to_string(),
+                }
+            })
+            .collect();
+        let winner = running.routes.find(&query).map(|rule| Arc::clone(&rule.target));
+        let outcome = match (&winner, protocol) {
+            (Some(destination), _) => format!("goes to {}", destination.pool.name()),
+            (None, Spoken::Http) => "no route: the client gets a 404".into(),
+            (None, Spoken::Tls | Spoken::Postgres) => {
+                "no route: the client gets the TLS alert unrecognized_name".into()
+            }
+            (None, Spoken::Ssh | Spoken::Openvpn) => "no route: the client is reset".into(),
+        };
+        let backends = winner.as_ref().map_or_else(Vec::new, |destination| {
+            destination.pool.backends().iter().map(|backend| super::status::backend(backend)).collect()
+        });
+        let probe = match (&winner, client.probe) {
+            (Some(destination), true) => {
+                let port = listener.spec.bind.first().map_or(0, std::net::SocketAddr::port);
+                Some(super::probe::probe(&destination.pool, client.host.as_ref(), protocol, port).await)
+            }
+            _ => None,
+        };
+        Ok(RouteTest {
+            host: client.host,
+            listener: Arc::clone(&listener.spec.name),
+            protocol,
+            alpn: client.alpn,
+            from: client.from,
+            route: winner.and_then(|destination| shown(&destination)),
+            outcome,
+            considered,
+            backends,
+            probe,
+        })
+    }
+
+    fn shown_backends(&self, which: impl Fn(&BackendId) -> bool) -> Vec<Backend> {
+        let running = self.edge.running.load();
+        let chosen = running.backends().filter(|backend| which(backend.id()));
+        chosen.map(|backend| super::status::backend(backend)).collect()
+    }
+}
+
+/// Whether a backend is the one drained.
+pub(super) fn means(drained: &Drained, backend: &BackendId) -> bool {
+    drained.to == backend.to && drained.pool.as_ref().is_none_or(|pool| *pool == backend.pool)
+}
+
+fn shown(destination: &Destination) -> Option<Route> {
+    let source = match destination.source {
+        Source::File => RouteSource::File,
+        Source::Runtime => RouteSource::Runtime,
+    };
+    let mut route = Route::new(destination.route.as_ref()?, source);
+    route.connections = destination.counters.live();
+    route.bytes_up = destination.counters.bytes_up();
+    route.bytes_down = destination.counters.bytes_down();
+    Some(route)
+}
+
+/// The listener that a route is tested on: the one named, or the first that routes, where it is said what the client
+/// speaks the first that takes that.
+fn tested_listener(
+    running: &connection::Running,
+    name: Option<&Arc<str>>,
+    protocol: Option<Spoken>,
+) -> Result<Arc<connection::ListenerState>, Refusal> {
+    let mut routing: Vec<_> =
+        running.listeners.values().filter(|listener| listener.spec.protocol != Protocol::Tcp).collect();
+    routing
+        .sort_by_key(|listener| (listener.spec.protocol != Protocol::Tls, Arc::clone(&listener.spec.name)));
+    let takes = |listener: &&&Arc<connection::ListenerState>| {
+        protocol.is_none_or(|protocol| listener.spec.speaks().contains(&protocol))
+    };
+    let found = match name {
+        Some(name) => routing.iter().find(|listener| listener.spec.name == *name),
+        None => routing.iter().find(takes),
+    };
+    found.map(|listener| Arc::clone(listener)).ok_or_else(|| {
+        let known: Vec<_> = routing.iter().map(|listener| &*listener.spec.name).collect();
+        Refusal::new(RefusalKind::NotFound, "no_such_listener", "there is no such listener that takes routes")
+            .hint(format!("there are: {}", known.join(", ")))
+    })
+}
+
+fn check_new_route(steering: &Steering, spec: &RouteSpec) -> Result<(), Refusal> {
+    let settings = &steering.settings;
+    settings.check_route(spec).map_err(|problem| {
+        let refusal = Refusal::new(RefusalKind::Invalid, "invalid_route", problem.message);
+        match problem.hint {
+            Some(hint) => refusal.hint(hint),
+            None => refusal,
+        }
+    })?;
+    match settings.routes.iter().find(|known| known.conditions == spec.conditions) {
+        Some(known) => Err(Refusal::new(
+            RefusalKind::Conflict,
+            "route_in_file",
+            format!(
+                "the configuration file has a route for {} already, to {}",
+                known.conditions.host, known.to
+            ),
+        )
+        .hint("change it there and reload, or add --listener, --protocol, --alpn or --from to make a different one")),
+        None => Ok(()),
+    }
+}
+
+fn elsewhere(known: &RouteSpec) -> Refusal {
+    Refusal::new(
+        RefusalKind::Conflict,
+        "route_exists",
+        format!("there is a route for {} already, to {}", known.conditions.host, known.to),
+    )
+    .hint("`--replace` changes it; live connections go on")
+}
+
+fn not_removable(steering: &Steering, route: &RemoveRoute) -> Refusal {
+    if steering.settings.routes.iter().any(|spec| route.means(&spec.conditions)) {
+        return Refusal::new(
+            RefusalKind::Conflict,
+            "route_in_file",
+            format!("the route for {} is in the configuration file", route.host),
+        )
+        .hint("take it out there and run `edgectl reload`");
+    }
+    Refusal::new(RefusalKind::NotFound, "no_such_route", format!("there is no route for {}", route.host))
+        .hint("`edgectl routes list` shows all")
+}
+
+fn ambiguous(several: &[RouteSpec]) -> Refusal {
+    let host = several.first().map_or_else(String::new, |spec| spec.conditions.host.to_string());
+    Refusal::new(RefusalKind::Conflict, "several_routes", format!("{} routes for {host} fit", several.len()))
+        .hint("say which one with --listener, --protocol, --alpn or --from")
+}
+
+pub(super) fn not_saved(error: &StateError) -> Refusal {
+    Refusal::new(RefusalKind::Internal, "not_saved", format!("nothing was changed: {error}"))
+}

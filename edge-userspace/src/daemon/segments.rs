@@ -1,0 +1,232 @@
+//! The MSS that listeners announce: no more than the ways home of their routes carry.
+//!
+//! A client learns it with the SYN-ACK, long before its ClientHello says which route it wants, so that it is the
+//! least over all routes of a listener. What a client then sends fits into every tunnel without being cut, which
+//! a connection that is handed over depends on.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, watch},
+    time::sleep,
+};
+
+use super::Daemon;
+use crate::{
+    connection::Running,
+    listener::Protocol,
+    pool::{Backend, Pool},
+    tunnel::path_mtu,
+};
+
+/// IP and TCP headers without options, in bytes.
+const HEADERS_V4: u32 = 40;
+const HEADERS_V6: u32 = 60;
+/// The least MSS that the kernel takes (`TCP_MIN_MSS`).
+const LEAST: u32 = 88;
+/// The largest that it takes (`MAX_TCP_WINDOW`). Beyond, there is nothing to limit.
+const MOST: u32 = 32767;
+/// A look without an event: names resolve, and path MTUs are learned.
+const EVERY: Duration = Duration::from_secs(10);
+/// The rest between two looks, however much happens.
+const REST: Duration = Duration::from_millis(200);
+
+/// What a listener announces, and because of whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Clamp {
+    /// The MSS, in bytes.
+    pub(super) mss: u16,
+    /// The largest packet on the narrowest way.
+    pub(super) mtu: u32,
+    /// Where that way leads.
+    pub(super) by: String,
+}
+
+/// What the listeners announce, and when to look again.
+#[derive(Debug)]
+pub(super) struct Segments {
+    clamps: Mutex<BTreeMap<Arc<str>, Clamp>>,
+    /// Routes or listeners changed.
+    outdated: Notify,
+    /// Changes with devices, addresses and routes of the kernel; `None` where they cannot be watched.
+    stirred: Option<watch::Receiver<()>>,
+}
+
+impl Segments {
+    pub(super) fn new(stirred: Option<watch::Receiver<()>>) -> Self {
+        Self { clamps: Mutex::default(), outdated: Notify::new(), stirred }
+    }
+
+    /// To be called when routes or listeners changed.
+    pub(super) fn outdated(&self) {
+        self.outdated.notify_one();
+    }
+
+    fn note(&self, found: BTreeMap<Arc<str>, Clamp>) {
+        let mut known = self.clamps.lock().unwrap_or_else(PoisonError::into_inner);
+        for (listener, clamp) in found.iter().filter(|(name, clamp)| known.get(*name) != Some(clamp)) {
+            let Clamp { mss, mtu, by } = clamp;
+            tracing::info!(listener = &**listener, mss, mtu, backend = by, "the narrowest way home");
+        }
+        *known = found;
+    }
+
+    /// What this listener announces; `None` where nothing limits it.
+    pub(super) fn of(&self, listener: &str) -> Option<Clamp> {
+        self.clamps.lock().unwrap_or_else(PoisonError::into_inner).get(listener).cloned()
+    }
+}
+
+impl Daemon {
+    /// Keeps what the listeners announce in step with routes and tunnels, for as long as the daemon lives.
+    pub(super) async fn keep_announcing(&self) {
+        let mut stirred = self.segments.stirred.clone();
+        loop {
+            sleep(REST).await;
+            tokio::select! {
+                () = self.segments.outdated.notified() => {}
+                () = stirring(stirred.as_mut()) => {}
+                () = sleep(EVERY) => {}
+            }
+            self.announce();
+        }
+    }
+
+    /// Has the listeners announce what fits now.
+    pub(super) fn announce(&self) {
+        let running = self.edge.running.load_full();
+        let found = clamps(&running, path_mtu);
+        // Told each time: a socket that a reload opened does not know yet.
+        for name in running.listeners.keys() {
+            self.workers.announce(name, found.get(name).map(|clamp| clamp.mss));
+        }
+        self.segments.note(found);
+    }
+}
+
+/// Ends when something changed; never where nothing is watched.
+async fn stirring(stirred: Option<&mut watch::Receiver<()>>) {
+    if let Some(stirred) = stirred
+        && stirred.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending::<()>().await;
+}
+
+/// What each listener may announce, `mtu` being asked for the way to an address by a device. Listeners none of whose
+/// routes has a known way are left out.
+fn clamps(
+    running: &Running,
+    mtu: impl Fn(IpAddr, Option<&str>) -> std::io::Result<u32>,
+) -> BTreeMap<Arc<str>, Clamp> {
+    let mut pools: HashMap<*const Pool, Option<Clamp>> = HashMap::new();
+    let mut of_pool = |pool: &Arc<Pool>| {
+        let found = pools.entry(Arc::as_ptr(pool)).or_insert_with(|| {
+            pool.backends()
+                .iter()
+                .filter_map(|backend| narrowest(backend, &mtu))
+                .min_by_key(|clamp| clamp.mss)
+        });
+        found.clone()
+    };
+    let mut clamps: BTreeMap<Arc<str>, Clamp> = BTreeMap::new();
+    let mut limit = |listener: &Arc<str>, clamp: &Clamp| {
+        if clamps.get(listener).is_none_or(|known| clamp.mss < known.mss) {
+            clamps.insert(Arc::clone(listener), clamp.clone());
+        }
+    };
+    for listener in running.listeners.values() {
+        if let Some(clamp) = listener.destination.as_ref().and_then(|to| of_pool(&to.pool)) {
+            limit(&listener.spec.name, &clamp);
+        }
+    }
+    let routing = || running.listeners.values().filter(|listener| listener.spec.protocol != Protocol::Tcp);
+    for rule in &running.routes {
+        let Some(clamp) = of_pool(&rule.target.pool) else { continue };
+        let listeners = &rule.conditions.listeners;
+        for listener in routing() {
+            if listeners.is_empty() || listeners.contains(&listener.spec.name) {
+                limit(&listener.spec.name, &clamp);
+            }
+        }
+    }
+    clamps
+}
+
+/// The narrowest of the ways to a backend; `None` while none is known.
+fn narrowest(backend: &Backend, mtu: impl Fn(IpAddr, Option<&str>) -> std::io::Result<u32>) -> Option<Clamp> {
+    let device = backend.device().map(|device| &**device);
+    let of = |ip: IpAddr| {
+        let mtu = mtu(ip, device).ok()?;
+        let headers = if ip.to_canonical().is_ipv4() { HEADERS_V4 } else { HEADERS_V6 };
+        let mss = u16::try_from(mtu.saturating_sub(headers).max(LEAST))
+            .ok()
+            .filter(|&mss| u32::from(mss) <= MOST)?;
+        Some(Clamp { mss, mtu, by: backend.id().to_string() })
+    };
+    backend.addresses(0).iter().filter_map(|address| of(address.ip())).min_by_key(|clamp| clamp.mss)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::Settings,
+        daemon::build::{Kept, build},
+    };
+
+    /// Two tunnels, a wide link, and nothing else.
+    fn mtu(address: IpAddr, device: Option<&str>) -> std::io::Result<u32> {
+        match (address.to_string().as_str(), device) {
+            ("10.0.0.1" | "fd00::1", None) => Ok(1420),
+            ("10.0.0.1", Some("wg1")) => Ok(1280),
+            ("127.0.0.1", None) => Ok(65536),
+            ("10.0.0.9", None) => Ok(60),
+            _ => Err(std::io::ErrorKind::NetworkUnreachable.into()),
+        }
+    }
+
+    fn announced(text: &str) -> Vec<(String, u16)> {
+        let settings = Settings::parse("test", text).unwrap();
+        let built = build(&settings, &[], &mut Kept::default());
+        clamps(&built.running, mtu).into_iter().map(|(name, clamp)| (name.to_string(), clamp.mss)).collect()
+    }
+
+    fn all(mss: u16) -> Vec<(String, u16)> {
+        vec![("http".into(), mss), ("https".into(), mss)]
+    }
+
+    #[test]
+    fn the_narrowest_way_of_all_routes_counts() {
+        let v4 = "[[route]]\nhost = \"a.example\"\nto = \"10.0.0.1\"\n";
+        let v6 = "[[route]]\nhost = \"b.example\"\nto = \"fd00::1\"\n";
+        assert_eq!(announced(v4), all(1380));
+        assert_eq!(announced(&[v4, v6].concat()), all(1360), "an IPv6 header is longer");
+        let backup = "[[pool]]\nname = \"p\"\n[[pool.backend]]\nto = \"10.0.0.1\"\n[[pool.backend]]\n\
+                      to = \"10.0.0.1:1\"\ndevice = \"wg1\"\nbackup = true\n[[route]]\nhost = \"*\"\nto = \"p\"\n";
+        assert_eq!(announced(backup), all(1240), "one that is used in need counts too");
+    }
+
+    #[test]
+    fn a_listener_is_limited_by_its_own_routes_only() {
+        let text = "[[listener]]\nname = \"in\"\nbind = [\"[::]:443\"]\n[[listener]]\nname = \"out\"\n\
+                    bind = [\"[::]:8443\"]\n[[listener]]\nname = \"raw\"\nbind = [\"[::]:1\"]\nprotocol = \"tcp\"\n\
+                    to = \"fd00::1\"\n[[route]]\nhost = \"*\"\nto = \"10.0.0.1\"\nlistener = [\"in\"]\n";
+        assert_eq!(announced(text), [("in".into(), 1380), ("raw".into(), 1360)]);
+    }
+
+    #[test]
+    fn what_is_not_known_or_no_limit_is_left_out() {
+        let route = |to: &str| format!("[[route]]\nhost = \"*\"\nto = \"{to}\"\n");
+        for to in ["192.0.2.1", "unresolved.example", "127.0.0.1"] {
+            assert_eq!(announced(&route(to)), [], "{to}");
+        }
+        assert_eq!(announced(&route("10.0.0.9")), all(88), "the kernel takes no less");
+    }
+}

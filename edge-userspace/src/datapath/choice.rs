@@ -1,0 +1,62 @@
+//! The datapath tiers by name.
+
+use serde::{Deserialize, Serialize};
+
+/// What carries a connection's bytes, from the slowest to the fastest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tier {
+    /// `read` and `write` through a buffer.
+    Copy,
+    /// `splice(2)` through a pipe.
+    Splice,
+    /// Redirected between sockets in the kernel.
+    Sockmap,
+    /// Redirected between sockets of the same host.
+    SkMsg,
+    /// Rewritten and redirected as packets.
+    Flow,
+}
+
+/// The fastest tier that the operator allows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Choice {
+    /// What serves best, by policy.
+    #[default]
+    Auto,
+    /// Hand over to the packet path at once, where the connection may be.
+    Flow,
+    /// Redirect between sockets.
+    Sockmap,
+    /// At most `splice`.
+    Splice,
+    /// Only `copy`.
+    Copy,
+}
+
+impl Tier {
+    /// Its name in the API, the access log and the metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Copy => "copy",
+            Self::Splice => "splice",
+            Self::Sockmap => "sockmap",
+            Self::SkMsg => "sk_msg",
+            Self::Flow => "flow",
+        }
+    }
+}
+
+impl Choice {
+    /// Its name in the configuration and the API.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Flow => "flow",
+            Self::Sockmap => "sockmap",
+            Self::Splice => "splice",
+            Self::Copy => "copy",
+        }
+    }
+}

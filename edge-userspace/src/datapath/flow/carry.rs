@@ -1,0 +1,210 @@
+//! When a connection is handed over: at once where the route says so, else when it has shown that it is worth it,
+//! at a moment when little is on its way. Before, and where it may not be, the socket tiers carry.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep};
+
+use super::{
+    drive::{Handed, hand_over},
+    tier::{FlowTier, Stay},
+};
+use crate::{
+    datapath::{
+        End, Fate, Meter, Pair, Passenger, Preread, Side, Stop,
+        relay::{Relay, Turn},
+    },
+    kernel::tcp::{self, TcpInfo},
+};
+
+/// What a connection has carried, both ways together, when it is handed over. Short ones never pay for it.
+const WORTH_IT: u64 = 512 << 10;
+/// How old a connection is when it is handed over, however little it has carried: one that lives long should
+/// outlive the daemon, too.
+pub const OLD_ENOUGH: Duration = Duration::from_secs(10);
+/// What may be on its way at most, in all queues of both sockets, in bytes.
+const QUIET: u64 = 128 << 10;
+/// The windows that both sides get while it is waited for quiet, in bytes.
+const NARROW: i32 = 16 << 10;
+/// A window without a bound of ours.
+const WIDE: i32 = 1 << 30;
+/// How long quiet is waited for. A slow reader does not get there, and is better off on sockets.
+const APPROACH: Duration = Duration::from_millis(500);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// Of so many segments to a client one was lost: then the edge, which is near, repeats for it, not home.
+const LOSSY: u64 = 200;
+/// Fewer may be chance.
+const LOSSES: u32 = 3;
+
+/// Carries on sockets and hands over when it is time, or `at_once`.
+pub(in crate::datapath) fn carry<'a>(
+    pair: Pair,
+    preread: Preread,
+    at_once: bool,
+    tier: &'a Arc<FlowTier>,
+    passenger: &'a impl Passenger,
+    meter: &'a Meter,
+    stop: &'a Stop,
+) -> impl Future<Output = Fate> + Send + 'a {
+    // On the heap, since it is handed back and forth: as a part of the future it would be there twice.
+    let mut relay = Box::new(Relay::new(pair, preread, true));
+    async move {
+        // `u64::MAX`: never.
+        let mut due = if at_once { 0 } else { WORTH_IT };
+        loop {
+            let is_due = |meter: &Meter| due != u64::MAX && (meter.on_sockets() >= due || stop.take_nudge());
+            let turn = relay.run(meter, stop, is_due).await;
+            if let Turn::End(end) = turn {
+                return Fate::Ended(relay.finish(end, meter).await);
+            }
+            if !at_once && is_lossy(relay.pair()) {
+                stays(tier, &Stay::Lossy);
+                relay.keep_alive();
+                due = (2 * meter.on_sockets()).max(WORTH_IT);
+                continue;
+            }
+            // Boxed: it is over soon, and the connection lives on without it.
+            let attempt = Box::pin(attempt(relay, tier, passenger, meter, stop));
+            match attempt.await {
+                Attempt::Over(fate) => return fate,
+                Attempt::Later(back) => {
+                    relay = back;
+                    due = (2 * meter.on_sockets()).max(WORTH_IT);
+                }
+                Attempt::Never(back) => {
+                    relay = back;
+                    due = u64::MAX;
+                }
+            }
+        }
+    }
+}
+
+enum Attempt {
+    Over(Fate),
+    Later(Box<Relay>),
+    Never(Box<Relay>),
+}
+
+async fn attempt(
+    mut relay: Box<Relay>,
+    tier: &FlowTier,
+    passenger: &impl Passenger,
+    meter: &Meter,
+    stop: &Stop,
+) -> Attempt {
+    match approach(&mut relay, meter, stop).await {
+        Approach::Quiet => {}
+        Approach::End(end) => return Attempt::Over(Fate::Ended(relay.finish(end, meter).await)),
+        Approach::Busy => {
+            relay.keep_alive();
+            return Attempt::Later(relay);
+        }
+    }
+    match hand_over(tier, relay.into_pair(), &passenger.ticket(), meter).await {
+        Handed::Carried => Attempt::Over(Fate::HandedOver),
+        Handed::Cut(failure) => Attempt::Over(cut(failure)),
+        Handed::Stay(pair, reason) => {
+            stays(tier, &reason);
+            widen(&pair);
+            let relay = Box::new(Relay::new(pair, Preread::default(), true));
+            relay.keep_alive();
+            if reason.is_passing() { Attempt::Later(relay) } else { Attempt::Never(relay) }
+        }
+    }
+}
+
+enum Approach {
+    Quiet,
+    Busy,
+    End(End),
+}
+
+/// Waits until little is on its way. A stream at full speed is never quiet by itself: meanwhile both senders get
+/// small windows.
+async fn approach(relay: &mut Relay, meter: &Meter, stop: &Stop) -> Approach {
+    if is_quiet(relay) {
+        return Approach::Quiet;
+    }
+    for socket in relay.sockets() {
+        // Without it quiet may still come.
+        let _ = tcp::set_window_clamp(socket, NARROW);
+    }
+    let started = Instant::now();
+    while started.elapsed() < APPROACH {
+        tokio::select! {
+            biased;
+            turn = relay.run(meter, stop, |_| false) => {
+                if let Turn::End(end) = turn {
+                    return Approach::End(end);
+                }
+            }
+            () = sleep(LOOK) => {
+                if is_quiet(relay) {
+                    return Approach::Quiet;
+                }
+            }
+        }
+    }
+    widen(relay.pair());
+    Approach::Busy
+}
+
+fn widen(pair: &Pair) {
+    for socket in [&pair.client, &pair.backend] {
+        // The kernel's own bounds hold on.
+        let _ = tcp::set_window_clamp(socket, WIDE);
+    }
+}
+
+fn is_quiet(relay: &Relay) -> bool {
+    let queued = |socket| {
+        let out = u64::from(tcp::send_queue(socket).unwrap_or(u32::MAX));
+        out + tcp::receive_queue(socket).unwrap_or(u64::from(u32::MAX))
+    };
+    !relay.holds_bytes() && relay.sockets().into_iter().map(queued).sum::<u64>() <= QUIET
+}
+
+/// Whether the client's line loses so much, and home is so far behind it, that repairs are better made from here. What
+/// is lost towards the edge is not seen.
+fn is_lossy(pair: &Pair) -> bool {
+    let infos = tcp::info(&pair.client).and_then(|client| Ok((client, tcp::info(&pair.backend)?)));
+    infos.is_ok_and(|(client, backend)| is_better_repaired_here(&client, &backend))
+}
+
+fn is_better_repaired_here(client: &TcpInfo, backend: &TcpInfo) -> bool {
+    let lost = u64::from(client.retransmitted) * u64::from(client.send_mss);
+    client.retransmitted >= LOSSES && lost * LOSSY > client.bytes_acked && backend.rtt * 2 > client.rtt
+}
+
+fn stays(tier: &FlowTier, reason: &Stay) {
+    tracing::debug!(%reason, "a connection stays on its sockets");
+    tier.stays(reason);
+}
+
+/// Both sides were reset. The backend's way is the more likely one to have failed.
+fn cut(failure: super::handover::Failure) -> Fate {
+    tracing::warn!(?failure, "a connection was lost while it was handed over, and both sides were reset");
+    Fate::Ended(End::Reset(Side::Backend))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(retransmitted: u32, bytes_acked: u64, rtt: u64) -> TcpInfo {
+        let rtt = Duration::from_millis(rtt);
+        TcpInfo { retransmitted, bytes_acked, rtt, send_mss: 1448, ..TcpInfo::default() }
+    }
+
+    #[test]
+    fn repairs_are_made_here_where_much_is_lost_and_home_is_far() {
+        let home = info(0, 1 << 20, 100);
+        assert!(is_better_repaired_here(&info(7, 1 << 19, 20), &home), "one in fifty");
+        assert!(!is_better_repaired_here(&info(2, 1 << 19, 20), &home), "perhaps by chance");
+        assert!(!is_better_repaired_here(&info(7, 1 << 24, 20), &home), "one in two thousand");
+        assert!(!is_better_repaired_here(&info(7, 1 << 19, 20), &info(0, 1 << 20, 5)), "home is near");
+    }
+}

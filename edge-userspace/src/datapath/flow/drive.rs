@@ -1,0 +1,285 @@
+//! The hand-over, performed: does what [`Handover`] says, on real sockets and the table of flows.
+
+use std::{io, os::fd::AsFd};
+
+use edge_common::flow::{DOWN, Flow, Pending, UP};
+use rustix::{
+    io::Errno,
+    net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown},
+};
+use tokio::{net::TcpStream, time::sleep};
+
+use super::{
+    agreement::Account,
+    handover::{Action, Event, Failure, Handover, Numbers, Outcome, Sides},
+    tier::{FlowTier, Stay},
+};
+use crate::{
+    datapath::{Meter, Pair, Side, Ticket, Tier},
+    kernel::{
+        FlowPair, monotonic,
+        tcp::{self, Queue},
+    },
+};
+
+/// Bytes read from a socket at once.
+const CHUNK: usize = 64 * 1024;
+
+/// How an attempt ended.
+pub(super) enum Handed {
+    /// The flow carries; the sockets are gone.
+    Carried,
+    /// Nothing has happened.
+    Stay(Pair, Stay),
+    /// Both sides were reset.
+    Cut(Failure),
+}
+
+/// Hands a connection over. Nothing is held between its sockets.
+pub(super) async fn hand_over(tier: &FlowTier, pair: Pair, ticket: &Ticket, meter: &Meter) -> Handed {
+    let (flows, written) = match prepare(tier, &pair, ticket, meter) {
+        Ok(prepared) => prepared,
+        Err(stay) => return Handed::Stay(pair, stay),
+    };
+    let read = Sides { client: flows.up.sent(), backend: flows.down.sent() };
+    let mut machine = Handover::new(read, written);
+    let mut drive = Drive {
+        tier,
+        flows,
+        pair: &pair,
+        up: Lane { held: Vec::new(), ended: false },
+        down: Lane { held: Vec::new(), ended: false },
+        written,
+        last: flows,
+        refusal: None,
+        buffer: vec![0; CHUNK],
+    };
+    let mut action = machine.start();
+    let outcome = loop {
+        let event = match action {
+            Action::End(outcome) => break outcome,
+            Action::Wait(time) => {
+                sleep(time).await;
+                Event::Waited
+            }
+            action => drive.perform(action).unwrap_or_else(|error| {
+                tracing::debug!(id = flows.up.id, ?action, %error, "a hand-over fails");
+                Event::Failed
+            }),
+        };
+        tracing::trace!(id = flows.up.id, ?event, ?machine, "hand-over");
+        action = machine.next(event);
+    };
+    let Drive { refusal, last, .. } = drive;
+    match outcome {
+        Outcome::OnSockets => {
+            let stay = refusal.unwrap_or_else(|| io::Error::other("refused without a reason").into());
+            Handed::Stay(pair, stay)
+        }
+        Outcome::Carried => {
+            meter.set_tier(Tier::Flow);
+            // Frozen, they close without a word, before anybody is told that nothing is pending.
+            drop(pair);
+            finish(tier, flows.up.id);
+            Handed::Carried
+        }
+        Outcome::Cut(failure) => {
+            for socket in [&pair.client, &pair.backend] {
+                // Then it closes without a word; what there is to say is said by the flow's numbers.
+                let _ = tcp::enter_repair(socket);
+            }
+            meter.set_tier(Tier::Flow);
+            for (side, flow) in [(Side::Client, &last.up), (Side::Backend, &last.down)] {
+                meter.raise(side, flow.bytes());
+            }
+            drop(pair);
+            let is_cut = tier.cut(&flows);
+            finish(tier, flows.up.id);
+            if !is_cut {
+                return Handed::Carried;
+            }
+            if failure == Failure::Unacknowledged {
+                tier.distrust(flows.up.to.destination().ip(), "what it was sent was never acknowledged");
+            }
+            Handed::Cut(failure)
+        }
+    }
+}
+
+fn finish(tier: &FlowTier, id: u64) {
+    if let Err(error) = tier.table().finish(id) {
+        tracing::warn!(error = error.words(), "a hand-over stays noted as begun: the next start resets it");
+    }
+}
+
+/// The flow's entries, and how far each socket was written.
+fn prepare(
+    tier: &FlowTier,
+    pair: &Pair,
+    ticket: &Ticket,
+    meter: &Meter,
+) -> Result<(FlowPair, Sides<u32>), Stay> {
+    let account = Account {
+        id: ticket.id,
+        label: tier.table().label(&ticket.label)?,
+        accepted: ticket.accepted,
+        connect_time: ticket.connect_time,
+        bytes_up: meter.up(),
+        bytes_down: meter.down(),
+        now: monotonic(),
+    };
+    let flows = tier.agree(&pair.client, &pair.backend, &account)?;
+    // What a side was sent, in its own numbers: what the other side has sent, translated.
+    let reached = |flow: &Flow| flow.sent().wrapping_add(flow.seq_delta);
+    Ok((flows, Sides { client: reached(&flows.down), backend: reached(&flows.up) }))
+}
+
+struct Drive<'a> {
+    tier: &'a FlowTier,
+    flows: FlowPair,
+    pair: &'a Pair,
+    up: Lane,
+    down: Lane,
+    /// What each socket has been written up to.
+    written: Sides<u32>,
+    /// The flow as it was last seen.
+    last: FlowPair,
+    refusal: Option<Stay>,
+    buffer: Vec<u8>,
+}
+
+/// One direction's bytes between the sockets.
+struct Lane {
+    held: Vec<u8>,
+    ended: bool,
+}
+
+impl Drive<'_> {
+    fn perform(&mut self, action: Action) -> io::Result<Event> {
+        let Pair { client, backend } = self.pair;
+        Ok(match action {
+            Action::Install => match self.install() {
+                Ok(()) => Event::Installed,
+                Err(refusal) => {
+                    for socket in [client, backend] {
+                        tcp::finish_on_close(socket)?;
+                    }
+                    self.refusal = Some(refusal);
+                    Event::Refused
+                }
+            },
+            Action::Relay => {
+                let (up, up_more) = self.relay(Side::Client, client, backend)?;
+                let (down, down_more) = self.relay(Side::Backend, backend, client)?;
+                Event::Relayed { up, down, more: up_more || down_more }
+            }
+            Action::Freeze => {
+                tcp::enter_repair(client)?;
+                tcp::enter_repair(backend)?;
+                Event::Frozen
+            }
+            Action::Thaw => {
+                tcp::leave_repair(client)?;
+                tcp::leave_repair(backend)?;
+                Event::Thawed
+            }
+            Action::Look => Event::Seen(self.numbers()?),
+            Action::Wait(_) | Action::End(_) => Event::Waited,
+        })
+    }
+
+    fn install(&self) -> Result<(), Stay> {
+        for socket in [&self.pair.client, &self.pair.backend] {
+            self.tier.table().let_hand_over(socket)?;
+            // Where the daemon dies, nothing may be left that repeats a FIN in vain: the next one could not make the
+            // connection again to reset it. What they say now, the flow keeps from their peers.
+            tcp::reset_on_close(socket)?;
+        }
+        Ok(self.tier.install(&self.flows, &self.pending())?)
+    }
+
+    fn pending(&self) -> Pending {
+        let mut watch = [0; 2];
+        watch[usize::from(UP)] = self.written.client;
+        watch[usize::from(DOWN)] = self.written.backend;
+        Pending { up_key: self.flows.up_key, watch }
+    }
+
+    /// Moves what the source holds to the destination: how much was read (a FIN counts as one), and whether the
+    /// destination is full.
+    fn relay(
+        &mut self,
+        from: Side,
+        source: &TcpStream,
+        destination: &TcpStream,
+    ) -> io::Result<(usize, bool)> {
+        let mut moved = 0;
+        loop {
+            let lane = self.lane(from);
+            while !lane.held.is_empty() {
+                match send(destination, &lane.held, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+                    Ok(sent) => drop(lane.held.drain(..sent)),
+                    Err(Errno::AGAIN) => return Ok((moved, true)),
+                    Err(Errno::INTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            if lane.ended {
+                return Ok((moved, false));
+            }
+            let read = match recv(source, &mut *self.buffer, RecvFlags::DONTWAIT) {
+                Ok((_, read)) => read,
+                Err(Errno::AGAIN) => return Ok((moved, false)),
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            moved += read.max(1);
+            self.was_read(from, read.max(1))?;
+            if read == 0 {
+                self.lane(from).ended = true;
+                self.tier.table().let_finish(destination).map_err(io::Error::other)?;
+                shutdown(destination, Shutdown::Write)?;
+            } else {
+                let bytes = self.buffer[..read].to_vec();
+                self.lane(from).held = bytes;
+            }
+        }
+    }
+
+    /// More was read and is about to be written: its acknowledgements are for the other socket to hear, before they
+    /// can come.
+    fn was_read(&mut self, from: Side, bytes: usize) -> io::Result<()> {
+        let written = match from {
+            Side::Client => &mut self.written.backend,
+            Side::Backend => &mut self.written.client,
+        };
+        // Never more than a socket's buffer.
+        *written = written.wrapping_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+        self.tier.table().watch(self.flows.up.id, &self.pending()).map_err(io::Error::other)
+    }
+
+    fn lane(&mut self, from: Side) -> &mut Lane {
+        match from {
+            Side::Client => &mut self.up,
+            Side::Backend => &mut self.down,
+        }
+    }
+
+    fn numbers(&mut self) -> io::Result<Numbers> {
+        let received = |socket: &TcpStream| tcp::sequence(socket.as_fd(), Queue::Receive);
+        let received = Sides { client: received(&self.pair.client)?, backend: received(&self.pair.backend)? };
+        let now = self.tier.table().pair(&self.flows.up_key).map_err(io::Error::other)?;
+        // Somebody else's, if a SYN has replaced it.
+        let now = now.filter(|now| now.up.id == self.flows.up.id);
+        if let Some(now) = now {
+            self.last = now;
+        }
+        let FlowPair { up, down, .. } = self.last;
+        Ok(Numbers {
+            received,
+            acknowledged: Sides { client: up.acked, backend: down.acked },
+            ended: up.is_reset() || down.is_reset(),
+            gone: now.is_none(),
+        })
+    }
+}

@@ -1,0 +1,224 @@
+//! The hand-over of a connection from its two sockets to the packet path, step by step, without losing or
+//! repeating a byte. No I/O here: whoever drives it does what [`Handover::next`] says and reports what came of it.
+//!
+//! 1. The flow is installed: from now on packets pass the sockets by, but some may have been on their way in.
+//! 2. What has reached the sockets is read and written to the other side's socket; the numbers fit, because
+//!    the flow's differences count from the same place. The flow leaves to a socket the bare acknowledgements of
+//!    what it wrote, so that it repeats what is lost.
+//! 3. The sockets are frozen: closed now, by the end of the daemon or on purpose, they vanish without a word.
+//! 4. After a grace period nothing can be on its way into the sockets any more. If one has received something
+//!    meanwhile: thaw, back to 2.
+//! 5. When both peers have acknowledged what the sockets sent, by the flow's own account, the sockets are
+//!    released silently.
+//!
+//! If that never comes, both sides are reset: better an end than a gap.
+
+use std::time::Duration;
+
+/// How long a packet that passed tc before the flow was there may take into the socket: it is in the receive
+/// path of one CPU, and delayed by no more than what runs there.
+pub const GRACE: Duration = Duration::from_millis(20);
+
+/// How long the peers may acknowledge nothing of what the sockets sent. By then a repetition has been lost three
+/// times on a path of half a second.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// The longest pause between two looks.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// Before a socket that did not take everything is written to again.
+const FULL_PAUSE: Duration = Duration::from_millis(2);
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Note that the hand-over begins, then install the flow. → [`Event::Installed`] or [`Event::Refused`]
+    Install,
+    /// Read what either socket holds and write it to the other, a FIN included. → [`Event::Relayed`]
+    Relay,
+    /// Freeze both sockets. → [`Event::Frozen`]
+    Freeze,
+    /// Let time pass. → [`Event::Waited`]
+    Wait(Duration),
+    /// Read the numbers. → [`Event::Seen`]
+    Look,
+    /// Bring both sockets back. → [`Event::Thawed`]
+    Thaw,
+    /// The hand-over is over.
+    End(Outcome),
+}
+
+/// How a hand-over ended, and what is left to do with the sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The flow carries the connection: close both sockets, frozen as they are.
+    Carried,
+    /// Nothing has happened: go on with the sockets.
+    OnSockets,
+    /// Remove the flow, reset both sides by its last numbers, and close the sockets, frozen or not.
+    Cut(Failure),
+}
+
+/// Why a connection had to be cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// A call failed on the way.
+    Io,
+    /// A peer reset the connection before it had all that the edge had acknowledged.
+    Reset,
+    /// What the sockets sent was not acknowledged in time.
+    Unacknowledged,
+}
+
+/// What came of an [`Action`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The flow is there.
+    Installed,
+    /// It is not, nor any part of it.
+    Refused,
+    /// Bytes moved to the backend and to the client; a FIN counts as one.
+    Relayed {
+        /// Client → backend.
+        up: usize,
+        /// Backend → client.
+        down: usize,
+        /// A socket is full, and there is more for it.
+        more: bool,
+    },
+    /// Both sockets are frozen.
+    Frozen,
+    /// The time has passed.
+    Waited,
+    /// The numbers.
+    Seen(Numbers),
+    /// Both sockets are back.
+    Thawed,
+    /// The call failed.
+    Failed,
+}
+
+/// The numbers of a hand-over, as [`Action::Look`] finds them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Numbers {
+    /// The next sequence number that each socket expects.
+    pub received: Sides<u32>,
+    /// What each peer has acknowledged, by the flow's account.
+    pub acknowledged: Sides<u32>,
+    /// Whether a peer has reset the connection.
+    pub ended: bool,
+    /// Whether the flow is there no more: both sides have ended the connection and its addresses were taken for
+    /// another, or somebody has cut it.
+    pub gone: bool,
+}
+
+/// One thing for the client's leg, one for the backend's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sides<T> {
+    /// The client's.
+    pub client: T,
+    /// The backend's.
+    pub backend: T,
+}
+
+/// A hand-over under way.
+#[derive(Debug)]
+pub struct Handover {
+    /// What each socket has been read up to.
+    read: Sides<u32>,
+    /// What each socket has been written up to.
+    written: Sides<u32>,
+    /// What was acknowledged at the last look.
+    acknowledged: Option<Sides<u32>>,
+    /// Whether there is more to relay after the pause.
+    more: bool,
+    pause: Duration,
+    /// Since something was acknowledged.
+    waited: Duration,
+}
+
+impl Handover {
+    /// `read` and `written`: where each socket's streams are.
+    pub const fn new(read: Sides<u32>, written: Sides<u32>) -> Self {
+        Self { read, written, acknowledged: None, more: false, pause: GRACE, waited: Duration::ZERO }
+    }
+
+    /// The first action.
+    pub const fn start(&self) -> Action {
+        Action::Install
+    }
+
+    /// The next action, by what came of the last one.
+    pub fn next(&mut self, event: Event) -> Action {
+        match event {
+            Event::Refused => Action::End(Outcome::OnSockets),
+            Event::Failed => cut(Failure::Io),
+            Event::Installed | Event::Thawed => Action::Relay,
+            Event::Relayed { up, down, more } => self.relayed(up, down, more),
+            Event::Frozen => Action::Wait(self.pause),
+            Event::Waited if self.more => Action::Relay,
+            Event::Waited => {
+                self.waited += self.pause;
+                Action::Look
+            }
+            Event::Seen(numbers) => self.seen(&numbers),
+        }
+    }
+
+    /// What each socket has been written up to.
+    pub const fn written(&self) -> Sides<u32> {
+        self.written
+    }
+
+    fn relayed(&mut self, up: usize, down: usize, more: bool) -> Action {
+        self.read.client = advanced(self.read.client, up);
+        self.read.backend = advanced(self.read.backend, down);
+        self.written.client = advanced(self.written.client, down);
+        self.written.backend = advanced(self.written.backend, up);
+        self.more = more;
+        if more { Action::Wait(FULL_PAUSE) } else { Action::Freeze }
+    }
+
+    fn seen(&mut self, numbers: &Numbers) -> Action {
+        let slipped = numbers.received != self.read;
+        let covers = |acknowledged: u32, written: u32| acknowledged.wrapping_sub(written).cast_signed() >= 0;
+        let acknowledged = covers(numbers.acknowledged.client, self.written.client)
+            && covers(numbers.acknowledged.backend, self.written.backend);
+        if numbers.gone {
+            return Action::End(Outcome::Carried);
+        }
+        if numbers.ended {
+            // What was acknowledged is with its reader, whoever ended it afterwards.
+            let outcome =
+                if acknowledged && !slipped { Outcome::Carried } else { Outcome::Cut(Failure::Reset) };
+            return Action::End(outcome);
+        }
+        if slipped {
+            // Acknowledged in the peer's name: it has to get to the other side, and its path may still hold more.
+            self.pause = GRACE;
+            return Action::Thaw;
+        }
+        if acknowledged {
+            return Action::End(Outcome::Carried);
+        }
+        if self.acknowledged.replace(numbers.acknowledged) != Some(numbers.acknowledged) {
+            self.waited = Duration::ZERO;
+        } else if self.waited >= PATIENCE {
+            return cut(Failure::Unacknowledged);
+        }
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        Action::Wait(self.pause)
+    }
+}
+
+const fn cut(failure: Failure) -> Action {
+    Action::End(Outcome::Cut(failure))
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "sequence numbers count modulo 2³²")]
+const fn advanced(number: u32, bytes: usize) -> u32 {
+    number.wrapping_add(bytes as u32)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,414 @@
+//! The hand-over in a small world: two peers with TCP's rules, a network that loses, delays and repeats, the
+//! kernel's way of packets through tc or into a socket, and a daemon that may die. Whatever happens in which order,
+//! either everything arrives or both sides hear of it.
+
+use proptest::{collection::vec, prelude::*, test_runner::Config};
+
+use super::*;
+
+/// A piece of a stream, by position.
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    start: u32,
+    end: u32,
+}
+
+/// One way through the edge: a peer that sends, the socket that it sends to, the socket that sends on, and the
+/// peer that receives. Positions count from the start of the stream; the flow's difference is none.
+#[derive(Debug, Default)]
+struct Way {
+    length: u32,
+    /// Of the sender: first position without acknowledgement, next to send.
+    unacknowledged: u32,
+    next: u32,
+    /// On the way to the edge.
+    to_edge: Vec<Segment>,
+    /// Past tc before the flow was there, not yet at the socket.
+    in_path: Vec<Segment>,
+    /// Of the socket: received in order, read by the daemon.
+    received: u32,
+    read: u32,
+    /// Of the other socket: written, and acknowledged as far as it heard.
+    written: u32,
+    heard: u32,
+    /// On the way to the receiver.
+    to_receiver: Vec<Segment>,
+    /// Of the receiver: in order, and the pieces beyond.
+    arrived: u32,
+    beyond: Vec<Segment>,
+    /// What the flow saw acknowledged.
+    noted: u32,
+}
+
+/// What the network does next with one way.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Send(u8),
+    Repeat,
+    /// Takes the segment of this index off the first list that it fits.
+    EnterEdge(u8),
+    ReachSocket(u8),
+    SocketRepeats,
+    Arrive(u8),
+    LoseBeforeEdge(u8),
+    LoseAfterEdge(u8),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (1..100_u8).prop_map(Step::Send),
+        Just(Step::Repeat),
+        any::<u8>().prop_map(Step::EnterEdge),
+        any::<u8>().prop_map(Step::ReachSocket),
+        Just(Step::SocketRepeats),
+        any::<u8>().prop_map(Step::Arrive),
+        any::<u8>().prop_map(Step::LoseBeforeEdge),
+        any::<u8>().prop_map(Step::LoseAfterEdge),
+    ]
+}
+
+fn pick(list: &mut Vec<Segment>, index: u8) -> Option<Segment> {
+    (!list.is_empty()).then(|| list.remove(usize::from(index) % list.len()))
+}
+
+impl Way {
+    fn step(&mut self, step: Step, flow: bool, sockets: bool) {
+        match step {
+            Step::Send(length) => {
+                let end = (self.next + u32::from(length)).min(self.length);
+                if end > self.next {
+                    self.to_edge.push(Segment { start: self.next, end });
+                    self.next = end;
+                }
+            }
+            Step::Repeat => {
+                if self.next > self.unacknowledged {
+                    let end = (self.unacknowledged + 50).min(self.next);
+                    self.to_edge.push(Segment { start: self.unacknowledged, end });
+                }
+            }
+            Step::EnterEdge(index) => {
+                let Some(segment) = pick(&mut self.to_edge, index) else { return };
+                if flow { self.to_receiver.push(segment) } else { self.in_path.push(segment) }
+            }
+            Step::ReachSocket(index) => {
+                let Some(segment) = pick(&mut self.in_path, index) else { return };
+                if sockets && segment.start <= self.received {
+                    self.received = self.received.max(segment.end);
+                    self.unacknowledged = self.unacknowledged.max(self.received);
+                }
+            }
+            Step::SocketRepeats => {
+                // The first segment that was not acknowledged, and no other.
+                if sockets && self.written > self.heard {
+                    let end = (self.heard + 700).min(self.written);
+                    self.to_receiver.push(Segment { start: self.heard, end });
+                }
+            }
+            Step::Arrive(index) => {
+                let Some(segment) = pick(&mut self.to_receiver, index) else { return };
+                self.arrive(segment, flow, sockets);
+            }
+            Step::LoseBeforeEdge(index) => drop(pick(&mut self.to_edge, index)),
+            Step::LoseAfterEdge(index) => drop(pick(&mut self.to_receiver, index)),
+        }
+    }
+
+    fn arrive(&mut self, segment: Segment, flow: bool, sockets: bool) {
+        self.beyond.push(segment);
+        while let Some(at) =
+            self.beyond.iter().position(|piece| piece.start <= self.arrived && piece.end > self.arrived)
+        {
+            self.arrived = self.beyond.remove(at).end;
+        }
+        // Its acknowledgement goes where packets go now; the socket hears what is short of all that it wrote.
+        if flow {
+            self.noted = self.noted.max(self.arrived);
+            self.unacknowledged = self.unacknowledged.max(self.arrived);
+            if sockets && self.arrived < self.written {
+                self.heard = self.heard.max(self.arrived);
+            }
+        } else if sockets {
+            self.heard = self.heard.max(self.arrived);
+        }
+    }
+
+    /// What the socket holds is read and written to the other.
+    fn relay(&mut self) -> usize {
+        let bytes = self.received - self.read;
+        (self.read, self.written) = (self.received, self.written + bytes);
+        bytes as usize
+    }
+
+    fn flush_path(&mut self, sockets: bool) {
+        while !self.in_path.is_empty() {
+            self.step(Step::ReachSocket(0), false, sockets);
+        }
+    }
+
+    /// Everything in flight arrives and everybody repeats until nothing changes any more.
+    fn settle(&mut self, flow: bool, sockets: bool) {
+        loop {
+            let numbers = |way: &Self| (way.next, way.unacknowledged, way.received, way.heard, way.arrived);
+            let before = numbers(self);
+            self.step(Step::Send(100), flow, sockets);
+            self.step(Step::Repeat, flow, sockets);
+            while !self.to_edge.is_empty() {
+                self.step(Step::EnterEdge(0), flow, sockets);
+            }
+            self.flush_path(sockets);
+            self.step(Step::SocketRepeats, flow, sockets);
+            while !self.to_receiver.is_empty() {
+                self.step(Step::Arrive(0), flow, sockets);
+            }
+            if numbers(self) == before {
+                return;
+            }
+        }
+    }
+}
+
+/// The whole of it.
+struct World {
+    up: Way,
+    down: Way,
+    flow: bool,
+    relays: u32,
+}
+
+impl World {
+    /// A relay at some moment: what was sent before, `pending` bytes read and not yet written.
+    fn new(sent: u32, length: u32, pending: u32) -> Self {
+        let done = Way {
+            length: sent + length,
+            unacknowledged: sent,
+            next: sent,
+            received: sent,
+            read: sent,
+            written: sent,
+            heard: sent,
+            arrived: sent,
+            noted: sent,
+            ..Way::default()
+        };
+        let up = Way { heard: sent - pending, arrived: sent - pending, noted: sent - pending, ..done };
+        let down = Way {
+            length: sent + length,
+            unacknowledged: sent,
+            next: sent,
+            received: sent,
+            read: sent,
+            written: sent,
+            heard: sent,
+            arrived: sent,
+            noted: sent,
+            ..Way::default()
+        };
+        Self { up, down, flow: false, relays: 0 }
+    }
+
+    fn numbers(&self) -> Numbers {
+        Numbers {
+            received: Sides { client: self.up.received, backend: self.down.received },
+            acknowledged: Sides { client: self.down.noted, backend: self.up.noted },
+            ended: false,
+            gone: false,
+        }
+    }
+
+    /// Does what the machine says, with `steps` happening between any two things.
+    fn perform(&mut self, action: Action) -> Event {
+        match action {
+            Action::Install => {
+                self.flow = true;
+                Event::Installed
+            }
+            Action::Relay => {
+                // A socket may be full now and then.
+                self.relays += 1;
+                let more = self.relays % 3 == 1;
+                Event::Relayed { up: self.up.relay(), down: self.down.relay(), more }
+            }
+            Action::Freeze => Event::Frozen,
+            Action::Wait(time) => {
+                assert!(time >= GRACE || self.relays % 3 == 1);
+                // No path into a socket is longer.
+                self.up.flush_path(true);
+                self.down.flush_path(true);
+                Event::Waited
+            }
+            Action::Look => Event::Seen(self.numbers()),
+            Action::Thaw => Event::Thawed,
+            Action::End(_) => unreachable!("the end is not performed"),
+        }
+    }
+}
+
+type Script = Vec<Vec<(bool, Step)>>;
+
+fn script() -> impl Strategy<Value = Script> {
+    vec(vec((any::<bool>(), step()), 0..30), 1..40)
+}
+
+fn run(world: &mut World, machine: &mut Handover, script: &Script, actions: usize) -> Option<Outcome> {
+    let mut action = machine.start();
+    let calm = Vec::new();
+    for turn in 0..actions {
+        for &(is_up, step) in script.get(turn).unwrap_or(&calm) {
+            let way = if is_up { &mut world.up } else { &mut world.down };
+            way.step(step, world.flow, true);
+        }
+        if let Action::End(outcome) = action {
+            return Some(outcome);
+        }
+        // Past the script nothing is lost any more.
+        if turn >= script.len() {
+            world.up.settle(world.flow, true);
+            world.down.settle(world.flow, true);
+        }
+        let event = world.perform(action);
+        action = machine.next(event);
+    }
+    None
+}
+
+fn machine(world: &World) -> Handover {
+    let read = Sides { client: world.up.read, backend: world.down.read };
+    let written = Sides { client: world.down.written, backend: world.up.written };
+    Handover::new(read, written)
+}
+
+proptest! {
+    #![proptest_config(Config::with_cases(400))]
+
+    #[test]
+    fn every_byte_arrives_once(script in script(), sent in 2000..5000_u32, length in 0..3000_u32,
+                               pending in 0..2000_u32) {
+        let mut world = World::new(sent, length, pending);
+        let mut machine = machine(&world);
+        let outcome = run(&mut world, &mut machine, &script, 200);
+        prop_assert_eq!(outcome, Some(Outcome::Carried));
+        // The sockets are gone; the peers alone must be able to finish.
+        for way in [&mut world.up, &mut world.down] {
+            prop_assert!(way.in_path.is_empty());
+            way.settle(true, false);
+            prop_assert_eq!(way.arrived, way.length);
+            prop_assert_eq!(way.unacknowledged, way.length);
+        }
+    }
+
+    #[test]
+    fn a_death_harms_only_what_was_not_over(script in script(), sent in 2000..5000_u32,
+                                            pending in 0..2000_u32, life in 1..40_usize) {
+        let mut world = World::new(sent, 1000, pending);
+        let mut machine = machine(&world);
+        let outcome = run(&mut world, &mut machine, &script, life);
+        // A hand-over that did not end is still noted as begun: the next daemon resets both sides. One that did
+        // needs no daemon.
+        if outcome == Some(Outcome::Carried) {
+            for way in [&mut world.up, &mut world.down] {
+                way.settle(true, false);
+                prop_assert_eq!(way.arrived, way.length);
+            }
+        } else {
+            prop_assert_eq!(outcome, None);
+        }
+    }
+}
+
+fn started() -> Handover {
+    let sides = Sides { client: u32::MAX - 10, backend: 100 };
+    let mut machine = Handover::new(sides, sides);
+    assert_eq!(machine.start(), Action::Install);
+    assert_eq!(machine.next(Event::Installed), Action::Relay);
+    machine
+}
+
+#[test]
+fn nothing_happens_before_the_flow_is_there() {
+    let mut machine = Handover::new(Sides::default(), Sides::default());
+    assert_eq!(machine.next(Event::Refused), Action::End(Outcome::OnSockets));
+}
+
+#[test]
+fn a_full_socket_is_written_to_again_before_anything_else() {
+    let mut machine = started();
+    let more = Event::Relayed { up: 700, down: 0, more: true };
+    assert_eq!(machine.next(more), Action::Wait(FULL_PAUSE));
+    assert_eq!(machine.next(Event::Waited), Action::Relay);
+    assert_eq!(machine.next(Event::Relayed { up: 5, down: 7, more: false }), Action::Freeze);
+    assert_eq!(machine.written(), Sides { client: u32::MAX - 3, backend: 805 });
+}
+
+#[test]
+fn what_is_not_acknowledged_in_time_is_cut() {
+    let mut machine = started();
+    let mut action = machine.next(Event::Relayed { up: 0, down: 0, more: false });
+    let mut waited = Duration::ZERO;
+    let received = Sides { client: u32::MAX - 10, backend: 100 };
+    let acknowledged = Sides { client: received.client, backend: 99 };
+    let numbers = Numbers { received, acknowledged, ended: false, gone: false };
+    loop {
+        action = machine.next(match action {
+            Action::Freeze => Event::Frozen,
+            Action::Wait(time) => {
+                waited += time;
+                Event::Waited
+            }
+            Action::Look => Event::Seen(numbers),
+            other => {
+                assert_eq!(other, cut(Failure::Unacknowledged));
+                break;
+            }
+        });
+    }
+    assert!(waited >= PATIENCE && waited < PATIENCE + LONGEST_PAUSE);
+}
+
+#[test]
+fn progress_renews_the_patience() {
+    let mut machine = started();
+    let mut action = machine.next(Event::Relayed { up: 10_000, down: 0, more: false });
+    let received = Sides { client: (u32::MAX - 10).wrapping_add(10_000), backend: 100 };
+    let mut acknowledged = 100;
+    let mut waited = Duration::ZERO;
+    while waited < 3 * PATIENCE {
+        action = machine.next(match action {
+            Action::Freeze => Event::Frozen,
+            Action::Wait(time) => {
+                waited += time;
+                Event::Waited
+            }
+            Action::Look => {
+                acknowledged += 1;
+                let acknowledged = Sides { client: u32::MAX - 10, backend: acknowledged };
+                Event::Seen(Numbers { received, acknowledged, ended: false, gone: false })
+            }
+            other => panic!("{other:?} after {waited:?}"),
+        });
+    }
+}
+
+#[test]
+fn a_reset_before_everything_arrived_is_passed_on() {
+    for (backend, outcome) in [(99, Outcome::Cut(Failure::Reset)), (100, Outcome::Carried)] {
+        let mut machine = started();
+        machine.next(Event::Relayed { up: 0, down: 0, more: false });
+        machine.next(Event::Frozen);
+        machine.next(Event::Waited);
+        let received = Sides { client: u32::MAX - 10, backend: 100 };
+        let acknowledged = Sides { client: received.client, backend };
+        let seen = Event::Seen(Numbers { received, acknowledged, ended: true, gone: false });
+        assert_eq!(machine.next(seen), Action::End(outcome));
+    }
+}
+
+#[test]
+fn a_flow_that_has_given_way_to_another_is_left_alone() {
+    let mut machine = started();
+    machine.next(Event::Relayed { up: 0, down: 0, more: false });
+    machine.next(Event::Frozen);
+    machine.next(Event::Waited);
+    let seen = Event::Seen(Numbers { gone: true, ..Numbers::default() });
+    assert_eq!(machine.next(seen), Action::End(Outcome::Carried));
+}

@@ -1,0 +1,15 @@
+//! The flow tier: a connection is handed to the packet path and needs neither sockets nor daemon any more.
+//!
+//! [`carry`] says when, [`agreement`] whether and with which numbers, [`handover`] in which steps, [`drive`] takes
+//! them. The packets themselves are rewritten in the kernel (`edge-ebpf/src/flow`).
+
+pub mod agreement;
+pub(super) mod carry;
+mod drive;
+pub mod handover;
+mod ports;
+mod tier;
+
+pub use carry::OLD_ENOUGH;
+pub use ports::{DEFAULT_PORTS, PortLease, Ports};
+pub use tier::{FlowTier, Options, Stay};

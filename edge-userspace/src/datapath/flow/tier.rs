@@ -1,0 +1,434 @@
+//! What the flow tier has of the machine: programs, the table of flows, ports, and which backends are trusted with it.
+//!
+//! One for the whole daemon. Who may be handed over when is said elsewhere ([`super::carry`]); here is whether a
+//! connection can be, and its numbers.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    os::fd::{AsFd, BorrowedFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use edge_common::flow::{
+    HAS_ECN, HAS_TIMESTAMPS, NO_SACK, NO_TIMESTAMPS, NO_WINDOW_SCALE, Pending, WITH_ECN,
+};
+use socket2::SockRef;
+use thiserror::Error;
+
+use super::{
+    agreement::{self, Account, Leg, Mismatch},
+    ports::{PortLease, Ports},
+};
+use crate::{
+    kernel::{
+        FlowPair, FlowProgram, FlowReasons, FlowTable, InstallError, KernelError, RouteLookup,
+        arrival_device, reset_peer,
+        tcp::{self, TcpInfo},
+    },
+    source::source_of,
+};
+
+/// For how long a backend on whose way flows do not work is left alone.
+const DISTRUST: Duration = Duration::from_mins(10);
+
+/// What most devices carry.
+const ETHERNET_MTU: u32 = 1500;
+/// The default of IPv4 (RFC 9293 §3.7.1).
+const LEAST_MSS: u32 = 536;
+
+/// Why a connection stays on its sockets.
+#[derive(Debug, Error)]
+pub enum Stay {
+    /// Its legs differ.
+    #[error(transparent)]
+    Mismatch(#[from] Mismatch),
+    /// No place for it.
+    #[error(transparent)]
+    Install(#[from] InstallError),
+    /// The device cannot be used.
+    #[error("{}", .0.words())]
+    Kernel(#[from] KernelError),
+    /// Its local port is not one of those kept for flows: they were all taken, or it was connected beforehand.
+    #[error("its port is not one of those kept for flows")]
+    Port,
+    /// The client's packets come by one device and go by another.
+    #[error("its client is reached by another device than it comes from")]
+    Asymmetric,
+    /// A flow to this backend has failed a short while ago.
+    #[error("flows to its backend have failed, it is left alone for a while")]
+    Distrusted,
+    /// What is lost on the way to its client is better repeated from here.
+    #[error("its client's line loses packets, and home is far")]
+    Lossy,
+    /// Its source has as many flows as it may have.
+    #[error("its source has as many flows as it may have")]
+    Quota,
+    /// A question to the kernel failed.
+    #[error("asking the kernel: {0}")]
+    Io(io::Error),
+}
+
+impl From<io::Error> for Stay {
+    /// Who asks for the addresses of a socket whose peer has reset it gets none.
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::NotConnected { Mismatch::Closing.into() } else { Self::Io(error) }
+    }
+}
+
+impl Stay {
+    /// Whether it may be different later.
+    pub const fn is_passing(&self) -> bool {
+        matches!(self, Self::Install(InstallError::Full) | Self::Distrusted | Self::Lossy | Self::Quota)
+    }
+
+    /// Its name in counters.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Mismatch(Mismatch::Unseen) => "handshake_not_seen",
+            Self::Mismatch(Mismatch::Closing) => "closing",
+            Self::Mismatch(Mismatch::Timestamps) => "timestamps_differ",
+            Self::Mismatch(Mismatch::Ecn) => "ecn_differs",
+            Self::Mismatch(Mismatch::PathMtu) => "path_mtu",
+            Self::Install(InstallError::Taken) => "addresses_taken",
+            Self::Install(InstallError::Full) => "table_full",
+            Self::Install(InstallError::Kernel(_)) | Self::Io(_) => "kernel",
+            Self::Kernel(_) => "device",
+            Self::Port => "port",
+            Self::Asymmetric => "asymmetric_route",
+            Self::Distrusted => "distrusted",
+            Self::Lossy => "lossy_client",
+            Self::Quota => "source_quota",
+        }
+    }
+}
+
+/// What the client's connection agreed to, as far as the backend's has to agree to the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// As in [`TcpInfo::options`].
+    agreed: u8,
+    path_mtu: u32,
+    is_ipv4: bool,
+}
+
+impl Options {
+    /// Of an established connection with `peer`.
+    pub fn of(socket: impl AsFd, peer: IpAddr) -> io::Result<Self> {
+        let TcpInfo { options, path_mtu, .. } = tcp::info(socket)?;
+        Ok(Self { agreed: options, path_mtu, is_ipv4: peer.to_canonical().is_ipv4() })
+    }
+
+    /// The MSS to announce to a backend, where the device's own may be too much: packets of this size fit the
+    /// client's path when they have the header of its family.
+    fn max_segment(self, backend: IpAddr) -> Option<u16> {
+        let is_narrow = self.path_mtu < ETHERNET_MTU || self.is_ipv4 != backend.is_ipv4();
+        let room = self.path_mtu.checked_sub(agreement::headers(self.is_ipv4))?;
+        // No less than any path carries (RFC 9293 §3.7.1).
+        u16::try_from(room.max(LEAST_MSS)).ok().filter(|_| is_narrow)
+    }
+
+    /// How a SYN that offers the same differs from the kernel's own.
+    const fn wishes(self) -> u32 {
+        let mut wishes = 0;
+        if self.agreed & TcpInfo::TIMESTAMPS == 0 {
+            wishes |= NO_TIMESTAMPS;
+        }
+        if self.agreed & TcpInfo::SACK == 0 {
+            wishes |= NO_SACK;
+        }
+        if self.agreed & TcpInfo::WINDOW_SCALE == 0 {
+            wishes |= NO_WINDOW_SCALE;
+        }
+        if self.agreed & TcpInfo::ECN != 0 {
+            wishes |= WITH_ECN;
+        }
+        wishes
+    }
+}
+
+/// The tier, ready to carry.
+#[derive(Debug)]
+pub struct FlowTier {
+    program: Mutex<FlowProgram>,
+    table: Mutex<FlowTable>,
+    reasons: FlowReasons,
+    routes: Mutex<RouteLookup>,
+    ports: Arc<Ports>,
+    distrusted: Mutex<HashMap<IpAddr, Instant>>,
+    crowded: Mutex<Vec<IpAddr>>,
+    stays: Mutex<HashMap<&'static str, u64>>,
+}
+
+impl FlowTier {
+    /// Takes over what the programs have, and lets them run where an earlier daemon left others.
+    pub fn new(mut program: FlowProgram, ports: RangeInclusive<u16>) -> Result<Self, KernelError> {
+        program.watch_handshakes()?;
+        let table = program.table()?;
+        let reasons = program.reasons()?;
+        program.adopt()?;
+        let call = "opening a netlink socket";
+        let routes = RouteLookup::open().map_err(|source| KernelError::Call { call, source })?;
+        Ok(Self {
+            program: Mutex::new(program),
+            table: Mutex::new(table),
+            reasons,
+            routes: Mutex::new(routes),
+            ports: Arc::new(Ports::new(ports)),
+            distrusted: Mutex::default(),
+            crowded: Mutex::default(),
+            stays: Mutex::default(),
+        })
+    }
+
+    /// The flows. Not to be held across an await.
+    pub fn table(&self) -> MutexGuard<'_, FlowTable> {
+        lock(&self.table)
+    }
+
+    /// The programs.
+    pub fn program(&self) -> MutexGuard<'_, FlowProgram> {
+        lock(&self.program)
+    }
+
+    /// Packets by what became of them.
+    pub fn reasons(&self) -> &FlowReasons {
+        &self.reasons
+    }
+
+    /// The local ports kept for flows.
+    pub fn ports(&self) -> &Ports {
+        &self.ports
+    }
+
+    /// Readies a socket that is about to connect to `backend` for a hand-over later: a port of the range, and a SYN
+    /// that offers what the client offered. `None` where there is no port; then the connection stays on sockets.
+    pub fn prepare(&self, socket: BorrowedFd<'_>, backend: SocketAddr, client: Options) -> Option<PortLease> {
+        let lease = self.ports.lease(backend)?;
+        let any: SocketAddr = if backend.is_ipv4() {
+            ([0, 0, 0, 0], lease.port()).into()
+        } else {
+            ([0_u16; 8], lease.port()).into()
+        };
+        let socket_ref = SockRef::from(&socket);
+        // Towards other backends the port may be in use.
+        let bound = socket_ref.set_reuse_address(true).and_then(|()| socket_ref.bind(&any.into()));
+        if let Err(error) = bound {
+            tracing::debug!(%backend, port = lease.port(), %error, "a port cannot be bound");
+            return None;
+        }
+        if let Some(octets) = client.max_segment(backend.ip())
+            && let Err(error) = tcp::set_max_segment(socket, octets)
+        {
+            tracing::debug!(%backend, %error, "an MSS stays as it is");
+        }
+        if client.wishes() != 0
+            && let Err(error) = self.shape(socket, backend, client)
+        {
+            tracing::debug!(%backend, %error, "a SYN goes as it is");
+        }
+        Some(lease)
+    }
+
+    fn shape(&self, socket: BorrowedFd<'_>, backend: SocketAddr, client: Options) -> Result<(), Stay> {
+        let device = self.device_to(socket, backend.ip())?;
+        self.program().attach(device)?;
+        Ok(self.table().shape_syn(socket, client.wishes())?)
+    }
+
+    /// The index of the device that a socket's packets to an address leave by.
+    fn device_to(&self, socket: impl AsFd, address: IpAddr) -> io::Result<u32> {
+        match tcp::bound_index(socket)? {
+            0 => lock(&self.routes).device(address.to_canonical(), None),
+            bound => Ok(bound),
+        }
+    }
+
+    /// The entries for a flow of these two sockets, on devices that carry flows.
+    pub fn agree(&self, client: impl AsFd, backend: impl AsFd, account: &Account) -> Result<FlowPair, Stay> {
+        let (client_ends, backend_ends) = (Ends::of(&client)?, Ends::of(&backend)?);
+        if !self.ports.contains(backend_ends.local.port()) {
+            return Err(Stay::Port);
+        }
+        if self.is_distrusted(backend_ends.peer.ip()) {
+            return Err(Stay::Distrusted);
+        }
+        let source = client_ends.peer.ip().to_canonical();
+        if lock(&self.crowded).contains(&source_of(source)) {
+            return Err(Stay::Quota);
+        }
+        let arrived = arrival_device(&client)?;
+        if lock(&self.routes).device(source, Some(arrived)).ok() != Some(arrived) {
+            return Err(Stay::Asymmetric);
+        }
+        let device = self.device_to(&backend, backend_ends.peer.ip())?;
+        {
+            let mut program = self.program();
+            program.attach(arrived)?;
+            program.attach(device)?;
+        }
+        let client = self.leg(&client, client_ends, arrived, 0)?;
+        let backend = self.leg(&backend, backend_ends, device, 1)?;
+        Ok(agreement::agree(&client, &backend, account)?)
+    }
+
+    /// `syns`: how many SYNs the kernel counts among the acknowledged bytes.
+    fn leg(&self, socket: impl AsFd, ends: Ends, device: u32, syns: u64) -> Result<Leg, Stay> {
+        let mut handshake = self.table().handshake(&socket)?.ok_or(Mismatch::Unseen)?;
+        let clock = if handshake.flags & HAS_TIMESTAMPS != 0 { tcp::timestamp(&socket)? } else { 0 };
+        let read = tcp::read_so_far(&socket)?;
+        let (written, info) = tcp::written(&socket)?;
+        let unacknowledged = u32::try_from(written - info.bytes_acked).unwrap_or(u32::MAX);
+        let written = written.saturating_sub(syns);
+        let Ends { local, peer } = ends;
+        // What the kernel's own handshake agreed to is in its account; what a changed SYN asked for is in the note.
+        if info.options & TcpInfo::ECN != 0 {
+            handshake.flags |= HAS_ECN;
+        }
+        Ok(Leg { local, peer, device, handshake, info, clock, read, written, unacknowledged })
+    }
+
+    /// Notes the hand-over and installs the flow.
+    pub fn install(&self, pair: &FlowPair, pending: &Pending) -> Result<(), InstallError> {
+        let mut table = self.table();
+        table.begin(pair.up.id, pending)?;
+        if let Err(error) = table.install(pair) {
+            // What cannot be removed is looked at again by the next daemon, and is no flow.
+            let _ = table.finish(pair.up.id);
+            return Err(error);
+        }
+        let to = pair.up.to;
+        self.ports.take_for_flow(to.destination(), to.source().port());
+        Ok(())
+    }
+
+    /// Removes a flow that has ended: its packets go to the stack from now on, which knows none of them. Nothing is
+    /// done where its addresses are another connection's.
+    pub fn remove(&self, pair: &FlowPair) {
+        if let Some(now) = self.now(pair) {
+            self.take(&now);
+        }
+    }
+
+    /// Removes a flow and resets both sides. `false` where it was gone, or had been closed by both: then it tells its
+    /// end itself.
+    pub fn cut(&self, pair: &FlowPair) -> bool {
+        let Some(pair) = self.now(pair).filter(|now| !now.is_closed()) else { return false };
+        self.take(&pair);
+        let FlowPair { up_key, up, down } = &pair;
+        let down_key = pair.down_key();
+        for (key, flow) in [(up_key, up), (&down_key, down)] {
+            let (peer, local) = (key.source(), key.destination());
+            if let Err(error) = reset_peer(local, peer, flow.acked, flow.sent(), flow.ingress) {
+                // It will be told by the stack when it sends something.
+                tracing::debug!(%peer, %error, "a peer of a flow cannot be reset");
+            }
+        }
+        true
+    }
+
+    /// A flow as it is now, unless a SYN has given its addresses to another connection.
+    fn now(&self, pair: &FlowPair) -> Option<FlowPair> {
+        let now = self.table().pair(&pair.up_key).unwrap_or_default();
+        now.filter(|now| now.up.id == pair.up.id)
+    }
+
+    fn take(&self, pair: &FlowPair) {
+        if let Err(error) = self.table().remove(&pair.up_key, &pair.down_key()) {
+            tracing::warn!(error = error.words(), "a flow cannot be removed");
+        }
+        let to = pair.up.to;
+        self.ports.give_back(to.destination(), to.source().port());
+    }
+
+    /// Flows to this backend do not work: connections to it stay on sockets for a while.
+    pub fn distrust(&self, backend: IpAddr, reason: &str) {
+        let known = lock(&self.distrusted).insert(backend.to_canonical(), Instant::now());
+        if known.is_none() {
+            tracing::warn!(
+                %backend, reason,
+                "flows to this backend do not work: its connections stay on sockets for {} minutes",
+                DISTRUST.as_secs() / 60
+            );
+        }
+    }
+
+    fn is_distrusted(&self, backend: IpAddr) -> bool {
+        let mut distrusted = lock(&self.distrusted);
+        if distrusted.is_empty() {
+            return false;
+        }
+        distrusted.retain(|_, since| since.elapsed() < DISTRUST);
+        distrusted.contains_key(&backend.to_canonical())
+    }
+
+    /// These sources have as many flows as they may have.
+    pub fn set_crowded(&self, sources: Vec<IpAddr>) {
+        *lock(&self.crowded) = sources;
+    }
+
+    /// Counts a connection that stays on its sockets.
+    pub(super) fn stays(&self, reason: &Stay) {
+        *lock(&self.stays).entry(reason.label()).or_insert(0) += 1;
+    }
+
+    /// How many connections stayed on their sockets, by reason.
+    pub fn stay_counts(&self) -> Vec<(&'static str, u64)> {
+        let mut counts: Vec<_> = lock(&self.stays).iter().map(|(reason, count)| (*reason, *count)).collect();
+        counts.sort_unstable();
+        counts
+    }
+}
+
+/// Both addresses of a socket.
+#[derive(Clone, Copy)]
+struct Ends {
+    local: SocketAddr,
+    peer: SocketAddr,
+}
+
+impl Ends {
+    fn of(socket: &impl AsFd) -> io::Result<Self> {
+        let socket = SockRef::from(socket);
+        let canonical = |address: socket2::SockAddr| {
+            let address = address.as_socket().ok_or(io::ErrorKind::Unsupported)?;
+            Ok::<_, io::Error>(SocketAddr::new(address.ip().to_canonical(), address.port()))
+        };
+        Ok(Self { local: canonical(socket.local_addr()?)?, peer: canonical(socket.peer_addr()?)? })
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_syn_offers_what_the_client_offered() {
+        let usual = TcpInfo::TIMESTAMPS | TcpInfo::SACK | TcpInfo::WINDOW_SCALE;
+        let wishes = |agreed| Options { agreed, path_mtu: 1500, is_ipv4: true }.wishes();
+        assert_eq!(wishes(usual), 0);
+        assert_eq!(wishes(usual | TcpInfo::ECN), WITH_ECN);
+        assert_eq!(wishes(0), NO_TIMESTAMPS | NO_SACK | NO_WINDOW_SCALE);
+    }
+
+    #[test]
+    fn a_backend_is_told_what_fits_the_clients_path() {
+        let (v4, v6): (IpAddr, IpAddr) = ([10, 0, 0, 1].into(), "fd00::1".parse().unwrap());
+        let segment =
+            |path_mtu, is_ipv4, backend| Options { agreed: 0, path_mtu, is_ipv4 }.max_segment(backend);
+        assert_eq!(segment(1500, true, v4), None);
+        assert_eq!(segment(1420, true, v4), Some(1380));
+        // 20 bytes more of header on the client's leg.
+        assert_eq!(segment(1500, false, v4), Some(1440));
+        assert_eq!(segment(1500, true, v6), Some(1460));
+        assert_eq!(segment(0, true, v6), None);
+        assert_eq!(segment(300, true, v4), Some(536));
+    }
+}

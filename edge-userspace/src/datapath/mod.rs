@@ -1,0 +1,156 @@
+//! Carrying bytes: one file a tier, behind one small interface.
+//!
+//! [`carry`] takes a connected [`Pair`] and what was already read, carries it to its end and says why it ended;
+//! counts go to the [`Meter`] as they happen, so that an operator sees them live. Nothing here knows routes,
+//! pools or configuration.
+
+mod bulk;
+mod choice;
+mod copy;
+mod direction;
+pub mod flow;
+mod meter;
+mod pipe;
+mod relay;
+mod sockmap;
+mod splice;
+mod stop;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, OnceLock};
+
+use futures_util::future::{Either, FutureExt as _};
+
+use self::flow::FlowTier;
+use crate::kernel::Sockmap;
+
+pub use choice::{Choice, Tier};
+pub use meter::Meter;
+pub(crate) use relay::reset;
+pub use relay::{Pair, Preread};
+pub use stop::{Stop, StopReason};
+
+/// The tiers that not every machine has.
+#[derive(Clone, Debug, Default)]
+pub struct Tiers {
+    /// Loaded when the first route asks for it.
+    sockmap: OnceLock<Arc<Sockmap>>,
+    flow: OnceLock<Arc<FlowTier>>,
+}
+
+impl Tiers {
+    /// The packet path, once it is there.
+    pub fn flow(&self) -> Option<&Arc<FlowTier>> {
+        self.flow.get()
+    }
+
+    /// From now on connections can be handed to the packet path.
+    pub fn add_flow(&self, flow: Arc<FlowTier>) {
+        // A second one of the same kind is of no use.
+        let _ = self.flow.set(flow);
+    }
+
+    /// Redirection between sockets, once it is there.
+    pub fn sockmap(&self) -> Option<&Arc<Sockmap>> {
+        self.sockmap.get()
+    }
+
+    /// From now on connections can be redirected between sockets. [`Sockmap::deliver`] has to run.
+    pub fn add_sockmap(&self, sockmap: Arc<Sockmap>) {
+        // A second one of the same kind is of no use.
+        let _ = self.sockmap.set(sockmap);
+    }
+}
+
+/// Carries a connection: to its end, or until it is handed over. By the tier that was chosen, or by copy and splice
+/// where it may not be.
+pub fn carry<'a>(
+    pair: Pair,
+    preread: Preread,
+    choice: Choice,
+    tiers: &'a Tiers,
+    passenger: &'a impl Passenger,
+    meter: &'a Meter,
+    stop: &'a Stop,
+) -> impl Future<Output = Fate> + Send + 'a {
+    // What is not usual is boxed, so that other connections do not pay for its size.
+    match (choice, tiers.sockmap(), tiers.flow()) {
+        (Choice::Sockmap, Some(sockmap), _) => {
+            let carried = sockmap::carry(pair, preread, Arc::clone(sockmap), meter, stop);
+            Either::Left(carried.map(Fate::Ended).boxed())
+        }
+        (Choice::Auto | Choice::Flow, _, Some(tier)) => {
+            let at_once = choice == Choice::Flow;
+            Either::Right(flow::carry::carry(pair, preread, at_once, tier, passenger, meter, stop))
+        }
+        _ => {
+            let carried = relay::carry(pair, preread, choice, meter, stop);
+            Either::Left(carried.map(Fate::Ended).boxed())
+        }
+    }
+}
+
+/// What became of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It has ended.
+    Ended(End),
+    /// It goes on as a flow, without sockets and without this task.
+    HandedOver,
+}
+
+impl Fate {
+    /// How it ended; `None` where it goes on.
+    pub fn end(self) -> Option<End> {
+        match self {
+            Self::Ended(end) => Some(end),
+            Self::HandedOver => None,
+        }
+    }
+}
+
+/// A connection as the flow that it becomes is known by.
+pub trait Passenger: Sync {
+    /// Asked for when it is handed over.
+    fn ticket(&self) -> Ticket;
+}
+
+/// What a flow carries along for its account.
+#[derive(Clone, Debug, Default)]
+pub struct Ticket {
+    /// The connection's number.
+    pub id: u64,
+    /// What is known of it beside its packets, as text; the same for flows of which the same is known.
+    pub label: String,
+    /// When it was accepted, `CLOCK_MONOTONIC` in nanoseconds.
+    pub accepted: u64,
+    /// How long connecting to the backend took, in microseconds.
+    pub connect_time: u32,
+}
+
+impl Passenger for Ticket {
+    fn ticket(&self) -> Ticket {
+        self.clone()
+    }
+}
+
+/// The two ends of a connection through the edge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Who connected to us.
+    Client,
+    /// Whom we connected to.
+    Backend,
+}
+
+/// Why carrying ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Both directions were closed in order.
+    Finished,
+    /// This side reset the connection, or its network failed; the other was reset after it got what was sent before.
+    Reset(Side),
+    /// The edge ended it.
+    Stopped(StopReason),
+}

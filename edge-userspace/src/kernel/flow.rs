@@ -1,0 +1,334 @@
+//! The programs of the flow tier: loaded, their maps and links adopted from an earlier daemon, attached to named
+//! interfaces. Flows go on being carried while no daemon runs, and through the change of one program for another.
+//!
+//! Minimum kernel: 6.1; tc links from 6.6 on, before that filters of clsact with a priority and handle of our own.
+
+use std::{
+    collections::BTreeMap,
+    fmt, fs, io,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf,
+    maps::MapType,
+    programs::{
+        CgroupAttachMode, Link as _, LinkOrder, ProgramError, SchedClassifier, SockOps, TcAttachType,
+        links::{FdLink, PinnedLink},
+        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
+    },
+};
+use edge_common::flow::{Flow, FlowKey, Label, Pending};
+use tracing::info;
+
+use super::{
+    Interface, KernelError, Objects,
+    cgroup::open_own_cgroup,
+    flow_events::{FLOW_EVENTS, FlowEvents},
+    flow_table::{FLOW_LABELS, FLOW_REASONS, FLOWS, FLOWS_PENDING, FlowReasons, FlowTable},
+    interfaces,
+    load::{Shape, load},
+    pin::Pins,
+};
+
+const OBJECT: &str = "flow";
+/// The maps that outlive the daemon. What is noted of sockets ends with the sockets.
+const MAPS: [Shape; 5] = [
+    Shape::of::<FlowKey, Flow>(FLOWS, MapType::Hash),
+    Shape::of::<u64, Pending>(FLOWS_PENDING, MapType::Hash),
+    Shape::of::<u32, Label>(FLOW_LABELS, MapType::Hash),
+    Shape::of::<u32, u64>(FLOW_REASONS, MapType::PerCpuArray),
+    Shape::ring(FLOW_EVENTS),
+];
+const ESTABLISHED: &str = "established";
+/// At the hooks of [`Hook::ALL`], for devices with Ethernet headers and without.
+const CLASSIFIERS: [[&str; 2]; 2] = [["ingress_l2", "egress_l2"], ["ingress_l3", "egress_l3"]];
+
+/// The pin of a link is called so, with the hook and the interface's name behind it.
+const LINK: &str = "link-";
+
+/// Where a filter of clsact is, so that another daemon finds it: any number that nobody else is likely to use.
+const PRIORITY: u16 = 0xed9e;
+const HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// A hook of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hook {
+    Ingress,
+    Egress,
+}
+
+impl Hook {
+    const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+
+    const fn attach_type(self) -> TcAttachType {
+        match self {
+            Self::Ingress => TcAttachType::Ingress,
+            Self::Egress => TcAttachType::Egress,
+        }
+    }
+}
+
+/// The loaded programs. Dropping it leaves flows, links and filters in place for the next daemon.
+pub struct FlowProgram {
+    ebpf: Ebpf,
+    directory: PathBuf,
+    /// By index, which says more than the name: a device that is made anew has another. Both hooks.
+    attached: BTreeMap<u32, String>,
+    uses_tcx: bool,
+}
+
+impl FlowProgram {
+    /// Loads the programs and adopts the maps that an earlier daemon pinned. Its links and filters go on running
+    /// the earlier programs, on the same maps, until [`Self::attach`].
+    pub(super) fn load(objects: &Objects, pins: &Pins, uses_tcx: bool) -> Result<Self, KernelError> {
+        let directory = pins.of(OBJECT)?;
+        let mut ebpf = load(OBJECT, &objects.flow()?, &directory, &MAPS)?;
+        for name in CLASSIFIERS.into_iter().flatten() {
+            classifier(&mut ebpf, name)?.load().map_err(failed("loading", name))?;
+        }
+        sock_ops(&mut ebpf)?.load().map_err(failed("loading", ESTABLISHED))?;
+        Ok(Self { ebpf, directory, attached: BTreeMap::new(), uses_tcx })
+    }
+
+    /// The flows.
+    pub fn table(&mut self) -> Result<FlowTable, KernelError> {
+        FlowTable::take(&mut self.ebpf, OBJECT)
+    }
+
+    /// What the programs report; to be taken once.
+    pub fn events(&mut self) -> Result<FlowEvents, KernelError> {
+        FlowEvents::take(&mut self.ebpf, OBJECT)
+    }
+
+    /// The counters; to be taken once.
+    pub fn reasons(&mut self) -> Result<FlowReasons, KernelError> {
+        FlowReasons::take(&mut self.ebpf, OBJECT)
+    }
+
+    /// Notes the handshakes of this process's sockets from now on; to be called before listening. Ends with this
+    /// daemon: without it there are no sockets to note.
+    pub fn watch_handshakes(&mut self) -> Result<(), KernelError> {
+        let cgroup = open_own_cgroup()?;
+        let program = sock_ops(&mut self.ebpf)?;
+        program.attach(cgroup, CgroupAttachMode::Single).map_err(failed("attaching", ESTABLISHED))?;
+        Ok(())
+    }
+
+    /// Whether packets of the device with this index are carried.
+    pub fn is_attached(&self, index: u32) -> bool {
+        self.attached.contains_key(&index)
+    }
+
+    /// Attaches the programs to a device, or lets the links and filters that are there run them.
+    pub fn attach(&mut self, index: u32) -> Result<(), KernelError> {
+        if self.is_attached(index) {
+            return Ok(());
+        }
+        let error = |words: String| KernelError::Call {
+            call: "attaching the flow programs",
+            source: io::Error::other(words),
+        };
+        let found = interfaces()?.into_iter().find(|found| found.index == index);
+        let found = found.ok_or_else(|| error(format!("there is no device with index {index}")))?;
+        let names = classifiers_of(&found);
+        let name = found.name;
+        let names = names.ok_or_else(|| error(format!("{name} has a link header that is not Ethernet's")))?;
+        for (hook, program_name) in Hook::ALL.into_iter().zip(names) {
+            let pin = self.pin(hook, &name);
+            let program = classifier(&mut self.ebpf, program_name)?;
+            if self.uses_tcx {
+                attach_link(program, program_name, hook, &name, &pin)?;
+            } else {
+                attach_filter(program, program_name, hook, &name)?;
+            }
+        }
+        info!(device = name, tcx = self.uses_tcx, "packets of flows are carried here");
+        self.attached.retain(|_, attached| *attached != name);
+        self.attached.insert(index, name);
+        Ok(())
+    }
+
+    /// Lets the links and filters that an earlier daemon left run these programs; what leads to a device that is gone
+    /// is removed.
+    pub fn adopt(&mut self) -> Result<(), KernelError> {
+        if !self.uses_tcx {
+            return self.adopt_filters();
+        }
+        for name in self.left_behind()? {
+            let found = interfaces()?.into_iter().find(|found| found.name == name);
+            match found {
+                Some(found) => self.attach(found.index)?,
+                None => {
+                    for hook in Hook::ALL {
+                        // Gone by itself, or taken away by hand.
+                        let _ = fs::remove_file(self.pin(hook, &name));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn adopt_filters(&mut self) -> Result<(), KernelError> {
+        for found in interfaces()? {
+            // Nothing is pinned that tells of a filter, but only one that is there can be replaced.
+            if let Some([name, _]) = classifiers_of(&found)
+                && replace_filter(classifier(&mut self.ebpf, name)?, Hook::Ingress, &found.name).is_some()
+            {
+                self.attach(found.index)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The interfaces that an earlier daemon left a link on and that this one has not attached to.
+    fn left_behind(&self) -> Result<Vec<String>, KernelError> {
+        let error = |source| KernelError::File { call: "reading", path: self.directory.clone(), source };
+        let mut names: Vec<String> = fs::read_dir(&self.directory)
+            .map_err(error)?
+            .flatten()
+            .filter_map(|entry| {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let rest = name.strip_prefix(LINK)?;
+                Hook::ALL
+                    .iter()
+                    .find_map(|hook| Some(rest.strip_prefix(hook.name())?.strip_prefix('-')?.to_owned()))
+            })
+            .filter(|name| !self.attached.values().any(|attached| attached == name))
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// The names of the devices that the programs are attached to.
+    pub fn attached(&self) -> impl Iterator<Item = &str> {
+        self.attached.values().map(String::as_str)
+    }
+
+    fn pin(&self, hook: Hook, interface: &str) -> PathBuf {
+        self.directory.join(format!("{LINK}{}-{interface}", hook.name()))
+    }
+}
+
+impl fmt::Debug for FlowProgram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FlowProgram").field("attached", &self.attached).finish_non_exhaustive()
+    }
+}
+
+fn attach_link(
+    program: &mut SchedClassifier,
+    name: &'static str,
+    hook: Hook,
+    interface: &str,
+    pin: &Path,
+) -> Result<(), KernelError> {
+    if take_over(program, pin).is_some() {
+        return Ok(());
+    }
+    // A pin that could not be taken over belongs to an interface that is gone, or never was.
+    let _ = fs::remove_file(pin);
+    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let link = program
+        .attach_with_options(interface, hook.attach_type(), options)
+        .and_then(|link| program.take_link(link))
+        .map_err(failed("attaching", name))?;
+    let link = FdLink::try_from(link).map_err(|_| KernelError::Call {
+        call: "attaching the flow programs",
+        source: io::Error::other("this kernel has no tc links"),
+    })?;
+    let pinned = link.pin(pin);
+    pinned.map_err(|source| KernelError::Pin { path: pin.to_owned(), source: Box::new(source) })?;
+    Ok(())
+}
+
+/// Lets a pinned link run this program, in one step.
+fn take_over(program: &mut SchedClassifier, pin: &Path) -> Option<()> {
+    let link = FdLink::from(PinnedLink::from_pin(pin).ok()?);
+    let link = SchedClassifierLink::try_from(link).ok()?;
+    let link = program.attach_to_link(link).ok()?;
+    // Closes the descriptor; the pin keeps the link.
+    drop(FdLink::try_from(program.take_link(link).ok()?).ok()?);
+    Some(())
+}
+
+fn attach_filter(
+    program: &mut SchedClassifier,
+    name: &'static str,
+    hook: Hook,
+    interface: &str,
+) -> Result<(), KernelError> {
+    if replace_filter(program, hook, interface).is_some() {
+        return Ok(());
+    }
+    match tc::qdisc_add_clsact(interface) {
+        Ok(()) => {}
+        // Made for the other hook, or by somebody else.
+        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
+        Err(error) => return Err(failed("attaching", name)(error.into())),
+    }
+    let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
+    let link = program
+        .attach_with_options(interface, hook.attach_type(), TcAttachOptions::Netlink(options))
+        .and_then(|link| program.take_link(link))
+        .map_err(failed("attaching", name))?;
+    // A filter stays when nobody holds it; only dropping aya's handle would take it away.
+    std::mem::forget(link);
+    Ok(())
+}
+
+/// Lets a filter that is there run this program.
+fn replace_filter(program: &mut SchedClassifier, hook: Hook, interface: &str) -> Option<()> {
+    let link = program.attach_to_link(filter(hook, interface)?).ok()?;
+    std::mem::forget(program.take_link(link).ok()?);
+    Some(())
+}
+
+/// The handle of a filter, be there one or not.
+fn filter(hook: Hook, interface: &str) -> Option<SchedClassifierLink> {
+    SchedClassifierLink::attached(interface, hook.attach_type(), PRIORITY, HANDLE, None).ok()
+}
+
+/// Removes the filters that daemons left where the kernel has no links. Returns whether there were any.
+pub fn remove_filters() -> Result<bool, KernelError> {
+    let mut any = false;
+    for Interface { name, .. } in interfaces()? {
+        for hook in Hook::ALL {
+            any |= filter(hook, &name).is_some_and(|filter| filter.detach().is_ok());
+        }
+    }
+    Ok(any)
+}
+
+/// The programs for an interface, at both hooks; `None` where its packets begin with a header that is not known.
+const fn classifiers_of(interface: &Interface) -> Option<[&'static str; 2]> {
+    match (interface.is_ethernet, interface.is_raw_ip) {
+        (true, _) => Some(CLASSIFIERS[0]),
+        (_, true) => Some(CLASSIFIERS[1]),
+        _ => None,
+    }
+}
+
+fn classifier<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, KernelError> {
+    let found = ebpf.program_mut(name).ok_or(KernelError::Incomplete { object: OBJECT, part: name })?;
+    found.try_into().map_err(failed("taking", name))
+}
+
+fn sock_ops(ebpf: &mut Ebpf) -> Result<&mut SockOps, KernelError> {
+    let found = ebpf.program_mut(ESTABLISHED);
+    let found = found.ok_or(KernelError::Incomplete { object: OBJECT, part: ESTABLISHED })?;
+    found.try_into().map_err(failed("taking", ESTABLISHED))
+}
+
+fn failed(call: &'static str, program: &'static str) -> impl FnOnce(ProgramError) -> KernelError {
+    move |source| KernelError::Program { call, program, source: Box::new(source) }
+}

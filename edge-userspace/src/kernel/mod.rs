@@ -1,0 +1,124 @@
+//! The kernel's side of the edge: what it can do, BPF programs loaded and pinned, maps as typed handles, and
+//! every system call that needs `unsafe`.
+//!
+//! Everything above is safe Rust and knows none of this; nothing here knows routes, connections or TOML. What
+//! the kernel refuses becomes a missing part and a [`Finding`] that says how to mend it, never an exit: the
+//! socket tiers need nothing from here.
+
+mod arrival;
+mod batch;
+pub mod capability;
+mod cgroup;
+mod clock;
+mod cut;
+mod error;
+mod finding;
+mod flow;
+mod flow_events;
+mod flow_table;
+mod inherit;
+mod interface;
+mod load;
+mod object;
+mod pin;
+pub mod probe;
+mod route_lookup;
+mod shield;
+mod sockmap;
+pub mod tcp;
+
+use std::path::PathBuf;
+
+pub use arrival::arrival_device;
+pub use clock::{boot_time, monotonic};
+pub use cut::reset_peer;
+pub use error::KernelError;
+pub use finding::{Finding, State};
+pub use flow::{FlowProgram, remove_filters};
+pub use flow_events::FlowEvents;
+pub use flow_table::{FlowPair, FlowReasons, FlowTable, InstallError};
+pub use inherit::inherited_listeners;
+pub use interface::{Interface, interfaces};
+pub use object::Objects;
+pub use pin::{DEFAULT_PINS, uninstall};
+pub use route_lookup::RouteLookup;
+pub use shield::{Prefix, ShieldProgram};
+pub use sockmap::{DEFAULT_CREDIT, Joined, JoinedSocket, NotJoined, Progress, Sockmap};
+
+/// What the daemon wants of the kernel.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Where the BPF objects come from.
+    pub objects: Objects,
+    /// The directory of all pins, on a BPF filesystem; [`DEFAULT_PINS`] unless several daemons share a machine.
+    pub pins: PathBuf,
+    /// Whether blocks and limits are wanted.
+    pub shield: bool,
+    /// Whether connections are to be handed to the flow tier.
+    pub flow: bool,
+    /// The interfaces that the shield watches; `None` means those of [`Interface::faces_the_world`].
+    pub interfaces: Option<Vec<String>>,
+}
+
+impl Default for Wanted {
+    fn default() -> Self {
+        Self {
+            objects: Objects::embedded(),
+            pins: DEFAULT_PINS.into(),
+            shield: true,
+            flow: true,
+            interfaces: None,
+        }
+    }
+}
+
+/// What the kernel gave.
+#[derive(Debug, Default)]
+pub struct Kernel {
+    /// The program of the shield, loaded, and attached where an earlier daemon left it attached.
+    pub shield: Option<ShieldProgram>,
+    /// Where parts come from that are loaded later, as [`Sockmap`] is when the first route asks for it.
+    pub objects: Objects,
+    /// The programs of the flow tier, loaded and not attached.
+    pub flow: Option<FlowProgram>,
+    /// What is wanted and missing, and why.
+    pub findings: Vec<Finding>,
+}
+
+impl Kernel {
+    /// Loads what is wanted and adopts what an earlier daemon left under the same pins.
+    ///
+    /// To be called with all capabilities and before threads are started, so that what
+    /// [`capability::keep_only`] drops afterwards is dropped in all of them.
+    pub fn open(wanted: &Wanted) -> Self {
+        let mut kernel = Self { objects: wanted.objects.clone(), ..Self::default() };
+        if wanted.shield {
+            let shield = Self::open_shield(wanted);
+            kernel.shield = kernel.or_find(shield, "shield", "blocks and syn_rate have no effect");
+        }
+        if wanted.flow {
+            let flow = Self::open_flow(wanted);
+            kernel.flow = kernel.or_find(flow, "flow tier", "connections stay on their sockets");
+        }
+        kernel
+    }
+
+    fn open_flow(wanted: &Wanted) -> Result<FlowProgram, KernelError> {
+        let pins = pin::Pins::open(&wanted.pins)?;
+        FlowProgram::load(&wanted.objects, &pins, probe::tcx() == Ok(true))
+    }
+
+    /// The part, or `None` and a finding that says why.
+    fn or_find<T>(&mut self, part: Result<T, KernelError>, name: &'static str, effect: &str) -> Option<T> {
+        part.map_err(|error| self.findings.push(error.finding(name, effect))).ok()
+    }
+
+    fn open_shield(wanted: &Wanted) -> Result<ShieldProgram, KernelError> {
+        let pins = pin::Pins::open(&wanted.pins)?;
+        let interfaces = match &wanted.interfaces {
+            Some(names) => names.clone(),
+            None => interfaces()?.into_iter().filter(Interface::faces_the_world).map(|i| i.name).collect(),
+        };
+        ShieldProgram::load(&wanted.objects, &pins, interfaces)
+    }
+}

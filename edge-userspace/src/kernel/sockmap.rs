@@ -1,0 +1,364 @@
+//! The sockmap programs and maps as a typed handle: two sockets are joined, and from then on the kernel carries
+//! between them. When to do so, and what to do when it ends, is decided in `datapath`, not here.
+//!
+//! Minimum kernel: 6.4; older ones fail the trial at the start. Nothing is pinned: sockets leave the maps when
+//! they are closed, so that nothing of this outlives the daemon, however it ends.
+
+mod notices;
+mod room;
+
+use std::{
+    fmt,
+    io::{self, Read as _, Write as _},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use aya::{
+    Ebpf, EbpfLoader, VerifierLogLevel,
+    maps::{HashMap, MapData, MapError, RingBuf, SkStorage, SockHash},
+    programs::{CgroupAttachMode, ProgramError, SkSkb, SockOps},
+};
+use edge_common::sockmap::{Beginning, Leg, MAX_MISSES};
+
+use self::{
+    notices::{Notice, Notices},
+    room::Room,
+};
+use super::{
+    KernelError, Objects,
+    cgroup::open_own_cgroup,
+    load::{map, take},
+    tcp::{self, TcpInfo},
+};
+
+const OBJECT: &str = "sockmap";
+const VERDICT: &str = "verdict";
+const TRACK: &str = "track";
+const LEGS: &str = "LEGS";
+const PEERS: &str = "PEERS";
+const SOURCES: &str = "SOURCES";
+const RING: &str = "NOTICES";
+const BEGINNINGS: &str = "BEGINNINGS";
+
+/// Octets of one direction that may be on their way and not acknowledged, unless told otherwise. It bounds the
+/// memory that a reader who stops can take, and the throughput: a window of this size for each round trip.
+pub const DEFAULT_CREDIT: u64 = 4 << 20;
+
+/// How long the trial at the start waits for its one octet.
+const TRIAL: Duration = Duration::from_secs(2);
+
+/// The programs, loaded and attached.
+pub struct Sockmap {
+    legs: Mutex<HashMap<MapData, u64, Leg>>,
+    peers: Mutex<SockHash<MapData, u64>>,
+    sources: Mutex<SockHash<MapData, u64>>,
+    beginnings: SkStorage<MapData, Beginning>,
+    notices: Notices,
+    credit: u64,
+    /// Kept for the programs, which are detached with it.
+    _programs: Ebpf,
+}
+
+/// Why two sockets cannot be joined. They are as they were before.
+#[derive(Debug, thiserror::Error)]
+pub enum NotJoined {
+    /// One of them is not in the state for it, was there before the programs, or the peer has closed.
+    #[error("{0}")]
+    Unfit(&'static str),
+    /// A socket could not be asked.
+    #[error("a socket could not be asked: {0}")]
+    Socket(#[from] io::Error),
+    /// The kernel refused: MPTCP, a ULP such as kTLS, or too many.
+    #[error(transparent)]
+    Refused(#[from] KernelError),
+}
+
+/// What the kernel carried of one direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Octets redirected.
+    pub redirected: u64,
+    /// Octets left to user space, in front of which all redirected ones go.
+    pub passed: u64,
+    /// Whether the direction is left to user space for good.
+    pub spilled: bool,
+    /// Whether octets went astray.
+    pub broken: bool,
+}
+
+/// Two sockets that the kernel carries between. Its end makes the kernel forget them, not close them.
+#[derive(Debug)]
+pub struct Joined {
+    /// The first socket: what it receives goes to the second.
+    pub first: Arc<JoinedSocket>,
+    /// The second socket.
+    pub second: Arc<JoinedSocket>,
+    notice: Arc<Notice>,
+    sockmap: Arc<Sockmap>,
+}
+
+/// One of two joined sockets.
+#[derive(Debug)]
+pub struct JoinedSocket {
+    cookie: u64,
+    /// Octets that user space had read from it before.
+    read_before: u64,
+    /// Octets that user space had written to it before.
+    sent_before: u64,
+    /// The size of its send buffer before.
+    send_buffer_before: usize,
+    sockmap: Arc<Sockmap>,
+}
+
+impl Sockmap {
+    /// Loads the programs, attaches them, and tries them on loopback.
+    ///
+    /// Sockets can be joined if they were established in this process's cgroup afterwards.
+    pub fn load(objects: &Objects, credit: u64) -> Result<Arc<Self>, KernelError> {
+        let mut loader = EbpfLoader::new();
+        loader.verifier_log_level(VerifierLogLevel::STATS);
+        let parsed = loader.load(&objects.sockmap()?);
+        let mut ebpf =
+            parsed.map_err(|source| KernelError::Object { object: OBJECT, source: Box::new(source) })?;
+        verdict(&mut ebpf)?.load().map_err(failed("loading", VERDICT))?;
+        track(&mut ebpf)?.load().map_err(failed("loading", TRACK))?;
+        let sources: SockHash<MapData, u64> = take(&mut ebpf, OBJECT, SOURCES)?;
+        verdict(&mut ebpf)?.attach(sources.fd()).map_err(failed("attaching", VERDICT))?;
+        let group = open_own_cgroup()?;
+        track(&mut ebpf)?.attach(group, CgroupAttachMode::Single).map_err(failed("attaching", TRACK))?;
+        let ring: RingBuf<MapData> = take(&mut ebpf, OBJECT, RING)?;
+        let notices = Notices::new(ring)
+            .map_err(|source| KernelError::Call { call: "watching joined sockets", source })?;
+        let sockmap = Arc::new(Self {
+            legs: Mutex::new(take(&mut ebpf, OBJECT, LEGS)?),
+            peers: Mutex::new(take(&mut ebpf, OBJECT, PEERS)?),
+            sources: Mutex::new(sources),
+            beginnings: take(&mut ebpf, OBJECT, BEGINNINGS)?,
+            notices,
+            credit,
+            _programs: ebpf,
+        });
+        sockmap.try_out()?;
+        Ok(sockmap)
+    }
+
+    /// One octet through two connections on loopback, a second one behind it that was there before they were
+    /// joined and read in part: what a kernel does not do right shows here and not with a client.
+    fn try_out(self: &Arc<Self>) -> Result<(), KernelError> {
+        let error = |source| KernelError::Call { call: "trying the redirection on loopback", source };
+        let pair = || -> io::Result<(TcpStream, TcpStream)> {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+            let far = TcpStream::connect(listener.local_addr()?)?;
+            Ok((far, listener.accept()?.0))
+        };
+        let (mut client, mut near_client) = pair().map_err(error)?;
+        let (mut backend, near_backend) = pair().map_err(error)?;
+        let mut octets = [0; 2];
+        (|| {
+            near_client.set_read_timeout(Some(TRIAL))?;
+            backend.set_read_timeout(Some(TRIAL))?;
+            client.write_all(b"012")?;
+            near_client.read_exact(&mut octets[..1])
+        })()
+        .map_err(error)?;
+        let joined = self.join(&near_client, &near_backend).map_err(|refusal| match refusal {
+            NotJoined::Refused(error) => error,
+            NotJoined::Socket(source) => error(source),
+            NotJoined::Unfit(reason) => error(io::Error::other(reason)),
+        })?;
+        backend.read_exact(&mut octets).map_err(error)?;
+        let progress = joined.first.progress().map_err(error)?;
+        let expected = Progress { redirected: 2, ..Progress::default() };
+        if octets != *b"12" || progress != expected {
+            return Err(error(io::Error::other(format!(
+                "this kernel does not redirect as it should: {octets:?}, {progress:?}"
+            ))));
+        }
+        Ok(())
+    }
+
+    /// Hands two established connections over to the kernel: from now on it carries what the one receives to
+    /// the other. Bytes that either has received and user space has not read go first.
+    ///
+    /// Nothing may be read from or written to either socket any more, unless [`Progress::spilled`] says so.
+    pub fn join(self: &Arc<Self>, first: impl AsFd, second: impl AsFd) -> Result<Joined, NotJoined> {
+        let (first, second) = (first.as_fd(), second.as_fd());
+        let (mut one, mut two) = (self.leg(first)?, self.leg(second)?);
+        (one.leg.peer, two.leg.peer) = (two.cookie, one.cookie);
+        let notice = Arc::new(Notice::default());
+        // From here on the drops take back what was done.
+        let rooms = (Room::make(first, self.credit)?, Room::make(second, self.credit)?);
+        let joined = Joined {
+            first: Arc::new(one.joined(&rooms.0, self)),
+            second: Arc::new(two.joined(&rooms.1, self)),
+            notice: Arc::clone(&notice),
+            sockmap: Arc::clone(self),
+        };
+        {
+            let mut legs = lock(&self.legs);
+            legs.insert(one.cookie, one.leg, 0).map_err(map("writing to", LEGS))?;
+            legs.insert(two.cookie, two.leg, 0).map_err(map("writing to", LEGS))?;
+        }
+        // Known as a leg, a socket cannot lose its reports any more; it may have lost them just before.
+        self.watched(first)?;
+        self.watched(second)?;
+        self.notices.watch(one.cookie, first, &notice)?;
+        self.notices.watch(two.cookie, second, &notice)?;
+        {
+            // Both can be redirected to before either is redirected from.
+            let mut peers = lock(&self.peers);
+            peers.insert(one.cookie, first.as_raw_fd(), 0).map_err(map("writing to", PEERS))?;
+            if let Err(error) = peers.insert(two.cookie, second.as_raw_fd(), 0) {
+                // No verdict has seen it yet, so nothing can be lost by taking it out.
+                let _ = peers.remove(&one.cookie);
+                return Err(map("writing to", PEERS)(error).into());
+            }
+        }
+        let sources = {
+            let mut sources = lock(&self.sources);
+            let first = sources.insert(one.cookie, first.as_raw_fd(), 0);
+            first.and_then(|()| sources.insert(two.cookie, second.as_raw_fd(), 0))
+        };
+        if let Err(error) = sources {
+            // A peer that closed at this very moment. What the verdict has taken cannot be given back.
+            tracing::debug!(%error, "a connection that ended while it was handed over");
+            notice.give();
+        }
+        // What was queued before has no event to come.
+        tcp::set_receive_low_water(first, 1)?;
+        tcp::set_receive_low_water(second, 1)?;
+        rooms.0.keep();
+        rooms.1.keep();
+        Ok(joined)
+    }
+
+    fn leg(&self, socket: BorrowedFd<'_>) -> Result<Prepared, NotJoined> {
+        let beginning = self.watched(socket)?;
+        let cookie = rustix::net::sockopt::socket_cookie(socket).map_err(io::Error::from)?;
+        let read_before = tcp::read_so_far(socket)?;
+        let (sent_before, info) = tcp::written(socket)?;
+        if info.state != TcpInfo::ESTABLISHED {
+            return Err(NotJoined::Unfit("a side has closed"));
+        }
+        // Sequence numbers wrap.
+        #[expect(clippy::cast_possible_truncation, reason = "modulo 2^32 on purpose")]
+        let next = beginning.first.wrapping_add(read_before as u32);
+        let leg = Leg { credit: self.credit, sent_before, acked: info.bytes_acked, next, ..Leg::default() };
+        Ok(Prepared { cookie, read_before, leg })
+    }
+
+    /// How the socket began, if its round trips are still reported.
+    fn watched(&self, socket: BorrowedFd<'_>) -> Result<Beginning, NotJoined> {
+        match self.beginnings.get(&socket.as_raw_fd(), 0) {
+            Ok(beginning) if beginning.misses < MAX_MISSES => Ok(beginning),
+            Ok(_) => Err(NotJoined::Unfit("it was carried otherwise for too long")),
+            Err(MapError::KeyNotFound) => Err(NotJoined::Unfit("it is older than the programs")),
+            Err(error) => Err(map("reading", BEGINNINGS)(error).into()),
+        }
+    }
+
+    /// Wakes the tasks whose connections take a turn, for as long as it is polled; without it they are not
+    /// looked after.
+    pub async fn deliver(&self) -> io::Result<()> {
+        self.notices.deliver().await
+    }
+}
+
+impl fmt::Debug for Sockmap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sockmap").field("credit", &self.credit).finish_non_exhaustive()
+    }
+}
+
+/// A socket about to be joined.
+struct Prepared {
+    cookie: u64,
+    read_before: u64,
+    leg: Leg,
+}
+
+impl Prepared {
+    fn joined(&self, room: &Room<'_>, sockmap: &Arc<Sockmap>) -> JoinedSocket {
+        JoinedSocket {
+            cookie: self.cookie,
+            send_buffer_before: room.before(),
+            read_before: self.read_before,
+            sent_before: self.leg.sent_before,
+            sockmap: Arc::clone(sockmap),
+        }
+    }
+}
+
+impl Joined {
+    /// Ready when a side has closed or failed, or the kernel has left a direction to user space or lost it;
+    /// which of it, the sockets say. Only one task may wait.
+    pub fn poll_turn(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.notice.poll(cx)
+    }
+
+    /// Turns of this socket, one of the two, are no longer of interest.
+    pub fn leave(&self, socket: impl AsFd) {
+        self.sockmap.notices.leave(socket);
+    }
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        let mut legs = lock(&self.sockmap.legs);
+        for cookie in [self.first.cookie, self.second.cookie] {
+            self.sockmap.notices.forget(cookie);
+            // Missing where the hand-over stopped half-way.
+            let _ = legs.remove(&cookie);
+        }
+    }
+}
+
+impl JoinedSocket {
+    /// What the kernel carried of what this socket received.
+    pub fn progress(&self) -> io::Result<Progress> {
+        let leg = lock(&self.sockmap.legs).get(&self.cookie, 0).map_err(io::Error::other)?;
+        Ok(Progress {
+            redirected: leg.redirected,
+            passed: leg.passed,
+            spilled: leg.flags & Leg::SPILLED != 0,
+            broken: leg.flags & Leg::BROKEN != 0,
+        })
+    }
+
+    /// Octets that the socket has received since it was joined, of an account of it taken now. A FIN counts as one.
+    pub fn received(&self, info: &TcpInfo) -> u64 {
+        info.bytes_received.saturating_sub(self.read_before)
+    }
+
+    /// Nothing is redirected to the socket any more: its send buffer is as it was before.
+    pub fn give_room_back(&self, socket: impl AsFd) {
+        room::give_back(socket, self.send_buffer_before);
+    }
+
+    /// Octets that have been queued for sending at the socket since it was joined.
+    pub fn queued(&self, socket: impl AsFd) -> io::Result<u64> {
+        Ok(tcp::written(socket.as_fd())?.0.saturating_sub(self.sent_before))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn verdict(ebpf: &mut Ebpf) -> Result<&mut SkSkb, KernelError> {
+    let found = ebpf.program_mut(VERDICT).ok_or(KernelError::Incomplete { object: OBJECT, part: VERDICT })?;
+    found.try_into().map_err(failed("taking", VERDICT))
+}
+
+fn track(ebpf: &mut Ebpf) -> Result<&mut SockOps, KernelError> {
+    let found = ebpf.program_mut(TRACK).ok_or(KernelError::Incomplete { object: OBJECT, part: TRACK })?;
+    found.try_into().map_err(failed("taking", TRACK))
+}
+
+fn failed(call: &'static str, program: &'static str) -> impl FnOnce(ProgramError) -> KernelError {
+    move |source| KernelError::Program { call, program, source: Box::new(source) }
+}

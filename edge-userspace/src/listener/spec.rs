@@ -1,0 +1,95 @@
+//! What a listener is, as the operator says it.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::{pool::Target, sniff::Spoken};
+
+/// How the first bytes of a connection are understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// A ClientHello, routed by its SNI.
+    Tls,
+    /// An HTTP/1 request head, routed by its Host.
+    Http,
+    /// Nothing is read: the listener names its target itself.
+    Tcp,
+}
+
+impl Protocol {
+    /// The one protocol that is spoken; `None` where nothing is read.
+    pub fn spoken(self) -> Option<Spoken> {
+        match self {
+            Self::Tls => Some(Spoken::Tls),
+            Self::Http => Some(Spoken::Http),
+            Self::Tcp => None,
+        }
+    }
+}
+
+/// One listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenerSpec {
+    /// Its name, unique.
+    pub name: Arc<str>,
+    /// The addresses it accepts on; `[::]` takes IPv4 too. Never empty.
+    pub bind: Vec<SocketAddr>,
+    /// How the first bytes are understood. Where there are `protocols`, this is [`Protocol::Tls`].
+    pub protocol: Protocol,
+    /// What may be spoken where it is more than one thing, told by the first bytes; empty where it is not.
+    pub protocols: Vec<Spoken>,
+    /// How long a client may stay silent before it is taken for one of SSH that waits for its server.
+    pub silence_timeout: Duration,
+    /// From accept to a complete hello; `None` is the limit of all listeners.
+    pub hello_timeout: Option<Duration>,
+    /// A connection without a byte either way for this long is closed, nothing is never; `None` is the limit of all
+    /// listeners.
+    pub idle_timeout: Option<Duration>,
+    /// Sources whose PROXY header is required and believed.
+    pub accept_proxy: Vec<IpNet>,
+    /// Sources that may connect; empty means all.
+    pub allow: Vec<IpNet>,
+    /// Sources that may not connect; wins over `allow`.
+    pub deny: Vec<IpNet>,
+    /// Where a `tcp` listener sends its connections; `None` for the others.
+    pub to: Option<Target>,
+    /// For all attempts to connect together, where `to` is an address.
+    pub connect_timeout: Option<Duration>,
+}
+
+impl ListenerSpec {
+    /// How long a client may stay silent where some wait for their server, unless the operator says otherwise: what
+    /// sslh has, less than people notice and more than a client on a bad line needs.
+    pub const SILENCE: Duration = Duration::from_secs(2);
+
+    /// A listener with nothing set.
+    pub fn new(name: impl Into<Arc<str>>, bind: Vec<SocketAddr>, protocol: Protocol) -> Self {
+        Self {
+            name: name.into(),
+            bind,
+            protocol,
+            protocols: Vec::new(),
+            silence_timeout: Self::SILENCE,
+            hello_timeout: None,
+            idle_timeout: None,
+            accept_proxy: Vec::new(),
+            allow: Vec::new(),
+            deny: Vec::new(),
+            to: None,
+            connect_timeout: None,
+        }
+    }
+
+    /// What may be spoken; nothing on a `tcp` listener, where it does not matter.
+    pub fn speaks(&self) -> &[Spoken] {
+        match self.protocol {
+            _ if !self.protocols.is_empty() => &self.protocols,
+            Protocol::Tls => &[Spoken::Tls],
+            Protocol::Http => &[Spoken::Http],
+            Protocol::Tcp => &[],
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! The access log: one JSON object a connection, written by a thread of its own.
+//!
+//! A connection never waits for the log. When whoever reads it is slower than the connections for so long that
+//! the queue is full, lines are dropped, and the next line that gets through is followed by a warning with their
+//! number.
+
+use std::{
+    fs::OpenOptions,
+    io::{self, BufWriter, Write},
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        mpsc::{self, Receiver, SyncSender, TrySendError},
+    },
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use serde::{Serialize, Serializer};
+
+use crate::{alpn::AlpnList, config::AccessLogTarget, datapath::Tier, host::HostName, sniff::Spoken};
+
+/// Lines that may wait: a second of a busy edge, a few megabytes.
+const QUEUE: usize = 16 * 1024;
+/// How long [`AccessLog::flush`] waits for whoever reads the log.
+const FLUSH: Duration = Duration::from_secs(2);
+/// Bytes that go out with one write: some two hundred lines.
+const BUFFER: usize = 64 * 1024;
+/// How long a line may wait for others to be written with it.
+const GATHER: Duration = Duration::from_millis(10);
+
+/// One line. Times are in milliseconds, bytes as the client and the backend see the stream.
+#[derive(Clone, Debug, Serialize)]
+pub struct Record {
+    /// When it was accepted; RFC 3339, UTC.
+    #[serde(serialize_with = "rfc3339")]
+    pub time: SystemTime,
+    /// Its number, as in `edgectl connections list`.
+    pub id: u64,
+    /// The client.
+    pub client: SocketAddr,
+    /// The listener.
+    pub listener: Arc<str>,
+    /// What the client spoke, as far as it was looked at.
+    pub protocol: Option<Spoken>,
+    /// The SNI or the Host.
+    pub sni: Option<HostName>,
+    /// What the client offered.
+    #[serde(serialize_with = "names")]
+    pub alpn: AlpnList,
+    /// Whether `sni` is the outer name of an Encrypted ClientHello.
+    pub ech: bool,
+    /// The host of the route; the name of a tcp listener.
+    pub route: Option<Arc<str>>,
+    /// The backend's address.
+    pub backend: Option<SocketAddr>,
+    /// The tier that was carrying at the end.
+    pub datapath: Option<Tier>,
+    /// Whether the kernel had left it to user space by then; shown where it did.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub spilled: bool,
+    /// Bytes from the client.
+    pub bytes_up: u64,
+    /// Bytes to the client.
+    pub bytes_down: u64,
+    /// From accept to the end.
+    #[serde(rename = "duration_ms", serialize_with = "milliseconds")]
+    pub duration: Duration,
+    /// From the first attempt to a connected backend.
+    #[serde(rename = "connect_ms", serialize_with = "some_milliseconds")]
+    pub connect_time: Option<Duration>,
+    /// Why it ended.
+    pub close: &'static str,
+    /// What it is called beyond this process, as the `UNIQUE_ID` of the PROXY header.
+    pub unique_id: String,
+}
+
+enum Order {
+    Write(Box<Record>),
+    /// Look at [`Shared::reopen`].
+    Wake,
+    Flush(SyncSender<()>),
+}
+
+/// What must reach the writer even when the queue is full, and come back from it.
+#[derive(Debug, Default)]
+struct Shared {
+    dropped: AtomicU64,
+    reopen: AtomicBool,
+}
+
+/// The log. Shared by all workers.
+#[derive(Debug)]
+pub struct AccessLog {
+    queue: Option<SyncSender<Order>>,
+    shared: Arc<Shared>,
+}
+
+impl AccessLog {
+    /// Opens the log and starts its thread. A file is made if it is not there, and appended to.
+    pub fn open(target: &AccessLogTarget) -> io::Result<Self> {
+        if *target == AccessLogTarget::Off {
+            return Ok(Self { queue: None, shared: Arc::default() });
+        }
+        Self::start(target.clone(), output(target)?)
+    }
+
+    fn start(target: AccessLogTarget, output: Box<dyn Write + Send>) -> io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let (queue, orders) = mpsc::sync_channel(QUEUE);
+        let writer = Writer { target, output, shared: Arc::clone(&shared), failing: false };
+        thread::Builder::new().name("access-log".into()).spawn(move || writer.run(&orders))?;
+        Ok(Self { queue: Some(queue), shared })
+    }
+
+    /// Writes a line, soon.
+    pub fn write(&self, record: Record) {
+        if let Some(queue) = &self.queue
+            && queue.try_send(Order::Write(Box::new(record))).is_err()
+        {
+            self.shared.dropped.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Opens the file anew, after it was renamed by a log rotation.
+    pub fn reopen(&self) {
+        self.shared.reopen.store(true, Relaxed);
+        if let Some(queue) = &self.queue {
+            // Where the queue is full, the writer is awake and sees the flag.
+            let _ = queue.try_send(Order::Wake);
+        }
+    }
+
+    /// Waits until all lines so far are written, at most two seconds: whoever reads the log may have stopped.
+    pub fn flush(&self) {
+        let Some(queue) = &self.queue else { return };
+        let deadline = Instant::now() + FLUSH;
+        let (done, flushed) = mpsc::sync_channel(1);
+        let mut order = Order::Flush(done);
+        while let Err(TrySendError::Full(back)) = queue.try_send(order) {
+            if Instant::now() >= deadline {
+                return;
+            }
+            order = back;
+            thread::sleep(GATHER);
+        }
+        let _ = flushed.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+    }
+}
+
+fn output(target: &AccessLogTarget) -> io::Result<Box<dyn Write + Send>> {
+    match target {
+        AccessLogTarget::Off => Ok(Box::new(io::sink())),
+        AccessLogTarget::Stdout => Ok(Box::new(BufWriter::with_capacity(BUFFER, io::stdout()))),
+        AccessLogTarget::File(path) => {
+            let file = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(path)
+                .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+            Ok(Box::new(BufWriter::with_capacity(BUFFER, file)))
+        }
+    }
+}
+
+struct Writer {
+    target: AccessLogTarget,
+    output: Box<dyn Write + Send>,
+    shared: Arc<Shared>,
+    /// The last write failed, which was said.
+    failing: bool,
+}
+
+impl Writer {
+    fn run(mut self, orders: &Receiver<Order>) {
+        while let Ok(order) = orders.recv() {
+            if matches!(order, Order::Write(_)) {
+                // While this thread sleeps here, a worker that adds a line need not wake it.
+                thread::sleep(GATHER);
+            }
+            self.obey(order);
+            // What came meanwhile goes out with one write. A flood has an end too, for the sake of what follows.
+            for order in orders.try_iter().take(QUEUE) {
+                self.obey(order);
+            }
+            self.flush();
+            let dropped = self.shared.dropped.swap(0, Relaxed);
+            if dropped > 0 {
+                tracing::warn!(dropped, "the access log is read too slowly: lines were dropped");
+            }
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        if self.shared.reopen.swap(false, Relaxed) {
+            self.reopen();
+        }
+        match order {
+            Order::Write(record) => {
+                let written = serde_json::to_writer(&mut self.output, &record).map_err(io::Error::from);
+                let written = written.and_then(|()| self.output.write_all(b"\n"));
+                self.note(written);
+            }
+            Order::Wake => {}
+            Order::Flush(done) => {
+                self.flush();
+                let _ = done.send(());
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        match self.output.flush() {
+            Ok(()) => self.failing = false,
+            failed @ Err(_) => self.note(failed),
+        }
+    }
+
+    /// A full disk is said once, not for each line.
+    fn note(&mut self, result: io::Result<()>) {
+        if let Err(error) = result
+            && !self.failing
+        {
+            self.failing = true;
+            tracing::error!(%error, "the access log cannot be written: lines are lost until it can");
+        }
+    }
+
+    fn reopen(&mut self) {
+        self.flush();
+        match output(&self.target) {
+            Ok(output) => self.output = output,
+            Err(error) => tracing::error!(%error, "the access log goes on in the old file"),
+        }
+    }
+}
+
+fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&humantime::format_rfc3339_millis(*time))
+}
+
+fn names<S: Serializer>(alpn: &AlpnList, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(alpn.to_strings())
+}
+
+/// Microseconds are as exact as the clock is worth.
+fn milliseconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64((time.as_secs_f64() * 1_000_000.0).round() / 1000.0)
+}
+
+#[expect(clippy::ref_option, reason = "the signature that serde calls")]
+fn some_milliseconds<S: Serializer>(time: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => milliseconds(time, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(id: u64) -> Record {
+        Record {
+            time: SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123),
+            id,
+            client: "192.0.2.7:4711".parse().unwrap(),
+            listener: "https".into(),
+            protocol: Some(Spoken::Tls),
+            sni: Some("cloud.example.com".parse().unwrap()),
+            alpn: [&b"h2"[..]].into_iter().collect(),
+            ech: false,
+            route: Some("*.example.com".into()),
+            backend: Some("100.64.0.2:443".parse().unwrap()),
+            datapath: Some(Tier::SkMsg),
+            spilled: false,
+            bytes_up: 517,
+            bytes_down: 4096,
+            duration: Duration::from_micros(12_345),
+            connect_time: None,
+            close: "finished",
+            unique_id: "0102".into(),
+        }
+    }
+
+    #[test]
+    fn a_connection_is_a_line_with_the_names_that_users_rely_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("access.log");
+        let log = AccessLog::open(&AccessLogTarget::File(path.clone())).unwrap();
+        log.write(record(1));
+        log.flush();
+        let expected = concat!(
+            r#"{"time":"2023-11-14T22:13:20.123Z","id":1,"client":"192.0.2.7:4711","listener":"https","#,
+            r#""protocol":"tls","sni":"cloud.example.com","alpn":["h2"],"ech":false,"route":"*.example.com","#,
+            r#""backend":"100.64.0.2:443","datapath":"sk_msg","bytes_up":517,"bytes_down":4096,"#,
+            r#""duration_ms":12.345,"connect_ms":null,"close":"finished","unique_id":"0102"}"#,
+            "\n"
+        );
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_rotated_file_is_left_alone_and_a_new_one_is_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, rotated) = (directory.path().join("access.log"), directory.path().join("access.log.1"));
+        let log = AccessLog::open(&AccessLogTarget::File(path.clone())).unwrap();
+        log.write(record(1));
+        log.flush();
+        std::fs::rename(&path, &rotated).unwrap();
+        log.reopen();
+        log.write(record(2));
+        log.flush();
+        assert!(std::fs::read_to_string(&rotated).unwrap().contains("\"id\":1,"));
+        let fresh = std::fs::read_to_string(&path).unwrap();
+        assert!(fresh.contains("\"id\":2,") && fresh.lines().count() == 1);
+    }
+
+    /// Takes nothing until it is told to.
+    struct Stuck(Receiver<()>, Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl Write for Stuck {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            // Once the other end is dropped it never waits again.
+            let _ = self.0.recv();
+            self.1.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_reader_that_stops_costs_lines_but_no_connection_and_no_shutdown() {
+        let (go, stopped) = mpsc::sync_channel(0);
+        let written = Arc::default();
+        let target = AccessLogTarget::File("unused".into());
+        let log = AccessLog::start(target, Box::new(Stuck(stopped, Arc::clone(&written)))).unwrap();
+        let (many, started) = (2 * QUEUE as u64, Instant::now());
+        for id in 0..many {
+            log.write(record(id));
+        }
+        let dropped = log.shared.dropped.load(Relaxed);
+        assert!(dropped >= QUEUE as u64 - 1, "{dropped}");
+        log.flush();
+        assert!(started.elapsed() < 2 * FLUSH);
+
+        drop(go);
+        let lines = || written.lock().unwrap().split(|&byte| byte == b'\n').count() as u64 - 1;
+        // A slow machine may need longer for so many than one flush waits.
+        for _ in 0..20 {
+            log.flush();
+            if lines() + dropped >= many {
+                break;
+            }
+        }
+        assert_eq!(lines() + dropped, many);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_opened_is_named() {
+        let error = AccessLog::open(&AccessLogTarget::File("/nonexistent/access.log".into())).unwrap_err();
+        assert!(error.to_string().contains("/nonexistent/access.log"));
+    }
+}

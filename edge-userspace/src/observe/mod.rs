@@ -1,0 +1,6 @@
+//! What the edge says about its work: the access log, metrics, the dashboard.
+
+pub mod access_log;
+pub mod admin;
+pub mod metrics;
+pub mod timings;

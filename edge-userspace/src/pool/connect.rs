@@ -1,0 +1,351 @@
+//! Connecting to a backend: its addresses raced in order, its device bound to, the next backend where one fails.
+
+use std::{
+    fmt,
+    io::{self, ErrorKind},
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsFd as _, BorrowedFd},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{
+    io::Interest,
+    net::TcpStream,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    attempts::Pool,
+    backend::{Backend, Lease},
+    condition::BackendState,
+    warm,
+};
+use crate::kernel::tcp;
+
+/// The head start of one address before the next is tried as well (RFC 8305 §5).
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+
+/// Why there is no connection to a backend.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// All are drained or have weight 0.
+    #[error("every backend of the pool is drained; `edgectl backends ready TO` brings one back")]
+    Drained,
+    /// The name has no address yet.
+    #[error("{0} has no address: its name does not resolve")]
+    Unresolved(String),
+    /// The tunnel device cannot be bound to; nothing leaves by another.
+    #[error("the device {device} of {address} {}", unusable(error))]
+    Device {
+        /// The backend's address.
+        address: SocketAddr,
+        /// The device's name.
+        device: Arc<str>,
+        /// What `SO_BINDTODEVICE` said.
+        error: io::Error,
+    },
+    /// This machine has no socket or port left.
+    #[error("no socket for {address}: {error}; see `edgectl doctor` for limits")]
+    Local {
+        /// The backend's address.
+        address: SocketAddr,
+        /// What the call said.
+        error: io::Error,
+    },
+    /// The backend or something on the way refused.
+    #[error("{address}: {error}")]
+    Refused {
+        /// The backend's address.
+        address: SocketAddr,
+        /// What `connect` said.
+        error: io::Error,
+    },
+    /// Its state fell while it was being connected, and another is up.
+    #[error("{0} went down while it was being connected")]
+    WentDown(String),
+    /// Nothing came back in time.
+    #[error("{address} did not answer within {} ms", .after.as_millis())]
+    TimedOut {
+        /// The backend's (first) address.
+        address: SocketAddr,
+        /// The time it was given.
+        after: Duration,
+    },
+}
+
+/// What `SO_BINDTODEVICE` means, in the words that the watch over the tunnels uses too.
+fn unusable(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::ENODEV) => "does not exist".into(),
+        _ => format!("cannot be used: {error}"),
+    }
+}
+
+impl ConnectError {
+    /// Whether it says something about the backend rather than about this machine's resources.
+    pub fn blames_backend(&self) -> bool {
+        !matches!(self, Self::Drained | Self::Local { .. } | Self::WentDown(_))
+    }
+}
+
+/// Has a word with a socket before it connects: it may bind it and set its options.
+pub trait Preparation: Sync {
+    /// What has to be kept for as long as the socket is there.
+    fn prepare(&self, socket: BorrowedFd<'_>, backend: SocketAddr) -> Kept;
+}
+
+/// See [`Preparation::prepare`].
+pub type Kept = Option<Box<dyn fmt::Debug + Send + Sync>>;
+
+/// A connection to a backend.
+#[derive(Debug)]
+pub struct Connection {
+    /// The socket, with `TCP_NODELAY` set.
+    pub stream: TcpStream,
+    /// The address that answered.
+    pub address: SocketAddr,
+    /// Counts it as live, and knows the backend.
+    pub lease: Lease,
+    /// From the first attempt to the end of the handshake.
+    pub took: Duration,
+    /// Backends tried, this one included.
+    pub attempts: u32,
+    /// It was ready before the client came; `took` is next to nothing then.
+    pub warm: bool,
+    /// To be kept for as long as the socket is there.
+    pub kept: Kept,
+}
+
+impl Pool {
+    /// Connects to the best backend that answers within the pool's `connect_timeout`. `default_port` is the
+    /// listener's. The error is that of the last backend tried.
+    pub async fn connect(&self, client: IpAddr, default_port: u16) -> Result<Connection, ConnectError> {
+        self.connect_prepared(client, default_port, None).await
+    }
+
+    /// The same, with a word before each attempt. One that was ready beforehand has heard none.
+    pub async fn connect_prepared(
+        &self,
+        client: IpAddr,
+        default_port: u16,
+        preparation: Option<&dyn Preparation>,
+    ) -> Result<Connection, ConnectError> {
+        let start = Instant::now();
+        let mut elapsed = Duration::ZERO;
+        let mut tried = 0;
+        let mut last = ConnectError::Drained;
+        let mut attempts = self.attempts(client);
+        while let Some(backend) = attempts.next() {
+            let time = attempts.time(elapsed);
+            if time.is_zero() {
+                break;
+            }
+            tried += 1;
+            // Counted before it is there, or a burst would all go to the same least loaded backend.
+            let lease = backend.lease();
+            if let Some((stream, address)) = warm::take(&backend, default_port) {
+                backend.reused();
+                return Ok(Connection {
+                    stream,
+                    address,
+                    lease,
+                    took: start.elapsed(),
+                    attempts: tried,
+                    warm: true,
+                    kept: None,
+                });
+            }
+            let epoch = backend.epoch();
+            let outcome = tokio::select! {
+                biased;
+                outcome = attempt(&backend, default_port, time, preparation) => outcome,
+                // What is known to lead nowhere is not waited for.
+                () = down(&backend), if attempts.has_up() => {
+                    Err(ConnectError::WentDown(backend.to().to_string()))
+                }
+            };
+            let before = std::mem::replace(&mut elapsed, start.elapsed());
+            match outcome {
+                Ok(Connected { stream, address, kept }) => {
+                    backend.connected(default_port, elapsed.saturating_sub(before));
+                    return Ok(Connection {
+                        stream,
+                        address,
+                        lease,
+                        took: elapsed,
+                        attempts: tried,
+                        warm: false,
+                        kept,
+                    });
+                }
+                Err(error) => {
+                    if error.blames_backend() {
+                        backend.failed(default_port, epoch, &error.to_string());
+                    }
+                    tracing::debug!(pool = &**self.name(), backend = %backend.id(), %error, "connecting failed");
+                    last = error;
+                }
+            }
+        }
+        Err(last)
+    }
+}
+
+/// Ends as soon as the backend is down.
+async fn down(backend: &Backend) {
+    loop {
+        let changed = backend.changed();
+        if backend.state() == BackendState::Down {
+            return;
+        }
+        changed.await;
+    }
+}
+
+/// Connects to one backend within `limit`, by its device if it has one. Its addresses are tried in order, each
+/// with a head start before the next; the first that answers wins.
+pub async fn connect(
+    backend: &Backend,
+    default_port: u16,
+    limit: Duration,
+) -> Result<(TcpStream, SocketAddr), ConnectError> {
+    connect_in(backend, default_port, limit, None).await
+}
+
+/// The same with segments of at most `mss` bytes either way, if one is given.
+pub(super) async fn connect_in(
+    backend: &Backend,
+    default_port: u16,
+    limit: Duration,
+    mss: Option<u16>,
+) -> Result<(TcpStream, SocketAddr), ConnectError> {
+    let segments = mss.map(Segments);
+    let preparation = segments.as_ref().map(|segments| segments as &dyn Preparation);
+    let Connected { stream, address, .. } = attempt(backend, default_port, limit, preparation).await?;
+    Ok((stream, address))
+}
+
+/// Segments of at most so many bytes.
+struct Segments(u16);
+
+impl Preparation for Segments {
+    fn prepare(&self, socket: BorrowedFd<'_>, _: SocketAddr) -> Kept {
+        if let Err(error) = tcp::set_max_segment(socket, self.0) {
+            tracing::debug!(%error, "the MSS cannot be set");
+        }
+        None
+    }
+}
+
+struct Connected {
+    stream: TcpStream,
+    address: SocketAddr,
+    kept: Kept,
+}
+
+async fn attempt(
+    backend: &Backend,
+    default_port: u16,
+    limit: Duration,
+    preparation: Option<&dyn Preparation>,
+) -> Result<Connected, ConnectError> {
+    let addresses = backend.addresses(default_port);
+    let Some(&first) = addresses.first() else {
+        return Err(ConnectError::Unresolved(backend.to().to_string()));
+    };
+    let device = backend.device();
+    let outcome = match addresses.len() {
+        1 => timeout(limit, connect_to(first, device, preparation)).await,
+        _ => timeout(limit, race(&addresses, device, preparation)).await,
+    };
+    let connected = outcome.map_err(|_| ConnectError::TimedOut { address: first, after: limit })??;
+    if connected.address != first {
+        backend.prefer(connected.address);
+    }
+    Ok(connected)
+}
+
+async fn race(
+    addresses: &[SocketAddr],
+    device: Option<&Arc<str>>,
+    preparation: Option<&dyn Preparation>,
+) -> Result<Connected, ConnectError> {
+    let mut addresses = addresses.iter().copied();
+    let mut running = FuturesUnordered::new();
+    let mut failed = None;
+    loop {
+        let another = addresses.next();
+        if let Some(address) = another {
+            running.push(connect_to(address, device, preparation));
+        }
+        let head_start = sleep(ATTEMPT_DELAY);
+        tokio::pin!(head_start);
+        tokio::select! {
+            finished = running.next() => match finished {
+                Some(Ok(connected)) => return Ok(connected),
+                Some(Err(error)) => failed = Some(error),
+                None => break,
+            },
+            () = &mut head_start, if another.is_some() => {}
+        }
+    }
+    // `attempt` calls this with two addresses or more, so one has failed when none is left.
+    Err(failed.unwrap_or(ConnectError::Drained))
+}
+
+async fn connect_to(
+    address: SocketAddr,
+    device: Option<&Arc<str>>,
+    preparation: Option<&dyn Preparation>,
+) -> Result<Connected, ConnectError> {
+    let local = |error| ConnectError::Local { address, error };
+    let fresh = || -> Result<Socket, ConnectError> {
+        let kind = Type::STREAM.nonblocking();
+        let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP)).map_err(local)?;
+        if let Some(device) = device {
+            socket.bind_device(Some(device.as_bytes())).map_err(|error| ConnectError::Device {
+                address,
+                device: Arc::clone(device),
+                error,
+            })?;
+        }
+        socket.set_tcp_nodelay(true).map_err(local)?;
+        Ok(socket)
+    };
+    let socket = fresh()?;
+    let mut kept = preparation.and_then(|preparation| preparation.prepare(socket.as_fd(), address));
+    let mut connected = establish(socket, address).await;
+    if kept.is_some() && connected.as_ref().is_err_and(|error| error.kind() == ErrorKind::AddrNotAvailable) {
+        // The port that it was bound to is still remembered towards this address.
+        kept = None;
+        connected = establish(fresh()?, address).await;
+    }
+    match connected {
+        Ok(stream) => Ok(Connected { stream, address, kept }),
+        // No port left towards this address.
+        Err(error) if error.kind() == ErrorKind::AddrNotAvailable => Err(local(error)),
+        Err(error) => Err(ConnectError::Refused { address, error }),
+    }
+}
+
+/// As `TcpSocket::connect`, without the call that asks for an error where none is reported.
+async fn establish(socket: Socket, address: SocketAddr) -> io::Result<TcpStream> {
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+        done => done?,
+    }
+    let stream = TcpStream::from_std(socket.into())?;
+    // A connection that came to nothing is closed for writing (`tcp_poll`: EPOLLERR and EPOLLHUP).
+    if stream.ready(Interest::WRITABLE).await?.is_write_closed()
+        && let Some(error) = stream.take_error()?
+    {
+        return Err(error);
+    }
+    Ok(stream)
+}
+
+#[cfg(test)]
+mod tests;

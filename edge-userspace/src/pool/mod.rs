@@ -1,0 +1,38 @@
+//! Backends, balancing, health and name resolution.
+
+mod attempts;
+mod backend;
+mod balance;
+pub mod certificate;
+pub mod check;
+mod condition;
+pub mod connect;
+pub mod diagnosis;
+mod health;
+mod identity;
+mod location;
+mod lookups;
+mod names;
+pub mod probe;
+mod registry;
+mod resolve;
+mod rtt;
+mod search;
+mod spec;
+mod stock;
+pub mod warm;
+mod ways;
+
+pub use attempts::{Attempts, LAST_RESORT_TIMEOUT, Pool};
+pub use backend::{Backend, Lease};
+pub use condition::{BackendState, Obstacle};
+pub use identity::{BackendId, BackendStatus};
+pub use location::{Addresses, Endpoint};
+pub use lookups::Names;
+pub use registry::Backends;
+pub use resolve::Resolver;
+pub use spec::{
+    BackendAddress, BackendAddressError, BackendHost, BackendSpec, Balance, HealthKind, HealthSpec, PoolSpec,
+    ProxyProtocol, Target, Warm,
+};
+pub use ways::Ways;

@@ -1,0 +1,80 @@
+//! Every backend by its identity, so that counters and state survive a reload.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use super::{attempts::Pool, backend::Backend, identity::BackendId, spec::PoolSpec};
+
+/// The backends of all pools. One that no pool and no connection holds any more is forgotten.
+#[derive(Debug, Default)]
+pub struct Backends {
+    known: Mutex<HashMap<BackendId, Weak<Backend>>>,
+}
+
+impl Backends {
+    /// A pool as `spec` says, over the backends that are known already and new ones for the rest.
+    ///
+    /// Known backends take the new weight, role and health check at once, so call this only once the whole
+    /// configuration is known to be valid.
+    pub fn pool(&self, spec: &PoolSpec) -> Pool {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = spec.backends.len() == 1;
+        let backend = |wanted| {
+            let fresh = Backend::new(Arc::clone(&spec.name), wanted, spec.health, alone);
+            if let Some(kept) = known.get(fresh.id()).and_then(Weak::upgrade) {
+                kept.reconfigure(wanted, spec.health, alone);
+                return kept;
+            }
+            let fresh = Arc::new(fresh);
+            known.insert(fresh.id().clone(), Arc::downgrade(&fresh));
+            fresh
+        };
+        let backends: Box<[_]> = spec.backends.iter().map(backend).collect();
+        for backend in &backends {
+            backend.set_warm(spec.warm);
+        }
+        Pool::new(spec, backends)
+    }
+
+    /// Every backend in use.
+    pub fn all(&self) -> Vec<Arc<Backend>> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|_, backend| backend.strong_count() > 0);
+        known.values().filter_map(Weak::upgrade).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::{BackendState, spec::BackendSpec};
+
+    #[test]
+    fn what_stays_the_same_backend_keeps_its_counters_and_state() {
+        let backends = Backends::default();
+        let by = |to: &str, device: Option<&str>, weight| BackendSpec {
+            device: device.map(Arc::from),
+            weight,
+            ..BackendSpec::new(to.parse().unwrap())
+        };
+        let spec =
+            PoolSpec::new("home", vec![by("10.0.0.1", Some("wg0"), 1), by("10.0.0.1", Some("wg1"), 1)]);
+        let before = backends.pool(&spec);
+        let lease = before.backends()[0].lease();
+        before.backends()[1].drain();
+        let spec = PoolSpec::new("home", vec![by("10.0.0.1", Some("wg1"), 5), by("10.0.0.1", None, 1)]);
+        let after = backends.pool(&spec);
+        assert!(Arc::ptr_eq(&before.backends()[1], &after.backends()[0]));
+        assert_eq!(after.backends()[0].state(), BackendState::Drained);
+        assert_eq!(after.backends()[0].weight(), 5);
+        assert_eq!(after.backends()[1].connections(), 0, "another device is another backend");
+        drop(before);
+        assert_eq!(backends.all().len(), 3, "a live connection holds its backend");
+        drop(lease);
+        assert_eq!(backends.all().len(), 2);
+        let other = backends.pool(&PoolSpec { name: "other".into(), ..spec });
+        assert!(!Arc::ptr_eq(&other.backends()[0], &after.backends()[0]));
+    }
+}

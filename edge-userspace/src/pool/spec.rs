@@ -1,0 +1,268 @@
+//! What a pool and its backends are, as the operator says it.
+
+use std::{fmt, net::IpAddr, str::FromStr, sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::host::HostName;
+
+/// How a pool picks among its backends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Balance {
+    /// In turn, by weight.
+    #[default]
+    RoundRobin,
+    /// The one with the fewest connections for its weight.
+    LeastConnections,
+    /// The less loaded of two picked at random.
+    Random,
+    /// By the client's address; stable when another backend leaves.
+    SourceHash,
+}
+
+/// The PROXY protocol header sent to a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyProtocol {
+    /// None.
+    #[default]
+    Off,
+    /// The text header.
+    V1,
+    /// The binary header, with TLVs.
+    V2,
+}
+
+/// How a pool learns that a backend works.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HealthKind {
+    /// Not checked.
+    Off,
+    /// A TCP connection is established.
+    #[default]
+    Tcp,
+    /// A ClientHello is answered by a ServerHello or an alert.
+    Tls,
+}
+
+/// The health check of a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthSpec {
+    /// What is done.
+    pub kind: HealthKind,
+    /// Time between two checks of one backend.
+    pub interval: Duration,
+    /// Time that a check may take.
+    pub timeout: Duration,
+    /// Checks in a row that must pass to bring a backend up.
+    pub rise: u32,
+    /// Failures in a row, of checks or clients' connections, that bring it down.
+    pub fall: u32,
+}
+
+impl Default for HealthSpec {
+    fn default() -> Self {
+        Self {
+            kind: HealthKind::Tcp,
+            interval: Duration::from_secs(5),
+            timeout: Duration::from_secs(2),
+            rise: 2,
+            fall: 3,
+        }
+    }
+}
+
+/// Idle connections kept ready to each backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Warm {
+    /// This many; 0 keeps none.
+    Count(u32),
+    /// As many as recent demand suggests.
+    Auto,
+}
+
+impl Default for Warm {
+    fn default() -> Self {
+        Self::Count(0)
+    }
+}
+
+/// The host part of a backend's address.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum BackendHost {
+    /// An address.
+    Ip(IpAddr),
+    /// A name, resolved at run time.
+    Name(HostName),
+}
+
+/// Where a backend is: an address or a name, and a port unless the listener's is meant.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BackendAddress {
+    /// The address or name.
+    pub host: BackendHost,
+    /// The port; `None` means the port on which the client's connection was accepted.
+    pub port: Option<u16>,
+}
+
+/// Why some text is no backend address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "expected an address or a name with an optional port, like \"100.64.0.2\", \"[fd7a::2]:8443\" or \"caddy.ts.net:443\""
+)]
+pub struct BackendAddressError;
+
+impl FromStr for BackendAddress {
+    type Err = BackendAddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Ok(ip) = text.parse::<IpAddr>() {
+            return Ok(Self { host: BackendHost::Ip(ip), port: None });
+        }
+        let (host, port) = match text.rsplit_once(':') {
+            Some((host, port)) if !port.contains(']') => {
+                let port = port.parse::<u16>().ok().filter(|&port| port != 0).ok_or(BackendAddressError)?;
+                (host, Some(port))
+            }
+            _ => (text, None),
+        };
+        let host = match host.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')) {
+            Some(inner) => BackendHost::Ip(IpAddr::V6(inner.parse().map_err(|_| BackendAddressError)?)),
+            None => match host.parse() {
+                Ok(ip @ IpAddr::V4(_)) => BackendHost::Ip(ip),
+                Ok(IpAddr::V6(_)) => return Err(BackendAddressError),
+                Err(_) => BackendHost::Name(host.parse().map_err(|_| BackendAddressError)?),
+            },
+        };
+        Ok(Self { host, port })
+    }
+}
+
+impl fmt::Display for BackendAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.host, self.port) {
+            (BackendHost::Ip(ip), None) => write!(f, "{ip}"),
+            (BackendHost::Ip(IpAddr::V6(ip)), Some(port)) => write!(f, "[{ip}]:{port}"),
+            (BackendHost::Ip(ip), Some(port)) => write!(f, "{ip}:{port}"),
+            (BackendHost::Name(name), None) => write!(f, "{name}"),
+            (BackendHost::Name(name), Some(port)) => write!(f, "{name}:{port}"),
+        }
+    }
+}
+
+impl Serialize for BackendAddress {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for BackendAddress {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// One backend of a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendSpec {
+    /// Where it is.
+    pub to: BackendAddress,
+    /// Its share of new connections; 0 means drained.
+    pub weight: u32,
+    /// Used only when no other backend is up.
+    pub backup: bool,
+    /// The tunnel device through which alone it may be reached.
+    pub device: Option<Arc<str>>,
+}
+
+impl BackendSpec {
+    /// A backend with the defaults.
+    pub fn new(to: BackendAddress) -> Self {
+        Self { to, weight: 1, backup: false, device: None }
+    }
+}
+
+/// A pool: backends that offer the same service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolSpec {
+    /// Its name; for a target that is an address or a list of addresses, that text.
+    pub name: Arc<str>,
+    /// How a backend is picked.
+    pub balance: Balance,
+    /// The PROXY header sent to its backends.
+    pub proxy_protocol: ProxyProtocol,
+    /// The length that a header of version 2 is padded to a multiple of, in bytes; 0 and 1 are no padding.
+    pub proxy_align: u8,
+    /// Time for a connection to a backend, all attempts together.
+    pub connect_timeout: Duration,
+    /// Idle connections kept ready to each backend.
+    pub warm: Warm,
+    /// The health check.
+    pub health: HealthSpec,
+    /// The backends; never empty.
+    pub backends: Vec<BackendSpec>,
+}
+
+impl PoolSpec {
+    /// A pool with the defaults, as an address or a list of addresses in `to` makes it.
+    pub fn new(name: impl Into<Arc<str>>, backends: Vec<BackendSpec>) -> Self {
+        Self {
+            name: name.into(),
+            balance: Balance::default(),
+            proxy_protocol: ProxyProtocol::Off,
+            proxy_align: 0,
+            connect_timeout: Duration::from_secs(5),
+            warm: Warm::default(),
+            health: HealthSpec::default(),
+            backends,
+        }
+    }
+}
+
+/// What `to` of a route or a tcp listener says.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Target {
+    /// The name of a pool, or one address. A name of a configured pool wins.
+    One(Arc<str>),
+    /// A list of addresses: a pool of its own.
+    Many(Vec<BackendAddress>),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::One(text) => f.write_str(text),
+            Self::Many(addresses) => {
+                for (index, address) in addresses.iter().enumerate() {
+                    if index > 0 {
+                        f.write_str(", ")?;
+                    }
+                    write!(f, "{address}")?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_and_written_back() {
+        for text in
+            ["100.64.0.2", "100.64.0.2:443", "fd7a::2", "[fd7a::2]:443", "caddy.tail.ts.net", "caddy:8443"]
+        {
+            assert_eq!(text.parse::<BackendAddress>().unwrap().to_string(), text);
+        }
+        for text in
+            ["", ":443", "caddy:0", "caddy:70000", "caddy:https", "a b:1", "[::1", "[caddy]:1", "1.2.3.4:x"]
+        {
+            assert_eq!(text.parse::<BackendAddress>(), Err(BackendAddressError), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! Host, ALPN and source → route. Pure; the table is immutable and swapped whole.
+//!
+//! What a target is, the table does not know: it gives back what it was built with.
+
+mod explain;
+mod spec;
+mod table;
+
+pub use explain::{Considered, Outcome, Outranked, Unmet};
+pub use spec::{Conditions, HostPattern, RouteSpec};
+pub use table::{Query, Rule, Table};

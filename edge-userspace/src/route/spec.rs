@@ -1,0 +1,152 @@
+//! What a route is, as the operator says it.
+
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::{
+    datapath::Choice,
+    host::{HostName, HostNameError},
+    pool::{ProxyProtocol, Target},
+    sniff::Spoken,
+};
+
+/// The host that a route is for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum HostPattern {
+    /// This name.
+    Exact(HostName),
+    /// `*.suffix`: any name below, at any depth, never the suffix itself.
+    Below(HostName),
+    /// `*`: everything, a client without a usable name included.
+    Any,
+}
+
+impl FromStr for HostPattern {
+    type Err = HostNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.strip_prefix("*.") {
+            _ if text == "*" => Ok(Self::Any),
+            Some(suffix) => suffix.parse().map(Self::Below),
+            None => text.parse().map(Self::Exact),
+        }
+    }
+}
+
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(name) => write!(f, "{name}"),
+            Self::Below(suffix) => write!(f, "*.{suffix}"),
+            Self::Any => f.write_str("*"),
+        }
+    }
+}
+
+impl Serialize for HostPattern {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for HostPattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// When a route applies. Two routes with equal conditions are the same route.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Conditions {
+    /// The host.
+    pub host: HostPattern,
+    /// The listeners, by name; empty means every tls and http listener.
+    #[serde(rename = "listener", skip_serializing_if = "Vec::is_empty")]
+    pub listeners: Vec<Arc<str>>,
+    /// Matches when the client speaks any of these; empty means TLS and HTTP.
+    #[serde(rename = "protocol", skip_serializing_if = "Vec::is_empty")]
+    pub protocols: Vec<Spoken>,
+    /// Matches when the client offers any of these protocols; empty means always.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub alpn: Vec<Arc<str>>,
+    /// Matches when the client's address is in any of these; empty means always.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub from: Vec<IpNet>,
+}
+
+impl Conditions {
+    /// For every client that asks for this host by TLS or HTTP.
+    pub fn of(host: HostPattern) -> Self {
+        Self { host, listeners: Vec::new(), protocols: Vec::new(), alpn: Vec::new(), from: Vec::new() }
+    }
+
+    /// Whether it is for clients that speak this.
+    pub fn take(&self, protocol: Spoken) -> bool {
+        if self.protocols.is_empty() { protocol.is_web() } else { self.protocols.contains(&protocol) }
+    }
+
+    /// The same conditions in the one form in which equal ones compare equal: each list sorted, nothing twice.
+    #[must_use]
+    pub fn normalised(mut self) -> Self {
+        for names in [&mut self.listeners, &mut self.alpn] {
+            names.sort_unstable();
+            names.dedup();
+        }
+        self.protocols.sort_unstable();
+        self.protocols.dedup();
+        self.from.sort_unstable();
+        self.from.dedup();
+        self
+    }
+}
+
+/// One route. Serialises with the keys of `[[route]]`; what is the default is left out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RouteSpec {
+    /// When it applies.
+    #[serde(flatten)]
+    pub conditions: Conditions,
+    /// Where it leads.
+    pub to: Target,
+    /// The PROXY header for a `to` that is an address or a list of addresses.
+    #[serde(skip_serializing_if = "is_default")]
+    pub proxy_protocol: ProxyProtocol,
+    /// The datapath tier allowed.
+    #[serde(skip_serializing_if = "is_default")]
+    pub datapath: Choice,
+    /// A connection without a byte either way for this long is closed, nothing is never; `None` is what the listener
+    /// says.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "time")]
+    pub idle_timeout: Option<Duration>,
+    /// For all attempts to connect together, where `to` is an address or a list of addresses.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "time")]
+    pub connect_timeout: Option<Duration>,
+}
+
+impl RouteSpec {
+    /// A route with nothing else set.
+    pub fn new(conditions: Conditions, to: Target) -> Self {
+        Self {
+            conditions,
+            to,
+            proxy_protocol: ProxyProtocol::Off,
+            datapath: Choice::Auto,
+            idle_timeout: None,
+            connect_timeout: None,
+        }
+    }
+}
+
+#[expect(clippy::ref_option, reason = "the signature that serde calls")]
+fn time<S: Serializer>(time: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => serializer.collect_str(&humantime::format_duration(*time)),
+        None => serializer.serialize_none(),
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}

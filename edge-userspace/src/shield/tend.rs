@@ -1,0 +1,70 @@
+//! The task that keeps the shield current: lists that change, blocks that end.
+
+use std::{
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{task::spawn_blocking, time::MissedTickBehavior};
+use tracing::{error, info, warn};
+
+use super::{Lists, Shield};
+
+/// How often lists are looked at. One that changes takes effect after at most two looks.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// Loads the lists, and loads them again when they change; takes out what is over. Runs until it is dropped;
+/// a changed configuration starts another one.
+///
+/// `spare` says which addresses no list may cut off, each time that a list is loaded.
+pub async fn tend(shield: Arc<Mutex<Shield>>, lists: Vec<PathBuf>, spare: impl Fn() -> Vec<IpAddr> + Send) {
+    let mut lists = Lists::new(lists);
+    let mut ticks = tokio::time::interval(PERIOD);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut is_first = true;
+    loop {
+        ticks.tick().await;
+        let (shared, spare) = (shield.clone(), spare());
+        // Files and a hundred thousand system calls: not for a thread that has clients to serve.
+        let round = spawn_blocking(move || {
+            // Without lists what an earlier configuration listed has to go, once.
+            if lists.look() || is_first {
+                load(&mut lock(&shared), &lists, &spare);
+            }
+            if let Err(error) = lock(&shared).expire() {
+                error!("cannot take out blocks that are over: {error}");
+            }
+            lists
+        });
+        match round.await {
+            Ok(returned) => lists = returned,
+            // The runtime is shutting down.
+            Err(_) => return,
+        }
+        is_first = false;
+    }
+}
+
+fn load(shield: &mut Shield, lists: &Lists, spare: &[IpAddr]) {
+    match shield.load_prefixes(lists.prefixes(), spare, !lists.are_complete()) {
+        Ok(loaded) => {
+            if loaded.added + loaded.removed > 0 {
+                info!(added = loaded.added, removed = loaded.removed, "the lists are in force");
+            }
+            for net in &loaded.spared {
+                warn!("a list names {net}, which would cut off what must be reached: left out");
+            }
+            if loaded.left_out > 0 {
+                warn!("the lists are too long: {} prefixes are left out", loaded.left_out);
+            }
+        }
+        Err(error) => error!("the lists are not in force: {error}"),
+    }
+}
+
+/// What a thread that panicked left is still what the kernel has.
+fn lock(shield: &Mutex<Shield>) -> std::sync::MutexGuard<'_, Shield> {
+    shield.lock().unwrap_or_else(PoisonError::into_inner)
+}

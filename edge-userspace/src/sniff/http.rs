@@ -1,0 +1,192 @@
+//! The host that the first HTTP/1 request of a connection asks for (RFC 9112 §3.2).
+//!
+//! Only that one head is read, by `httparse`, and only for its host: later requests of the connection follow the
+//! first. What could lead us and the backend to different hosts is refused; everything else about the request is
+//! the backend's to judge, and the bytes go on unchanged.
+
+use crate::host::HostName;
+
+use super::{Rejection, Sniff};
+
+mod authority;
+pub mod response;
+
+use authority::Authority;
+pub use response::response;
+
+/// More fields than any client sends (hyper and HAProxy stop at 100).
+const MAX_FIELDS: usize = 128;
+/// The start of the HTTP/2 connection preface (RFC 9113 §3.4); no HTTP/1 request begins so.
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
+
+/// What a request head says about where its connection wants to go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestHead {
+    /// The host asked for, without its port; `None` without one, and for an IP literal.
+    pub host: Option<HostName>,
+    /// The bytes up to the end of the head, empty lines before and after it included.
+    pub head_len: usize,
+}
+
+/// Reads a request head from bytes that arrive in pieces.
+///
+/// It keeps its place: all calls together look at each byte a fixed number of times, and copy none.
+#[derive(Debug)]
+pub struct RequestHeadReader {
+    max_head: usize,
+    /// How many bytes have been searched for the end of a line.
+    searched: usize,
+    /// Where the line begins that is not yet complete.
+    line: usize,
+    /// Whether the request line is complete and well-formed.
+    has_request_line: bool,
+}
+
+impl RequestHeadReader {
+    /// `max_head`: the largest head taken, in bytes.
+    pub fn new(max_head: usize) -> Self {
+        Self { max_head, searched: 0, line: 0, has_request_line: false }
+    }
+
+    /// Looks at what has been received. `received` holds all bytes from the connection's first one on, at least
+    /// those of the call before. After an answer other than [`Sniff::Incomplete`] the reader is as new.
+    pub fn read(&mut self, received: &[u8]) -> Sniff<RequestHead> {
+        let answer = self.advance(received).into();
+        if answer != Sniff::Incomplete {
+            *self = Self::new(self.max_head);
+        }
+        answer
+    }
+
+    fn advance(&mut self, received: &[u8]) -> Result<Option<RequestHead>, Rejection> {
+        let received = &received[..received.len().min(self.max_head)];
+        while let Some(length) =
+            received.get(self.searched..).and_then(|new| new.iter().position(|&byte| byte == b'\n'))
+        {
+            let end = self.searched + length + 1;
+            let is_empty = matches!(&received[self.line..end], b"\n" | b"\r\n");
+            if self.has_request_line && is_empty {
+                return read_head(&received[..end]).map(Some);
+            }
+            if !is_empty && !self.has_request_line {
+                judge_opening(&received[self.line..end])?;
+                judge_request_line(&received[self.line..end])?;
+                self.has_request_line = true;
+            }
+            // Empty lines before the request are passed over (RFC 9112 §2.2).
+            self.line = end;
+            self.searched = end;
+        }
+        if !self.has_request_line {
+            judge_opening(received.get(self.line..).unwrap_or_default())?;
+        }
+        self.searched = self.searched.max(received.len());
+        if received.len() == self.max_head { Err(Rejection::TooLarge) } else { Ok(None) }
+    }
+}
+
+/// Tells from the first bytes of the request line what will not become one. A client that speaks another
+/// protocol waits for an answer instead of sending an empty line.
+fn judge_opening(line: &[u8]) -> Result<(), Rejection> {
+    match *line {
+        [22, 3, ..] => Err(Rejection::TlsOnHttp),
+        [] | [22] => Ok(()),
+        // Methods are in upper case; RFC 9110 §9.1 allows any token.
+        [first, ..]
+            if first == b'\r' || first.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&first) =>
+        {
+            if line.starts_with(HTTP2_PREFACE) {
+                return Err(Rejection::Http2Preface);
+            }
+            Ok(())
+        }
+        _ => Err(Rejection::UnknownProtocol),
+    }
+}
+
+fn judge_request_line(line: &[u8]) -> Result<(), Rejection> {
+    match httparse::Request::new(&mut []).parse(line) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(malformed(error)),
+    }
+}
+
+/// Reads a head that is complete, to its last byte.
+fn read_head(head: &[u8]) -> Result<RequestHead, Rejection> {
+    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let mut request = httparse::Request::new(&mut fields);
+    match request.parse(head) {
+        Ok(httparse::Status::Complete(length)) if length == head.len() => {}
+        Ok(_) => return Err(Rejection::Malformed("the end of the head is ambiguous")),
+        Err(error) => return Err(malformed(error)),
+    }
+    Ok(RequestHead { host: host_of(&request)?, head_len: head.len() })
+}
+
+fn malformed(error: httparse::Error) -> Rejection {
+    use httparse::Error;
+    Rejection::Malformed(match error {
+        Error::HeaderName => "a field name with a bad character, or a folded field",
+        Error::HeaderValue => "a field value with a bad character",
+        Error::NewLine => "a bare CR",
+        Error::Token | Error::Status => "a bad character in the request line",
+        Error::TooManyHeaders => "more than 128 header fields",
+        Error::Version => "not HTTP/1.0 or HTTP/1.1",
+    })
+}
+
+/// The host of the target and that of the Host field; they must be the same.
+fn host_of(request: &httparse::Request<'_, '_>) -> Result<Option<HostName>, Rejection> {
+    let target = target_authority(request.method.unwrap_or_default(), request.path.unwrap_or_default())?;
+    let mut fields = request.headers.iter().filter(|field| field.name.eq_ignore_ascii_case("host"));
+    let field = match (fields.next(), fields.next()) {
+        // "A server MUST respond with a 400 to any request message that contains more than one Host header
+        // field line", be they equal (RFC 9112 §3.2).
+        (Some(_), Some(_)) => return Err(Rejection::TwoHosts),
+        (Some(field), None) => Authority::parse(field.value)?,
+        // The same holds for a request of HTTP/1.1 without one.
+        (None, _) if request.version == Some(1) => return Err(Rejection::Malformed("HTTP/1.1 without Host")),
+        (None, _) => Authority::Empty,
+    };
+    match (target, field) {
+        (Authority::Empty, one) | (one, Authority::Empty) => Ok(one.into_name()),
+        (one, other) if one == other => Ok(one.into_name()),
+        // A server that follows RFC 9112 §3.2.2 would take the target's, one that does not the field's.
+        _ => Err(Rejection::TwoHosts),
+    }
+}
+
+/// The authority in the request target (RFC 9112 §3.2); empty where the form has none.
+fn target_authority(method: &str, target: &str) -> Result<Authority, Rejection> {
+    if method == "CONNECT" {
+        // Whether a tunnel is to be had is the backend's to say; which backend, the target says.
+        return match Authority::parse(target.as_bytes())? {
+            Authority::Empty => Err(Rejection::Malformed("CONNECT without a host")),
+            authority => Ok(authority),
+        };
+    }
+    if target.starts_with('/') || (target == "*" && method == "OPTIONS") {
+        return Ok(Authority::Empty);
+    }
+    let Some((scheme, rest)) = target.split_once("://") else {
+        return Err(Rejection::Malformed("the request target has none of the forms of RFC 9112"));
+    };
+    if !scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+        || !scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+    {
+        return Err(Rejection::Malformed("the scheme of the request target"));
+    }
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    match Authority::parse(authority.as_bytes())? {
+        Authority::Empty => Err(Rejection::Malformed("an absolute request target without a host")),
+        authority => Ok(authority),
+    }
+}
+
+/// Reads a request head from all the bytes there are; see [`RequestHeadReader`].
+pub fn request_head(received: &[u8], max_head: usize) -> Sniff<RequestHead> {
+    RequestHeadReader::new(max_head).read(received)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,114 @@
+//! The complete HTTP answers of the edge itself: to a client it refuses, and for a backend it cannot reach.
+//!
+//! Fixed bytes: an answer needs neither memory nor time when there are many to give.
+
+use crate::sniff::Rejection;
+
+macro_rules! answer {
+    ($status:literal, $length:literal, $text:literal) => {
+        concat!(
+            "HTTP/1.1 ",
+            $status,
+            "\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: ",
+            $length,
+            "\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n",
+            $text
+        )
+        .as_bytes()
+    };
+}
+
+/// A server's connection preface and a GOAWAY with `HTTP_1_1_REQUIRED` (RFC 9113 §3.4, §6.8): what a client
+/// understands that begins HTTP/2 without asking.
+const HTTP_1_1_REQUIRED: &[u8] = b"\0\0\0\x04\0\0\0\0\0\
+    \0\0\x08\x07\0\0\0\0\0\
+    \0\0\0\0\0\0\0\x0d";
+
+/// The whole answer for a status: 400, 404, 408, 431, 502, 503 or 505. Any other gets the one of 500.
+///
+/// Each says `Connection: close`, and in plain text what is wrong.
+pub fn response(status: u16) -> &'static [u8] {
+    match status {
+        400 => answer!("400 Bad Request", "47", "400: the request is malformed, or its host is.\n"),
+        404 => answer!("404 Not Found", "38", "404: there is no route for this host.\n"),
+        408 => answer!("408 Request Timeout", "37", "408: the request head took too long.\n"),
+        431 => answer!("431 Request Header Fields Too Large", "36", "431: the request head is too large.\n"),
+        502 => answer!("502 Bad Gateway", "48", "502: the service behind here cannot be reached.\n"),
+        503 => answer!("503 Service Unavailable", "37", "503: there are too many connections.\n"),
+        505 => answer!("505 HTTP Version Not Supported", "33", "505: only HTTP/1 is spoken here.\n"),
+        _ => answer!("500 Internal Server Error", "23", "500: an internal fault\n"),
+    }
+}
+
+impl Rejection {
+    /// The status that tells an HTTP client why it is refused; `None` when the peer does not speak HTTP.
+    pub fn http_status(&self) -> Option<u16> {
+        match self {
+            Self::HttpOnTls | Self::Malformed(_) | Self::BadName(_) | Self::TwoHosts => Some(400),
+            Self::TooLarge => Some(431),
+            Self::Http2Preface => Some(505),
+            Self::TlsOnHttp
+            | Self::UnknownProtocol
+            | Self::Sslv2
+            | Self::UnexpectedMessage
+            | Self::PostgresWithoutTls
+            | Self::ProxyHeader(_) => None,
+        }
+    }
+
+    /// The bytes that tell an HTTP client why it is refused; `None` when the peer does not speak HTTP.
+    ///
+    /// On an http listener this answer is the first choice, then [`Rejection::alert`], then a reset.
+    pub fn http_answer(&self) -> Option<&'static [u8]> {
+        match self {
+            Self::Http2Preface => Some(HTTP_1_1_REQUIRED),
+            // Most often someone who left out the "s": say it.
+            Self::HttpOnTls => Some(answer!(
+                "400 Bad Request",
+                "57",
+                "400: this port speaks TLS. Begin the address by https://\n"
+            )),
+            _ => self.http_status().map(response),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_complete_and_true_to_their_length() {
+        for (status, answer) in [400, 404, 408, 431, 500, 502, 503, 505]
+            .map(|status| (status, response(status)))
+            .into_iter()
+            .chain([(400, Rejection::HttpOnTls.http_answer().unwrap())])
+        {
+            let mut fields = [httparse::EMPTY_HEADER; 8];
+            let mut parsed = httparse::Response::new(&mut fields);
+            let head = parsed.parse(answer).unwrap().unwrap();
+            assert_eq!(parsed.code, Some(status));
+            let field = |name| parsed.headers.iter().find(|field| field.name == name).unwrap().value;
+            assert_eq!(field("Connection"), b"close");
+            assert_eq!(field("Content-Length"), (answer.len() - head).to_string().as_bytes(), "{status}");
+            assert!(answer[head..].starts_with(status.to_string().as_bytes()));
+        }
+        assert_eq!(response(999), response(500));
+    }
+
+    #[test]
+    fn who_does_not_speak_http_gets_no_answer() {
+        assert_eq!(Rejection::TlsOnHttp.http_answer(), None);
+        assert_eq!(Rejection::UnknownProtocol.http_answer(), None);
+        assert_eq!(Rejection::TooLarge.http_answer(), Some(response(431)));
+    }
+
+    #[test]
+    fn the_answer_to_http2_is_two_whole_frames() {
+        let (settings, goaway) = HTTP_1_1_REQUIRED.split_at(9);
+        assert_eq!(settings, [0, 0, 0, 4, 0, 0, 0, 0, 0]);
+        assert_eq!((goaway[2], goaway[3]), (8, 7));
+        assert_eq!(goaway.len(), 9 + 8);
+        assert_eq!(goaway.last(), Some(&0xd));
+    }
+}

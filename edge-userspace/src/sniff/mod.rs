@@ -1,0 +1,97 @@
+//! Bytes → what the client asks for. Pure: no sockets, no routes, no clocks.
+//!
+//! Every sniffer gives one of three answers. It is fed the bytes received so far, from the first one on, as
+//! often as more arrive; it keeps its place, so that a peer who sends byte by byte costs linear time.
+
+use crate::host::HostNameError;
+
+mod cursor;
+pub mod http;
+pub mod postgres;
+pub mod proxy_header;
+mod spoken;
+pub mod tls;
+
+pub use spoken::{Spoken, spoken};
+
+/// What a sniffer says of the bytes received so far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sniff<T> {
+    /// All that is needed is there.
+    Complete(T),
+    /// A prefix of something acceptable: read more.
+    Incomplete,
+    /// No continuation of these bytes can be accepted.
+    Rejected(Rejection),
+}
+
+impl<T> From<Result<Option<T>, Rejection>> for Sniff<T> {
+    fn from(result: Result<Option<T>, Rejection>) -> Self {
+        match result {
+            Ok(Some(found)) => Self::Complete(found),
+            Ok(None) => Self::Incomplete,
+            Err(rejection) => Self::Rejected(rejection),
+        }
+    }
+}
+
+/// Why the first bytes of a client are refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Rejection {
+    /// An HTTP request where TLS was expected.
+    #[error("an HTTP request on a TLS listener")]
+    HttpOnTls,
+    /// A TLS record where HTTP in clear text was expected.
+    #[error("TLS on an http listener")]
+    TlsOnHttp,
+    /// Neither TLS nor HTTP.
+    #[error("neither TLS nor HTTP")]
+    UnknownProtocol,
+    /// A ClientHello in SSLv2 format (RFC 5246 appendix E.2).
+    #[error("a ClientHello in SSLv2 format")]
+    Sslv2,
+    /// A TLS record or handshake message other than a ClientHello came first.
+    #[error("a TLS message other than a ClientHello came first")]
+    UnexpectedMessage,
+    /// A length that does not fit, a list that is cut, a field out of its range.
+    #[error("malformed: {0}")]
+    Malformed(&'static str),
+    /// More than `limits.hello_bytes`.
+    #[error("larger than limits.hello_bytes")]
+    TooLarge,
+    /// The name the client asks for is no host name.
+    #[error("unusable host name: {0}")]
+    BadName(HostNameError),
+    /// The head names two hosts.
+    #[error("the request head names two hosts")]
+    TwoHosts,
+    /// From a source that must send a PROXY header came none, or a bad one.
+    #[error("PROXY header: {0}")]
+    ProxyHeader(&'static str),
+    /// An HTTP/2 connection preface in clear text on an HTTP/1 listener.
+    #[error("HTTP/2 in clear text")]
+    Http2Preface,
+    /// A PostgreSQL client that does not ask for TLS, so that it names no server.
+    #[error("PostgreSQL without TLS")]
+    PostgresWithoutTls,
+}
+
+impl Rejection {
+    /// The reason as the metrics and the access log name it.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::HttpOnTls => "http_on_tls",
+            Self::TlsOnHttp => "tls_on_http",
+            Self::UnknownProtocol => "unknown_protocol",
+            Self::Sslv2 => "sslv2",
+            Self::UnexpectedMessage => "unexpected_message",
+            Self::Malformed(_) => "malformed",
+            Self::TooLarge => "hello_too_large",
+            Self::BadName(_) => "bad_name",
+            Self::TwoHosts => "two_hosts",
+            Self::ProxyHeader(_) => "proxy_header",
+            Self::Http2Preface => "http2_preface",
+            Self::PostgresWithoutTls => "postgres_without_tls",
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! How a PostgreSQL client begins (the chapter "Frontend/Backend Protocol" of its manual): a message with a length
+//! and a code, which asks for encryption or starts a session in clear text.
+//!
+//! A client that asks for TLS waits for one byte of answer, then sends a ClientHello, which names the server. Where it
+//! begins with the ClientHello (`sslnegotiation=direct`, since PostgreSQL 17), it is plain TLS with the ALPN
+//! `postgresql`, and nothing of this is met.
+
+use super::{Rejection, Sniff};
+
+/// The message by which TLS is asked for.
+pub const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+/// The answer to it: go on with a ClientHello.
+pub const YES: u8 = b'S';
+/// The answer to a request for what is not spoken; the client may ask for something else.
+pub const NO: u8 = b'N';
+/// What a session without TLS is told: an `ErrorResponse`, for there is no name in it to route it by.
+pub const TLS_REQUIRED: &[u8] = b"E\0\0\0\x5cSFATAL\0VFATAL\0C28000\0\
+    Mthis server is reached by TLS only: connect with sslmode=require\0\0";
+
+/// The message by which encryption by GSSAPI is asked for.
+const GSSENC_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x30];
+/// The major version of the protocol, where a session begins.
+const MAJOR: [u8; 2] = [0, 3];
+/// The longest message that begins a session (`MAX_STARTUP_PACKET_LENGTH` of the server).
+const LONGEST: u32 = 10000;
+
+/// What the first message asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// TLS.
+    Tls,
+    /// Encryption by GSSAPI.
+    Gss,
+}
+
+/// Reads the first message. Nothing may follow it: it is not encrypted, and could be anybody's.
+pub fn request(received: &[u8]) -> Sniff<Request> {
+    for (message, request) in [(SSL_REQUEST, Request::Tls), (GSSENC_REQUEST, Request::Gss)] {
+        if received == message {
+            return Sniff::Complete(request);
+        }
+        if message.starts_with(received) {
+            return Sniff::Incomplete;
+        }
+        if received.starts_with(&message) {
+            return Sniff::Rejected(Rejection::Malformed("bytes behind a request for encryption"));
+        }
+    }
+    Sniff::Rejected(Rejection::PostgresWithoutTls)
+}
+
+/// Whether the bytes begin a first message: one of the two requests, or a session of protocol 3.
+pub(super) fn begins(received: &[u8]) -> Sniff<()> {
+    if matches!(request(received), Sniff::Complete(_) | Sniff::Rejected(Rejection::Malformed(_))) {
+        return Sniff::Complete(());
+    }
+    let session = match *received {
+        [a, b, c, d, ref code @ ..] => {
+            let is_length = (9..=LONGEST).contains(&u32::from_be_bytes([a, b, c, d]));
+            if is_length && code.starts_with(&MAJOR) {
+                return Sniff::Complete(());
+            }
+            is_length && MAJOR.starts_with(code)
+        }
+        _ => LONGEST.to_be_bytes().iter().zip(received).all(|(most, byte)| byte <= most),
+    };
+    let asks = SSL_REQUEST.starts_with(received) || GSSENC_REQUEST.starts_with(received);
+    if session || asks { Sniff::Incomplete } else { Sniff::Rejected(Rejection::UnknownProtocol) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_for_encryption_are_told_apart() {
+        for end in 0..8 {
+            assert_eq!(request(&SSL_REQUEST[..end]), Sniff::Incomplete);
+        }
+        assert_eq!(request(&SSL_REQUEST), Sniff::Complete(Request::Tls));
+        assert_eq!(request(&GSSENC_REQUEST), Sniff::Complete(Request::Gss));
+        let session = b"\0\0\0\x09\0\x03\0\0\0";
+        assert_eq!(request(session), Sniff::Rejected(Rejection::PostgresWithoutTls));
+        let cancel = b"\0\0\0\x10\x04\xd2\x16\x2e\0\0\0\x01\0\0\0\x02";
+        assert_eq!(request(cancel), Sniff::Rejected(Rejection::PostgresWithoutTls));
+    }
+
+    /// A server that read on from the same buffer once believed such bytes (CVE-2021-23214).
+    #[test]
+    fn nothing_may_follow_in_clear_text() {
+        let followed = [&SSL_REQUEST[..], b"\x16"].concat();
+        assert!(matches!(request(&followed), Sniff::Rejected(Rejection::Malformed(_))));
+        assert_eq!(begins(&followed), Sniff::Complete(()));
+    }
+
+    #[test]
+    fn sessions_are_known_by_length_and_version() {
+        assert_eq!(begins(b"\0\0\x27\x10\0\x03"), Sniff::Complete(()));
+        for (bytes, answer) in [
+            (&b"\0\0\x27"[..], Sniff::Incomplete),
+            (b"\0\0\0\x09\0", Sniff::Incomplete),
+            (b"\0\0\x27\x11", Sniff::Rejected(Rejection::UnknownProtocol)),
+            (b"\0\x01", Sniff::Rejected(Rejection::UnknownProtocol)),
+            (b"\0\0\0\x09\0\x02", Sniff::Rejected(Rejection::UnknownProtocol)),
+        ] {
+            assert_eq!(begins(bytes), answer, "{}", bytes.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn the_error_is_as_long_as_it_says() {
+        let length = u32::from_be_bytes([TLS_REQUIRED[1], TLS_REQUIRED[2], TLS_REQUIRED[3], TLS_REQUIRED[4]]);
+        assert_eq!(length as usize, TLS_REQUIRED.len() - 1);
+    }
+}

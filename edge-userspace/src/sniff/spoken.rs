@@ -1,0 +1,178 @@
+//! Which protocol a client speaks, from its first bytes: for listeners that take more than one.
+//!
+//! Each protocol says yes, no or not yet of the bytes so far; no two of them say yes to the same. What none of them
+//! knows is refused as soon as all have said no.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Rejection, Sniff, postgres, tls};
+
+/// A protocol that can be told from others by how its client begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Spoken {
+    /// TLS: a handshake record.
+    Tls,
+    /// HTTP/1: a method.
+    Http,
+    /// SSH: `SSH-`, unless it waits for the server (RFC 4253 §4.2).
+    Ssh,
+    /// OpenVPN over TCP: a packet that resets the control channel.
+    Openvpn,
+    /// PostgreSQL: its first message. With TLS in it there is a name.
+    Postgres,
+}
+
+impl Spoken {
+    /// What the configuration, the API and the logs call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tls => "tls",
+            Self::Http => "http",
+            Self::Ssh => "ssh",
+            Self::Openvpn => "openvpn",
+            Self::Postgres => "postgres",
+        }
+    }
+
+    /// Whether a client says which host it wants.
+    pub fn names_a_host(self) -> bool {
+        matches!(self, Self::Tls | Self::Http | Self::Postgres)
+    }
+
+    /// Whether a route that says nothing of protocols is for it: those that every web server speaks.
+    pub fn is_web(self) -> bool {
+        matches!(self, Self::Tls | Self::Http)
+    }
+
+    fn begins(self, received: &[u8]) -> Sniff<()> {
+        match self {
+            Self::Tls => tls::opening(received),
+            Self::Http => one_of(&tls::METHODS, received),
+            Self::Ssh => one_of(&[b"SSH-"], received),
+            Self::Openvpn => openvpn(received),
+            Self::Postgres => postgres::begins(received),
+        }
+    }
+}
+
+impl fmt::Display for Spoken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Tells which of `among` the bytes begin. TLS, where it is among them, says what else it may be that came.
+pub fn spoken(received: &[u8], among: &[Spoken]) -> Sniff<Spoken> {
+    let mut refused = Rejection::UnknownProtocol;
+    let mut may_become = false;
+    for &protocol in among {
+        match protocol.begins(received) {
+            Sniff::Complete(()) => return Sniff::Complete(protocol),
+            Sniff::Incomplete => may_become = true,
+            Sniff::Rejected(rejection) if protocol == Spoken::Tls => refused = rejection,
+            Sniff::Rejected(_) => {}
+        }
+    }
+    if may_become { Sniff::Incomplete } else { Sniff::Rejected(refused) }
+}
+
+/// Whether the bytes begin with one of some words.
+fn one_of(words: &[&[u8]], received: &[u8]) -> Sniff<()> {
+    if words.iter().any(|word| received.starts_with(word)) {
+        Sniff::Complete(())
+    } else if words.iter().any(|word| word.starts_with(received)) {
+        Sniff::Incomplete
+    } else {
+        Sniff::Rejected(Rejection::UnknownProtocol)
+    }
+}
+
+/// A packet's length, then its opcode and key id: `P_CONTROL_HARD_RESET_CLIENT_V2` (7) or `V3` (10), key 0
+/// (OpenVPN's `ssl_pkt.h`). Nothing behind that can be relied on: with `tls-crypt` it is encrypted.
+fn openvpn(received: &[u8]) -> Sniff<()> {
+    /// Opcode, session id, an empty list of acknowledgements, packet id.
+    const SHORTEST: u16 = 14;
+    /// More than a reset with the wrapped key of `tls-crypt-v2` has.
+    const LONGEST: u16 = 2048;
+    const RESET_V2: u8 = 7 << 3;
+    const RESET_V3: u8 = 10 << 3;
+    let is_first = |high: u8| high <= LONGEST.to_be_bytes()[0];
+    let is_length = |high, low| (SHORTEST..=LONGEST).contains(&u16::from_be_bytes([high, low]));
+    match *received {
+        [high, low, RESET_V2 | RESET_V3, ..] if is_length(high, low) => Sniff::Complete(()),
+        [] => Sniff::Incomplete,
+        [high] if is_first(high) => Sniff::Incomplete,
+        [high, low] if is_length(high, low) => Sniff::Incomplete,
+        _ => Sniff::Rejected(Rejection::UnknownProtocol),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [Spoken; 5] = [Spoken::Tls, Spoken::Http, Spoken::Ssh, Spoken::Openvpn, Spoken::Postgres];
+    /// The first packets of an OpenVPN 2.6 client: plain, with `tls-auth`, and (as far as it is in clear text) with
+    /// `tls-crypt`.
+    const OPENVPN: &[u8] = b"\0\x0e\x38\x1e\x5c\xf1\xf5\xc9\x35\x7c\xcd\0\0\0\0\0";
+    const OPENVPN_AUTH: &[u8] = b"\0\x2a\x38\x72\xe9\x0d\x29\x29\x4b\xcb\xf4";
+    const OPENVPN_CRYPT: &[u8] = b"\0\x36\x38\xd1\x0b\xc9\x32\x25\x16\x20\xdd";
+
+    /// The answer, and after how many bytes it came.
+    fn decided(bytes: &[u8], among: &[Spoken]) -> (Sniff<Spoken>, usize) {
+        for end in 0..=bytes.len() {
+            match spoken(&bytes[..end], among) {
+                Sniff::Incomplete => {}
+                answer => return (answer, end),
+            }
+        }
+        (Sniff::Incomplete, bytes.len())
+    }
+
+    #[test]
+    fn each_is_told_as_early_as_it_can_be() {
+        for (bytes, protocol, at) in [
+            (&b"\x16\x03\x01\x02\0\x01"[..], Spoken::Tls, 2),
+            (b"GET / HTTP/1.1\r\n", Spoken::Http, 4),
+            (b"SEARCH / HTTP/1.1\r\n", Spoken::Http, 7),
+            (b"SSH-2.0-OpenSSH_9.2\r\n", Spoken::Ssh, 4),
+            (OPENVPN, Spoken::Openvpn, 3),
+            (OPENVPN_AUTH, Spoken::Openvpn, 3),
+            (OPENVPN_CRYPT, Spoken::Openvpn, 3),
+            (b"\x01\x5e\x50\x5d\x1f", Spoken::Openvpn, 3),
+            (b"\0\0\0\x08\x04\xd2\x16\x2f", Spoken::Postgres, 8),
+            (b"\0\0\0\x08\x04\xd2\x16\x30", Spoken::Postgres, 8),
+            (b"\0\0\0\x54\0\x03\0\0user\0", Spoken::Postgres, 6),
+        ] {
+            assert_eq!(decided(bytes, &ALL), (Sniff::Complete(protocol), at), "{}", bytes.escape_ascii());
+            let others = ALL.into_iter().filter(|other| *other != protocol).collect::<Vec<_>>();
+            assert!(matches!(decided(bytes, &others).0, Sniff::Rejected(_)), "{protocol:?} is like another");
+        }
+    }
+
+    #[test]
+    fn what_none_knows_is_refused_at_once() {
+        use Rejection::*;
+        for (bytes, among, rejection, at) in [
+            (&b"EHLO mail.example\r\n"[..], &ALL[..], UnknownProtocol, 1),
+            (b"SSLX", &ALL, UnknownProtocol, 3),
+            (b"SSH-2.0-x", &[Spoken::Tls, Spoken::Http], UnknownProtocol, 2),
+            (b"GET / HTTP/1.1\r\n", &[Spoken::Tls, Spoken::Ssh], HttpOnTls, 4),
+            (b"GET / HTTP/1.1\r\n", &[Spoken::Ssh], UnknownProtocol, 1),
+            (b"\x15\x03\x01", &ALL, UnexpectedMessage, 2),
+            (b"\0\x0d\x38", &ALL, UnknownProtocol, 2),
+            (b"\0\x0e\x20", &ALL, UnknownProtocol, 3),
+            (b"\x08\x01\x38", &ALL, UnknownProtocol, 2),
+        ] {
+            assert_eq!(decided(bytes, among), (Sniff::Rejected(rejection), at), "{}", bytes.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn no_byte_says_nothing() {
+        assert_eq!(spoken(b"", &ALL), Sniff::Incomplete);
+    }
+}

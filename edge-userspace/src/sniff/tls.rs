@@ -1,0 +1,157 @@
+//! The ClientHello at the start of a TLS connection over TCP: server name, ALPN, ECH.
+//!
+//! This reads the record layer (RFC 8446 §5.1): a hello may come in any number of records, down to one byte
+//! each, and share its last record with other messages. What follows that record (early data, a
+//! `change_cipher_spec`) is not looked at. Nothing is decrypted and nothing answered; [`alert`] has the bytes for
+//! a refusal.
+
+use crate::{alpn::AlpnList, host::HostName};
+
+use super::{Rejection, Sniff};
+
+pub mod alert;
+pub(crate) mod hello;
+mod opening;
+
+pub use alert::AlertDescription;
+pub(super) use opening::{METHODS, opening};
+
+/// The longest fragment of a plaintext record (RFC 8446 §5.1).
+const MAX_FRAGMENT: usize = 1 << 14;
+const RECORD_HEADER: usize = 5;
+/// `msg_type` and a length of three octets (RFC 8446 §4).
+const MESSAGE_HEADER: usize = 4;
+
+/// What a ClientHello says about where its connection wants to go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientHello {
+    /// The name asked for; `None` without one, and for an IP literal.
+    pub server_name: Option<HostName>,
+    /// The protocols offered; empty when there is no such extension.
+    pub alpn: AlpnList,
+    /// Whether there is an outer `encrypted_client_hello` (RFC 9849), real or GREASE: `server_name` then is the
+    /// public name.
+    pub ech: bool,
+    /// `legacy_version` of the message.
+    pub legacy_version: u16,
+    /// The bytes on the wire up to the end of the last record that holds a part of the message.
+    pub wire_len: usize,
+}
+
+/// Reads a ClientHello from bytes that arrive in pieces.
+///
+/// It keeps its place, so all calls together cost time linear in the bytes. A hello in one record is read where
+/// it lies; only one in several records is copied, at most `max_message` bytes.
+#[derive(Debug)]
+pub struct ClientHelloReader {
+    max_message: usize,
+    /// Where in the received bytes the next record begins that is not yet taken.
+    next_record: usize,
+    /// The fragments of the records taken so far.
+    message: Vec<u8>,
+    /// The length of the message with its header, once that is there.
+    message_len: Option<usize>,
+}
+
+impl ClientHelloReader {
+    /// `max_message`: the largest message taken, in bytes, its four-byte header included.
+    pub fn new(max_message: usize) -> Self {
+        Self { max_message, next_record: 0, message: Vec::new(), message_len: None }
+    }
+
+    /// The most bytes that can be received while the answer is [`Sniff::Incomplete`]: each byte of the message in
+    /// a record of its own, and the last in one of full length.
+    pub const fn max_wire(max_message: usize) -> usize {
+        max_message.saturating_mul(RECORD_HEADER + 1).saturating_add(MAX_FRAGMENT)
+    }
+
+    /// Looks at what has been received. `received` holds all bytes from the connection's first one on, at least
+    /// those of the call before. After an answer other than [`Sniff::Incomplete`] the reader is as new.
+    pub fn read(&mut self, received: &[u8]) -> Sniff<ClientHello> {
+        let answer = self.advance(received).into();
+        if answer != Sniff::Incomplete {
+            *self = Self::new(self.max_message);
+        }
+        answer
+    }
+
+    fn advance(&mut self, received: &[u8]) -> Result<Option<ClientHello>, Rejection> {
+        if self.next_record == 0 {
+            match opening(received) {
+                Sniff::Complete(()) => {}
+                Sniff::Incomplete => return Ok(None),
+                Sniff::Rejected(rejection) => return Err(rejection),
+            }
+        }
+        loop {
+            let rest = received.get(self.next_record..).unwrap_or_default();
+            let Some((length, fragment)) = record(rest)? else { return Ok(None) };
+            if self.message_len.is_none() {
+                self.message_len = self.judge_header(fragment)?;
+            }
+            if fragment.len() < length {
+                return Ok(None);
+            }
+            let record_end = self.next_record + RECORD_HEADER + length;
+            match self.message_len {
+                Some(len) if len <= self.message.len() + length => {
+                    let message = if self.message.is_empty() {
+                        &fragment[..len]
+                    } else {
+                        self.message.extend_from_slice(&fragment[..len - self.message.len()]);
+                        &self.message
+                    };
+                    return hello::parse(&message[MESSAGE_HEADER..], record_end).map(Some);
+                }
+                _ => {
+                    self.message.extend_from_slice(fragment);
+                    self.next_record = record_end;
+                }
+            }
+        }
+    }
+
+    /// The message's header may itself be split over records; what is there of it is judged at once.
+    fn judge_header(&self, fragment: &[u8]) -> Result<Option<usize>, Rejection> {
+        const CLIENT_HELLO: u8 = 1;
+        let mut bytes = self.message.iter().chain(fragment).copied();
+        match bytes.next() {
+            None => return Ok(None),
+            Some(CLIENT_HELLO) => {}
+            Some(_) => return Err(Rejection::UnexpectedMessage),
+        }
+        let (Some(high), Some(middle), Some(low)) = (bytes.next(), bytes.next(), bytes.next()) else {
+            return Ok(None);
+        };
+        let body = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
+        let len = MESSAGE_HEADER + body;
+        if len > self.max_message { Err(Rejection::TooLarge) } else { Ok(Some(len)) }
+    }
+}
+
+/// The record at the start of `rest`: the length of its fragment, and as much of that as has arrived.
+fn record(rest: &[u8]) -> Result<Option<(usize, &[u8])>, Rejection> {
+    const HANDSHAKE: u8 = 22;
+    // A hello in pieces is not interrupted by records of another type (RFC 8446 §5.1).
+    if rest.first().is_some_and(|&content| content != HANDSHAKE) {
+        return Err(Rejection::UnexpectedMessage);
+    }
+    // The minor version is to be ignored (RFC 8446 §5.1); clients write anything from 0 to 4 there.
+    if rest.get(1).is_some_and(|&major| major != opening::MAJOR) {
+        return Err(Rejection::Malformed("the version of a record is not 3.x"));
+    }
+    let Some((&[_, _, _, high, low], arrived)) = rest.split_first_chunk() else { return Ok(None) };
+    match usize::from(u16::from_be_bytes([high, low])) {
+        0 => Err(Rejection::Malformed("a handshake record of length 0")),
+        length if length > MAX_FRAGMENT => Err(Rejection::Malformed("a record is longer than 2^14 bytes")),
+        length => Ok(Some((length, &arrived[..length.min(arrived.len())]))),
+    }
+}
+
+/// Reads a ClientHello from all the bytes there are; see [`ClientHelloReader`].
+pub fn client_hello(received: &[u8], max_message: usize) -> Sniff<ClientHello> {
+    ClientHelloReader::new(max_message).read(received)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,85 @@
+//! The alerts with which a TLS client is refused (RFC 8446 §6), as the bytes that go on the wire.
+//!
+//! An edge that never takes part in a handshake sends them in clear text, as any server does before its
+//! ServerHello.
+
+use crate::sniff::Rejection;
+
+/// The descriptions that the edge uses, with their numbers in the TLS Alerts registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum AlertDescription {
+    /// Another message than a ClientHello came first.
+    UnexpectedMessage = 10,
+    /// TLS where the listener speaks something else.
+    HandshakeFailure = 40,
+    /// A field that is out of the range we take.
+    IllegalParameter = 47,
+    /// The hello cannot be decoded.
+    DecodeError = 50,
+    /// A version that is not spoken here.
+    ProtocolVersion = 70,
+    /// No backend can be reached, or another fault of ours.
+    InternalError = 80,
+    /// No route for the name (RFC 6066 §3).
+    UnrecognizedName = 112,
+}
+
+/// The record version of an alert when no hello says better: TLS 1.2, as in every record of TLS 1.3.
+pub const DEFAULT_VERSION: u16 = 0x0303;
+
+/// A fatal alert as one complete record.
+///
+/// `legacy_version` is the one of the hello. It is brought into SSL 3.0–TLS 1.2, the only ones that a record
+/// header carries (RFC 8446 §5.1).
+pub fn fatal(description: AlertDescription, legacy_version: u16) -> [u8; 7] {
+    const ALERT: u8 = 21;
+    const FATAL: u8 = 2;
+    let [major, minor] = legacy_version.clamp(0x0300, 0x0303).to_be_bytes();
+    [ALERT, major, minor, 0, 2, FATAL, description as u8]
+}
+
+impl Rejection {
+    /// The alert that tells a TLS client why it is refused; `None` when the peer does not speak TLS.
+    ///
+    /// On a tls listener this answer is the first choice, then [`Rejection::http_answer`], then a reset.
+    pub fn alert(&self) -> Option<AlertDescription> {
+        match self {
+            Self::Malformed(_) => Some(AlertDescription::DecodeError),
+            Self::UnexpectedMessage => Some(AlertDescription::UnexpectedMessage),
+            // What OpenSSL answers to a message that is larger than it takes.
+            Self::TooLarge => Some(AlertDescription::IllegalParameter),
+            // What OpenSSL answers to a host_name with a NUL.
+            Self::BadName(_) => Some(AlertDescription::UnrecognizedName),
+            // Such a hello comes from an old client that offers TLS too and understands its alerts.
+            Self::Sslv2 => Some(AlertDescription::ProtocolVersion),
+            Self::TlsOnHttp => Some(AlertDescription::HandshakeFailure),
+            Self::HttpOnTls
+            | Self::UnknownProtocol
+            | Self::TwoHosts
+            | Self::Http2Preface
+            | Self::PostgresWithoutTls
+            | Self::ProxyHeader(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alert_is_one_record_with_a_version_that_records_have() {
+        assert_eq!(fatal(AlertDescription::UnrecognizedName, 0x0303), [21, 3, 3, 0, 2, 2, 112]);
+        assert_eq!(fatal(AlertDescription::InternalError, 0x0301), [21, 3, 1, 0, 2, 2, 80]);
+        assert_eq!(fatal(AlertDescription::DecodeError, 0x0304), [21, 3, 3, 0, 2, 2, 50]);
+        assert_eq!(fatal(AlertDescription::DecodeError, 0), [21, 3, 0, 0, 2, 2, 50]);
+    }
+
+    #[test]
+    fn who_does_not_speak_tls_gets_no_alert() {
+        assert_eq!(Rejection::HttpOnTls.alert(), None);
+        assert_eq!(Rejection::UnknownProtocol.alert(), None);
+        assert_eq!(Rejection::Malformed("x").alert(), Some(AlertDescription::DecodeError));
+    }
+}

@@ -1,0 +1,114 @@
+//! The first bytes on a tls listener: TLS, or which of the other things that reach port 443.
+//!
+//! It decides as soon as the bytes allow, so that a client that waits for an answer gets it, and not a timeout.
+
+use crate::sniff::{Rejection, Sniff};
+
+const HANDSHAKE: u8 = 22;
+/// `change_cipher_spec`, `alert`, `application_data` and `heartbeat`: TLS, but no way to begin.
+const OTHER_CONTENT: [u8; 4] = [20, 21, 23, 24];
+/// The major version of SSL 3.0 and all of TLS.
+pub(super) const MAJOR: u8 = 3;
+
+/// The methods of RFC 9110, RFC 5789 and `WebDAV`, and the connection preface of HTTP/2 (RFC 9113 §3.4).
+///
+/// A list and not the grammar of a method: `EHLO` and `USER` fit that too.
+pub(in crate::sniff) const METHODS: [&[u8]; 20] = [
+    b"GET ",
+    b"HEAD ",
+    b"POST ",
+    b"PUT ",
+    b"DELETE ",
+    b"CONNECT ",
+    b"OPTIONS ",
+    b"TRACE ",
+    b"PATCH ",
+    b"PRI ",
+    b"PROPFIND ",
+    b"PROPPATCH ",
+    b"MKCOL ",
+    b"COPY ",
+    b"MOVE ",
+    b"LOCK ",
+    b"UNLOCK ",
+    b"REPORT ",
+    b"SEARCH ",
+    b"QUERY ",
+];
+
+/// Whether the bytes begin a handshake record; otherwise what they are.
+pub(in crate::sniff) fn opening(received: &[u8]) -> Sniff<()> {
+    match *received {
+        [] => Sniff::Incomplete,
+        [HANDSHAKE, MAJOR, ..] => Sniff::Complete(()),
+        [content, MAJOR, ..] if OTHER_CONTENT.contains(&content) => {
+            Sniff::Rejected(Rejection::UnexpectedMessage)
+        }
+        [content] if content == HANDSHAKE || OTHER_CONTENT.contains(&content) => Sniff::Incomplete,
+        [0x80..=0xff, ..] => sslv2(received),
+        _ => http(received),
+    }
+}
+
+/// `msg_length` with its top bit set, `msg_type` 1, then the version: SSL 2.0, or 3.x in a compatible hello
+/// (RFC 5246 appendix E.2).
+fn sslv2(received: &[u8]) -> Sniff<()> {
+    match received {
+        [_] | [_, _] | [_, _, 1] | [_, _, 1, 0 | MAJOR] => Sniff::Incomplete,
+        [_, _, 1, 0, 2, ..] | [_, _, 1, MAJOR, _, ..] => Sniff::Rejected(Rejection::Sslv2),
+        _ => Sniff::Rejected(Rejection::UnknownProtocol),
+    }
+}
+
+fn http(received: &[u8]) -> Sniff<()> {
+    if METHODS.iter().any(|method| received.starts_with(method)) {
+        Sniff::Rejected(Rejection::HttpOnTls)
+    } else if METHODS.iter().any(|method| method.starts_with(received)) {
+        Sniff::Incomplete
+    } else {
+        Sniff::Rejected(Rejection::UnknownProtocol)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The answer, and after how many bytes it came.
+    fn decided(bytes: &[u8]) -> (Sniff<()>, usize) {
+        for end in 0..=bytes.len() {
+            match opening(&bytes[..end]) {
+                Sniff::Incomplete => {}
+                answer => return (answer, end),
+            }
+        }
+        (Sniff::Incomplete, bytes.len())
+    }
+
+    #[test]
+    fn each_protocol_is_told_as_early_as_it_can_be() {
+        use Rejection::*;
+        for (bytes, rejection, at) in [
+            (&b"GET / HTTP/1.1\r\n"[..], HttpOnTls, 4),
+            (b"PROPFIND /dav HTTP/1.1\r\n", HttpOnTls, 9),
+            (b"PRI * HTTP/2.0\r\n", HttpOnTls, 4),
+            (b"GETX / HTTP/1.1\r\n", UnknownProtocol, 4),
+            (b"get / HTTP/1.1\r\n", UnknownProtocol, 1),
+            (b"SSH-2.0-OpenSSH_9.2\r\n", UnknownProtocol, 2),
+            (b"EHLO mail.example\r\n", UnknownProtocol, 1),
+            (b"\x00\x00\x00\x08\x04\xd2\x16\x2f", UnknownProtocol, 1),
+            (b"\x15\x03\x01\x00\x02\x01\x00", UnexpectedMessage, 2),
+            (b"\x14\x03\x03\x00\x01\x01", UnexpectedMessage, 2),
+            (b"\x17\x03\x03\x00\x10", UnexpectedMessage, 2),
+            (b"\x16\x02\x00", UnknownProtocol, 2),
+            (b"\x15\x05", UnknownProtocol, 2),
+            (b"\x80\x2e\x01\x03\x01\x00\x15", Sslv2, 5),
+            (b"\x80\x2e\x01\x00\x02\x00\x15", Sslv2, 5),
+            (b"\x80\x2e\x04", UnknownProtocol, 3),
+            (b"\x80\x2e\x01\x00\x03", UnknownProtocol, 5),
+        ] {
+            assert_eq!(decided(bytes), (Sniff::Rejected(rejection), at), "{}", bytes.escape_ascii());
+        }
+        assert_eq!(decided(b"\x16\x03\x01"), (Sniff::Complete(()), 2));
+    }
+}

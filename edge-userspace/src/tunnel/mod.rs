@@ -1,0 +1,24 @@
+//! The tunnels home: which devices there are, whether they are up and lead to an address, and whether the other end
+//! of a WireGuard tunnel is alive.
+//!
+//! Kernel WireGuard, wireguard-go, Tailscale and any other L3 device are all just devices here; what is known
+//! of WireGuard's peers comes on top. Nothing here changes a device, a route or a peer.
+
+mod ask;
+mod kernel_wireguard;
+mod link;
+mod mtu;
+mod peer;
+mod state;
+mod uapi;
+mod watch;
+
+pub use ask::peers;
+pub use link::{Egress, egress};
+pub use mtu::path_mtu;
+pub use peer::Peer;
+pub use state::{Device, Fault, Tunnels, Way};
+pub use watch::{Options, Watcher};
+
+#[cfg(test)]
+pub(crate) use watch::tests;

@@ -1,0 +1,90 @@
+//! The admin address over TCP: what it shows, and that it only shows.
+
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::Arc,
+};
+
+use edge::observe::{
+    admin::{self, Observed},
+    metrics::Snapshot,
+};
+use serde_json::Value;
+
+mod fake;
+
+impl Observed for fake::Fake {
+    fn metrics(&self) -> Snapshot {
+        Snapshot { version: "0.1.0", blocked_packets: 3, ..Snapshot::default() }
+    }
+}
+
+/// An admin address that answers until the test ends.
+fn start() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime
+            .block_on(admin::serve(listener, Arc::new(fake::Fake::default()), std::future::pending()))
+            .unwrap();
+    });
+    address
+}
+
+fn ask(address: SocketAddr, method: &str, path: &str) -> (u16, String, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "{method} {path} HTTP/1.1\r\nHost: edge\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), head.to_ascii_lowercase(), body.to_owned())
+}
+
+#[test]
+fn metrics_health_and_the_overview_are_served() {
+    let address = start();
+    let (status, head, body) = ask(address, "GET", "/metrics");
+    assert_eq!(status, 200);
+    assert!(head.contains("content-type: application/openmetrics-text; version=1.0.0"), "{head}");
+    assert!(body.contains("edge_blocked_packets_total 3\n"), "{body}");
+
+    let (status, _, body) = ask(address, "GET", "/healthz");
+    assert_eq!((status, &*body), (200, "ok\n"));
+
+    let (status, _, body) = ask(address, "GET", "/overview.json");
+    let overview: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(status, 200);
+    assert_eq!(overview["status"]["connections"]["now"], 1);
+    assert_eq!(overview["backends"][0]["state"], "up");
+    assert!(!body.contains("2001:db8::7"), "no client's address");
+}
+
+#[test]
+fn the_dashboard_needs_nothing_from_elsewhere_and_puts_no_text_into_markup() {
+    let (status, head, page) = ask(start(), "GET", "/");
+    assert_eq!(status, 200);
+    assert!(head.contains("content-type: text/html"), "{head}");
+    assert!(head.contains("content-security-policy: default-src 'none'"), "{head}");
+    for foreign in ["http://", "https://", "src=", "href=", "innerHTML", "document.write", "eval("] {
+        assert!(!page.contains(foreign), "{foreign}");
+    }
+}
+
+#[test]
+fn nothing_can_be_changed_here() {
+    let address = start();
+    for path in ["/v1/routes", "/v1/reload", "/v1/connections/7", "/v1/status"] {
+        for method in ["GET", "POST", "DELETE"] {
+            assert_eq!(ask(address, method, path).0, 404, "{method} {path}");
+        }
+    }
+    for path in ["/", "/metrics", "/overview.json", "/healthz"] {
+        for method in ["POST", "PUT", "DELETE"] {
+            assert_eq!(ask(address, method, path).0, 405, "{method} {path}");
+        }
+    }
+}
