@@ -1,0 +1,37 @@
+//! Telling protocols apart by the first bytes: no panic, an answer once given stands, no two protocols claim the same
+//! bytes, and the readers that follow take what was told.
+#![no_main]
+
+use edge::sniff::{Rejection, Sniff, Spoken, postgres, spoken};
+use libfuzzer_sys::fuzz_target;
+
+const ALL: [Spoken; 5] = [Spoken::Tls, Spoken::Http, Spoken::Ssh, Spoken::Openvpn, Spoken::Postgres];
+/// Every answer is there by then: the longest method and a space, or a first message of PostgreSQL.
+const DECIDED: usize = 10;
+
+fuzz_target!(|bytes: &[u8]| {
+    let whole = spoken(bytes, &ALL);
+    if bytes.len() >= DECIDED {
+        assert_ne!(whole, Sniff::Incomplete);
+    }
+    for end in 0..bytes.len().min(DECIDED) {
+        match spoken(&bytes[..end], &ALL) {
+            Sniff::Incomplete => {}
+            answer => assert_eq!(answer, whole),
+        }
+    }
+    let claims: Vec<_> = ALL.into_iter().filter(|one| spoken(bytes, &[*one]) == Sniff::Complete(*one)).collect();
+    match &whole {
+        Sniff::Complete(protocol) => assert_eq!(claims, [*protocol]),
+        _ => assert!(claims.is_empty()),
+    }
+    if whole == Sniff::Complete(Spoken::Postgres) {
+        match postgres::request(bytes) {
+            Sniff::Complete(_) => assert_eq!(bytes.len(), postgres::SSL_REQUEST.len()),
+            Sniff::Incomplete => panic!("told, but not whole"),
+            Sniff::Rejected(rejection) => {
+                assert!(matches!(rejection, Rejection::PostgresWithoutTls | Rejection::Malformed(_)));
+            }
+        }
+    }
+});
