@@ -1,0 +1,64 @@
+//! What the daemon does without the kernel's help, and what it leaves there when it is killed.
+
+use std::{net::TcpStream, time::Duration};
+
+use lab::{Edged, Lab, Result, ensure, hello::ClientHello, service, stream};
+
+use crate::{case, echo_once, greeting};
+
+const NAME: &str = "kernel.example";
+
+fn body(lab: &Lab) -> String {
+    format!("[[route]]\nhost = \"{NAME}\"\nto = \"{}\"\n", lab.home_address())
+}
+
+#[test]
+fn without_the_rights_for_bpf_it_serves_on_sockets() -> Result<()> {
+    case(|lab| {
+        let _service = service::named(&lab.home, lab.home_at(443), "reached")?;
+        let no_bpf = ["/usr/bin/setpriv", "--bounding-set=-bpf,-perfmon,-net_admin,-sys_admin"];
+        let mut edged = Edged::plan(lab, &body(lab)).by(&no_bpf).start()?;
+        ensure!(greeting(lab, NAME)? == "reached");
+        let record = edged.access_log.wait_for_host(NAME)?;
+        ensure!(record["datapath"] == "copy" || record["datapath"] == "splice", "{record}");
+        let log = edged.process().whole_log()?;
+        ensure!(log.contains("CAP_BPF"), "the log does not say what is missing: {log}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_kill_leaves_nothing_of_the_connections_in_the_kernel() -> Result<()> {
+    const CONNECTIONS: usize = 20;
+    let connect = |lab: &Lab| -> Result<Vec<TcpStream>> {
+        (0..CONNECTIONS)
+            .map(|_| {
+                let mut stream = lab.client.connect(lab.edge.at(443))?;
+                echo_once(&mut stream, &ClientHello::new(NAME).records())?;
+                Ok(stream)
+            })
+            .collect()
+    };
+    case(|lab| {
+        let _service = service::echo(&lab.home, lab.home_at(443))?;
+        let start = || Edged::plan(lab, &body(lab)).daemon("datapath = \"sockmap\"").start();
+        for _ in 0..2 {
+            let edged = start()?;
+            let mut streams = connect(lab)?;
+            for connection in edged.wait_for_connections(CONNECTIONS)? {
+                ensure!(connection["datapath"] == "sockmap", "{connection}");
+            }
+            for stream in &mut streams {
+                echo_once(stream, b"carried in the kernel")?;
+            }
+            edged.kill()?;
+            // The sockets end with the daemon, and with them what was redirected.
+            for stream in &mut streams {
+                stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+                let (rest, _) = stream::read_to_end(stream)?;
+                ensure!(rest.is_empty(), "{rest:?} came from a daemon that is dead");
+            }
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,46 @@
+//! What goes over a device, by tcpdump: one line a packet.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::{
+    Host,
+    process::Process,
+    wait::{self, SOON},
+};
+
+/// A tcpdump that runs.
+#[derive(Debug)]
+pub struct Capture {
+    process: Process,
+}
+
+impl Capture {
+    /// Watches a device of a host for what this filter (pcap-filter(7)) takes.
+    pub fn start(host: &Host, device: &str, filter: &str) -> Result<Self> {
+        let mut tcpdump = Command::new("tcpdump");
+        tcpdump.args(["-l", "-n", "--immediate-mode", "-i", device, filter]);
+        let mut process = host.spawn(&format!("tcpdump-{device}"), tcpdump)?;
+        let log = process.log_file().to_owned();
+        process.wait_ready(SOON, || {
+            std::fs::read_to_string(&log).is_ok_and(|text| text.contains("listening on"))
+        })?;
+        Ok(Self { process })
+    }
+
+    /// The packets so far.
+    pub fn packets(&self) -> Result<Vec<String>> {
+        let text = self.process.whole_log()?;
+        // A line of a packet begins with the time of day.
+        let of_packet = |line: &&str| line.as_bytes().get(2) == Some(&b':') && line.contains(" IP");
+        Ok(text.lines().filter(of_packet).map(str::to_owned).collect())
+    }
+
+    /// Waits for a packet whose line contains this.
+    pub fn wait_for(&self, part: &str) -> Result<String> {
+        wait::until(&format!("a packet with {part:?}"), SOON, || {
+            self.packets().ok()?.into_iter().find(|line| line.contains(part))
+        })
+    }
+}

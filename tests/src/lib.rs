@@ -1,0 +1,38 @@
+//! A lab for the cases, the demo and the benches: three hosts in network namespaces (client — edge — home)
+//! that are joined by veth pairs and, where asked for, a WireGuard tunnel; real peers that run on them; and
+//! everything removed again, even when a case fails, panics or is interrupted.
+//!
+//! The lab knows nothing of the daemon's inside: it drives the built programs as an operator would.
+
+pub mod access_log;
+pub mod capture;
+pub mod certificates;
+pub mod clients;
+pub mod dns;
+pub mod edged;
+pub mod failover;
+pub mod forge;
+pub mod hello;
+pub mod host;
+pub mod loss;
+pub mod metrics;
+pub mod netns;
+pub mod peers;
+pub mod process;
+pub mod relay;
+pub mod require;
+pub mod router;
+pub mod service;
+pub mod stream;
+pub mod streaming;
+pub mod table;
+mod teardown;
+pub mod topology;
+pub mod wait;
+pub mod wireguard;
+
+pub use anyhow::{Context, Error, Result, bail, ensure};
+pub use edged::{Edgectl, Edged, EdgedPlan};
+pub use host::Host;
+pub use rustix::process::{Pid, Signal};
+pub use topology::Lab;
