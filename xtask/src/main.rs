@@ -1,0 +1,56 @@
+//! Every task of a contributor, each in a module of its own: `cargo xtask TASK`.
+#![expect(clippy::print_stdout, reason = "tasks talk to the one who runs them")]
+
+mod bench;
+mod build_ebpf;
+mod command;
+mod demo;
+mod dist;
+mod run;
+mod setup;
+mod test;
+mod vm;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Every task of a contributor.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Measure edged beside the kernel and its rivals, in a lab of three hosts.
+    Bench(bench::Bench),
+    /// Build the BPF objects that edged embeds, with a tool-chain that it installs where missing.
+    BuildEbpf(build_ebpf::BuildEbpf),
+    /// Build edged and edgectl as they are shipped.
+    Build,
+    /// Show the main job end to end, in a lab of network namespaces.
+    Demo(demo::Demo),
+    /// Make archives with static binaries, one for each architecture.
+    Dist(dist::Dist),
+    /// Build edged and run it with a configuration file.
+    Run(run::Run),
+    /// Run everything that has to hold before a change lands.
+    Test(test::Test),
+    /// Run the tests of the data path on the kernels of Debian's releases, in virtual machines.
+    Vm(vm::Vm),
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().task {
+        Task::Bench(task) => task.run(),
+        Task::BuildEbpf(task) => task.run(),
+        Task::Build => run::build(),
+        Task::Demo(task) => task.run(),
+        Task::Dist(task) => task.run(),
+        Task::Run(task) => task.run(),
+        Task::Test(task) => task.run(),
+        Task::Vm(task) => task.run(),
+    }
+}

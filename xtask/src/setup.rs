@@ -1,0 +1,133 @@
+//! What the tasks need on the machine, installed where it is missing. Quick when everything is there.
+
+use std::{
+    env, fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::command::{output, run};
+
+pub(crate) mod apt;
+mod newer;
+
+/// Debian packages with the peers that the lab and the demo talk to.
+const PACKAGES: &[&str] = &[
+    "ca-certificates",
+    "caddy",
+    "chromium",
+    "curl",
+    "gnutls-bin",
+    "haproxy",
+    "iproute2",
+    "lego",
+    "libnss3-tools",
+    "nftables",
+    "nginx",
+    "openssh-client",
+    "openssh-server",
+    "openssl",
+    "postgresql",
+    "python3",
+    "tcpdump",
+    "wireguard-go",
+    "wireguard-tools",
+];
+
+/// Tells Debian's packages not to start the services they bring: the lab starts its own.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+/// The workspace.
+pub(crate) fn root() -> Result<PathBuf> {
+    Ok(Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent directory")?.to_owned())
+}
+
+/// Where cargo builds.
+pub(crate) fn target() -> Result<PathBuf> {
+    Ok(env::var_os("CARGO_TARGET_DIR").map_or(root()?.join("target"), PathBuf::from))
+}
+
+/// Everything that the lab needs; fails with what is missing where it cannot be installed.
+pub(crate) fn lab() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("network namespaces and packages need root: run this as root, for example with sudo");
+    }
+    packages(PACKAGES)?;
+    newer::programs()?;
+    components(&["clippy", "rustfmt"])
+}
+
+/// Debian's packages, those of them that are missing.
+pub(crate) fn packages(wanted: &[&str]) -> Result<()> {
+    let missing: Vec<_> = wanted.iter().copied().filter(|package| !is_installed(package)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    eprintln!("installing {}", missing.join(" "));
+    if output(Command::new("apt-get").arg("--version")).is_err() {
+        bail!("this machine has no apt-get; install what these Debian packages have: {}", missing.join(" "));
+    }
+    let policy = Policy::set()?;
+    let apt = || {
+        let mut command = Command::new("apt-get");
+        command.env("DEBIAN_FRONTEND", "noninteractive").args(["-y", "-q"]);
+        command
+    };
+    run(apt().arg("update")).context("apt-get update (is there a network?)")?;
+    run(apt().args(["install", "--no-install-recommends"]).args(&missing))?;
+    drop(policy);
+    Ok(())
+}
+
+fn is_installed(package: &str) -> bool {
+    let status = output(Command::new("dpkg-query").args(["-W", "-f=${Status}", package]));
+    status.is_ok_and(|status| status == "install ok installed")
+}
+
+/// Components of the tool-chain in use.
+pub(crate) fn components(wanted: &[&str]) -> Result<()> {
+    let Ok(installed) = output(Command::new("rustup").args(["component", "list", "--installed"])) else {
+        // Not by rustup: then the components are packages, and cargo says which one is missing.
+        return Ok(());
+    };
+    for component in wanted.iter().filter(|component| !installed.contains(**component)) {
+        run(Command::new("rustup").args(["component", "add", component]))?;
+    }
+    Ok(())
+}
+
+/// The standard library for another target.
+pub(crate) fn target_library(target: &str) -> Result<()> {
+    let Ok(installed) = output(Command::new("rustup").args(["target", "list", "--installed"])) else {
+        return Ok(());
+    };
+    if installed.lines().any(|line| line == target) {
+        return Ok(());
+    }
+    run(Command::new("rustup").args(["target", "add", target]))
+}
+
+/// [`POLICY`], for as long as it lives; one that is there already stays as it is.
+struct Policy(bool);
+
+impl Policy {
+    fn set() -> Result<Self> {
+        if Path::new(POLICY).exists() {
+            return Ok(Self(false));
+        }
+        fs::write(POLICY, "#!/bin/sh\nexit 101\n").with_context(|| format!("writing {POLICY}"))?;
+        fs::set_permissions(POLICY, fs::Permissions::from_mode(0o755))?;
+        Ok(Self(true))
+    }
+}
+
+impl Drop for Policy {
+    fn drop(&mut self) {
+        if self.0 {
+            let _ = fs::remove_file(POLICY);
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! `cargo xtask vm`: the data path on the kernels of Debian's releases, in virtual machines.
+//!
+//! A machine boots the kernel with the files of this one, below a layer of its own that takes what is written; nothing
+//! is installed or changed here. It runs on any processor, without its help, and is slow: for right and wrong, and for
+//! figures that a line decides and not the processor.
+
+mod guest;
+mod kernel;
+mod machine;
+mod outcome;
+mod suite;
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+
+use self::{
+    kernel::{Kernel, RELEASES, Release},
+    machine::{Ended, Machine},
+    outcome::{Outcome, Said, table},
+    suite::{Suite, Wanted},
+};
+use crate::{run::build, setup};
+
+/// What it takes beside the lab's.
+const PACKAGES: &[&str] = &["busybox-static", "kmod", "qemu-system-x86", "xz-utils"];
+
+/// How much of what the kernel said is shown of a machine that failed.
+const LAST_LINES: usize = 20;
+
+#[derive(Args)]
+pub(crate) struct Vm {
+    /// Only this kernel; may be given several times
+    #[arg(long, value_name = "VERSION", value_parser = release)]
+    kernel: Vec<Release>,
+    /// Only what says within minutes whether every tier carries
+    #[arg(long, conflicts_with_all = ["tests", "figures"])]
+    quick: bool,
+    /// Only the tests whose name contains this
+    #[arg(long, value_name = "PART", conflicts_with = "figures")]
+    tests: Option<String>,
+    /// Measure what a lossy line costs each tier, instead of testing
+    #[arg(long)]
+    figures: bool,
+    /// Minutes that each machine may take
+    #[arg(long, value_name = "MINUTES", default_value_t = 45)]
+    limit: u64,
+}
+
+fn release(name: &str) -> Result<Release, String> {
+    let found = RELEASES.iter().find(|release| release.name == name).copied();
+    let known = || RELEASES.iter().map(|release| release.name).collect::<Vec<_>>().join(" or ");
+    found.ok_or_else(|| format!("{} can be had", known()))
+}
+
+impl Vm {
+    pub(crate) fn run(&self) -> Result<()> {
+        ensure!(cfg!(target_arch = "x86_64"), "the machines are x86-64 and run the programs of this one");
+        setup::lab()?;
+        setup::packages(PACKAGES)?;
+        let wanted = self.wanted();
+        build()?;
+        let suites = Suite::build(&wanted)?;
+        let releases = if self.kernel.is_empty() { RELEASES } else { &self.kernel };
+        let mut rows = Vec::new();
+        let mut complaints = Vec::new();
+        for &release in releases {
+            let started = Instant::now();
+            let outcome = self.boot(release, &suites, &wanted)?;
+            let took = started.elapsed().as_secs();
+            match outcome.complaint(suites.len()) {
+                None => println!("{}: all passed ({took} s)", release.name),
+                Some(complaint) => {
+                    println!("{}: {complaint} ({took} s)", release.name);
+                    complaints.push(release.name);
+                }
+            }
+            rows.push((release.name, outcome));
+        }
+        println!("\n{}\n", table(rows.iter().map(|(name, outcome)| (*name, outcome))));
+        let (passed, failed) = rows
+            .iter()
+            .map(|(_, outcome)| outcome.total())
+            .fold((0, 0), |sum, total| (sum.0 + total.0, sum.1 + total.1));
+        println!("{passed} passed, {failed} failed");
+        ensure!(complaints.is_empty(), "not sound on {}", complaints.join(" and "));
+        Ok(())
+    }
+
+    fn wanted(&self) -> Wanted {
+        match &self.tests {
+            Some(part) => Wanted::Matching(part.clone()),
+            None if self.figures => Wanted::Figures,
+            None if self.quick => Wanted::Quick,
+            None => Wanted::All,
+        }
+    }
+
+    fn boot(&self, release: Release, suites: &[Suite], wanted: &Wanted) -> Result<Outcome> {
+        let target = setup::target()?;
+        let kernel = Kernel::provide(release, &target.join("vm"))?;
+        let script = kernel.folder.join("tests.sh");
+        fs::write(&script, guest::script(&kernel, suites, wanted, &target.join("release")))?;
+        let initramfs = kernel.initramfs(&guest::init(&script))?;
+        let [console, log] = ["console.log", "tests.log"].map(|name| kernel.folder.join(name));
+        println!("\n== Linux {} (console: {})", release.name, console.display());
+        let mut log = File::create(&log).with_context(|| format!("making {}", log.display()))?;
+        let limit = Duration::from_secs(self.limit * 60);
+        let started = Instant::now();
+        let machine = Machine::boot(&kernel, &initramfs, &console, limit)?;
+        let mut outcome = Outcome::default();
+        let ended = loop {
+            let line = match machine.line() {
+                Ok(line) => line,
+                Err(ended) => break ended,
+            };
+            writeln!(log, "{line}")?;
+            let clock = format!("{:<6}{:>5} s", release.name, started.elapsed().as_secs());
+            match outcome.read(&line) {
+                Said::Test(name, good) => {
+                    println!("{clock}  {} {name}", if good { "ok    " } else { "FAILED" });
+                }
+                Said::Text(text) => println!("{clock}  {text}"),
+                Said::Nothing => {}
+            }
+        };
+        drop(machine);
+        if ended == Ended::Late {
+            println!("{}: its {} minutes are over", release.name, self.limit);
+        }
+        if outcome.complaint(suites.len()).is_some() {
+            let said = fs::read(&console).unwrap_or_default();
+            let said = String::from_utf8_lossy(&said);
+            let lines: Vec<_> = said.lines().collect();
+            println!("the last that its kernel said:");
+            for line in &lines[lines.len().saturating_sub(LAST_LINES)..] {
+                println!("  {line}");
+            }
+        }
+        Ok(outcome)
+    }
+}
