@@ -50,6 +50,16 @@ pub(crate) fn first_is(edged: &Edged, state: &str) -> Result<Value> {
     })
 }
 
+/// Waits until the first backend of the pool `home` is down and `cause` is what is said of it. A check may notice a
+/// symptom before its cause is known.
+pub(crate) fn first_is_down_because(edged: &Edged, cause: &str) -> Result<()> {
+    wait::until_ok(&format!("the first backend to be down because {cause:?}"), SOON, || {
+        let first = first_is(edged, "down")?;
+        ensure!(first["reason"].as_str().is_some_and(|reason| reason.contains(cause)), "{first}");
+        Ok(())
+    })
+}
+
 #[test]
 fn nothing_leaves_by_another_device() -> Result<()> {
     with(Lab::plan().tunnel(), |lab| {

@@ -1,11 +1,12 @@
 //! `cargo xtask test`: everything that has to hold before a change lands.
 
 use std::{
+    ffi::OsStr,
     process::Command,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
 
 use crate::{
@@ -15,6 +16,9 @@ use crate::{
     run::build,
     setup,
 };
+
+/// More failed cases than this are a fault of the program and not of the moment: they are not run again.
+const AGAIN: usize = 5;
 
 #[derive(Args)]
 pub(crate) struct Test {
@@ -29,6 +33,30 @@ struct Tally {
     passed: u64,
     failed: u64,
     steps: Vec<(&'static str, bool, Duration)>,
+    /// What failed tests said, those included that passed when they were run again.
+    said: Vec<String>,
+    unsteady: Vec<String>,
+}
+
+/// What a run of Rust's test runner printed, as far as it is of use afterwards.
+#[derive(Default)]
+struct Report {
+    passed: u64,
+    failed: u64,
+    /// Names of the tests that failed.
+    names: Vec<String>,
+    /// The section `failures:`, without the list of names at its end.
+    said: Vec<String>,
+    section: Section,
+}
+
+/// Where a report is; both parts about failures begin with the same line.
+#[derive(Default)]
+enum Section {
+    #[default]
+    Results,
+    WhatFailuresSaid,
+    NamesOfFailures,
 }
 
 impl Test {
@@ -51,7 +79,7 @@ impl Test {
         // The lab drives the programs as they are shipped.
         let built = tally.step("release build", build);
         if built {
-            tally.tests("lab", &mut self.lab()?);
+            tally.cases("lab", self.case.as_deref());
             if self.case.is_none() {
                 tally.step("bench of the bench", || Bench::check().run());
             }
@@ -60,16 +88,19 @@ impl Test {
         ensure!(failed == 0, "{failed} failed");
         Ok(())
     }
+}
 
-    fn lab(&self) -> Result<Command> {
-        let mut command = cargo();
-        command.args(["test", "--locked", "--no-fail-fast", "-p", "edge-tests", "--"]);
-        command.args(self.case.as_deref()).arg("--test-threads=2");
-        command.env("EDGE_PROGRAMS", setup::target()?.join("release"));
-        // Everything was installed above, so nothing may be missing.
-        command.env("EDGE_LAB_STRICT", "1");
-        Ok(command)
-    }
+/// The cases of the lab, as arguments of Rust's test runner choose them.
+fn lab(choice: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Command> {
+    let mut command = cargo();
+    command.args(["test", "--locked", "--no-fail-fast", "-p", "edge-tests", "--"]);
+    command.args(choice);
+    command.env("EDGE_PROGRAMS", setup::target()?.join("release"));
+    // Everything was installed above, so nothing may be missing.
+    command.env("EDGE_LAB_STRICT", "1");
+    // An error names what went wrong by itself; frames of the test runner would only hide it.
+    command.env("RUST_BACKTRACE", "0");
+    Ok(command)
 }
 
 impl Tally {
@@ -85,23 +116,47 @@ impl Tally {
     }
 
     fn tests(&mut self, name: &'static str, command: &mut Command) {
-        let (mut passed, mut failed) = (0, 0);
+        let mut report = Report::default();
+        self.step(name, || report.of(command));
+        self.take(report);
+    }
+
+    /// Runs cases of the lab, and those that failed once more, alone: they race with real programs on a machine
+    /// that others may use too. What passes then is not a failure of the run, but it is told at its end.
+    fn cases(&mut self, name: &'static str, case: Option<&str>) {
+        let (mut first, mut second, mut unsteady) = (Report::default(), Report::default(), Vec::new());
         self.step(name, || {
-            let ended_well = watch(command, |line| {
-                if let Some((good, bad)) = counts(line) {
-                    passed += good;
-                    failed += bad;
-                }
-            })?;
-            if ended_well { Ok(()) } else { bail!("tests failed") }
+            let outcome = first.of(&mut lab(case.into_iter().chain(["--test-threads=2"]))?);
+            if outcome.is_ok() || first.names.is_empty() || first.names.len() > AGAIN {
+                return outcome;
+            }
+            println!("\n== once more, alone: {}", first.names.join(", "));
+            let alone = ["--exact", "--test-threads=1"];
+            first.failed = 0;
+            second.of(&mut lab(first.names.iter().map(String::as_str).chain(alone))?)?;
+            unsteady.append(&mut first.names);
+            Ok(())
         });
-        self.passed += passed;
-        self.failed += failed;
+        self.take(first);
+        self.take(second);
+        self.unsteady = unsteady;
+    }
+
+    fn take(&mut self, report: Report) {
+        self.passed += report.passed;
+        self.failed += report.failed;
+        self.said.extend(report.said);
     }
 
     /// Prints how everything went and returns how much failed.
     fn close(self) -> u64 {
         println!();
+        for line in &self.said {
+            println!("{line}");
+        }
+        for name in &self.unsteady {
+            println!("UNSTEADY {name}: failed at first, passed when run again");
+        }
         for (name, good, took) in &self.steps {
             println!("{} {name} ({:.0} s)", if *good { "ok    " } else { "FAILED" }, took.as_secs_f64());
         }
@@ -110,6 +165,30 @@ impl Tally {
         let failed = self.failed.max(broken);
         println!("{} passed, {failed} failed", self.passed);
         failed
+    }
+}
+
+impl Report {
+    fn of(&mut self, command: &mut Command) -> Result<()> {
+        let ended_well = watch(command, |line| self.look(line))?;
+        ensure!(ended_well, "tests failed");
+        Ok(())
+    }
+
+    fn look(&mut self, line: &str) {
+        if let Some((passed, failed)) = counts(line) {
+            self.passed += passed;
+            self.failed += failed;
+            self.section = Section::Results;
+            return;
+        }
+        match self.section {
+            Section::Results if line == "failures:" => self.section = Section::WhatFailuresSaid,
+            Section::WhatFailuresSaid if line == "failures:" => self.section = Section::NamesOfFailures,
+            Section::WhatFailuresSaid if !line.is_empty() => self.said.push(line.to_owned()),
+            Section::NamesOfFailures if !line.is_empty() => self.names.push(line.trim().to_owned()),
+            _ => {}
+        }
     }
 }
 
@@ -132,5 +211,17 @@ mod tests {
             "test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s";
         assert_eq!(counts(line), Some((12, 3)));
         assert_eq!(counts("test a ... ok"), None);
+    }
+
+    #[test]
+    fn what_failed_is_kept_with_its_words() {
+        let mut report = Report::default();
+        let printed = "running 2 tests\ntest a::b ... ok\ntest a::c ... FAILED\n\nfailures:\n\n\
+                       ---- a::c stdout ----\nError: waited in vain\n\n\nfailures:\n    a::c\n\n\
+                       test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out";
+        printed.lines().for_each(|line| report.look(line));
+        assert_eq!((report.passed, report.failed), (1, 1));
+        assert_eq!(report.names, ["a::c"]);
+        assert_eq!(report.said, ["---- a::c stdout ----", "Error: waited in vain"]);
     }
 }
