@@ -277,6 +277,11 @@ fn finish(flow: &mut Flow, end: u32) {
     if let Some(other) = reverse(flow) {
         other.peer_fin = end.wrapping_add(flow.seq_delta);
         set(other, PEER_FIN);
+        // The other side's FIN may have come when this entry was not there yet to be told.
+        if other.has(FIN) && !flow.has(PEER_FIN) {
+            flow.peer_fin = other.fin.wrapping_add(other.seq_delta);
+            set(flow, PEER_FIN);
+        }
     }
 }
 

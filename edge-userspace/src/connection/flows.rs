@@ -221,13 +221,15 @@ impl Flows {
         };
         let passport = self.passport(event.label);
         let clock = Clock::now();
+        let connect_time = Duration::from_micros(event.connect_time.into());
         let account = FlowAccount {
             id: event.id,
             client: passport.client.unwrap_or(client),
             backend,
             accepted: clock.wall_time(event.accepted),
-            duration: since(event.last_seen, event.accepted),
-            connect_time: Duration::from_micros(event.connect_time.into()),
+            // The kernel looks at a coarse clock, which may be a tick behind.
+            duration: since(event.last_seen, event.accepted).max(connect_time),
+            connect_time,
             bytes_up,
             bytes_down,
             passport,
