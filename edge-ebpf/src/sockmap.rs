@@ -1,8 +1,8 @@
 //! The sockmap tier: what one socket of a connection receives is queued for sending at the other, without a
 //! detour through user space, and no more of it than the other side's acknowledgements allow.
 //!
-//! Minimum kernel: 6.4 (verdicts without a parser are sound since then). The daemon tries it at start and does
-//! without it where the trial fails.
+//! Minimum kernel: 6.4, where verdicts without a parser became sound, or one with those mends, as Debian's 6.1. The
+//! daemon tries it at start and does without it where the trial fails.
 //!
 //! The kernel's redirection has no back-pressure: it takes from the sender whatever comes and queues it without
 //! a bound. Hence the credit. A direction that has used it up is left to user space for good, because octets

@@ -13,7 +13,7 @@ use lab::{
     Context, Edged, Lab, Result, ensure,
     hello::ClientHello,
     service::{self, Service},
-    stream::{End, Pace, Pattern},
+    stream::{self, End, Pace, Pattern},
     wait,
 };
 
@@ -38,6 +38,7 @@ with_each_tier!(
     bytes_after_the_backends_fin,
     a_reader_that_stops_costs_little,
     two_thousand_connections,
+    connections_that_end_with_their_answer,
 );
 
 /// The same with the tier that has no sockets, where a reader that stops costs nothing.
@@ -50,6 +51,7 @@ mod flow {
         bytes_after_the_clients_fin,
         bytes_after_the_backends_fin,
         two_thousand_connections,
+        connections_that_end_with_their_answer,
     );
 }
 
@@ -258,5 +260,35 @@ fn two_thousand_connections(tier: &str) -> Result<()> {
         let log = &edged.access_log;
         log.wait_for_count(CONNECTIONS, "the connections", |record| record["close"] == "finished")?;
         Ok(())
+    })
+}
+
+/// The backend has answered and closed before anything but the hello was carried: whatever is being prepared for
+/// a longer life by then has to be undone, and the answer not lost with it.
+fn connections_that_end_with_their_answer(tier: &str) -> Result<()> {
+    const CONNECTIONS: usize = 1600;
+    const CLIENTS: usize = 16;
+    case(|lab| {
+        let answer = Pattern::new(5).bytes(1000);
+        let said = answer.clone();
+        let _service = behind_hello(lab, move |mut stream| Ok(stream.write_all(&said)?))?;
+        let edged = edged(lab, tier)?;
+        thread::scope(|scope| {
+            let client = || {
+                (0..CONNECTIONS / CLIENTS).try_for_each(|_| {
+                    let (got, end) = stream::read_to_end(&mut connect(lab)?)?;
+                    ensure!(end == End::Fin && got == answer, "{} bytes, {end:?}", got.len());
+                    Ok(())
+                })
+            };
+            let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
+            clients
+                .into_iter()
+                .try_for_each(|client| client.join().unwrap_or_else(|_| lab::bail!("a client panicked")))
+        })?;
+        edged
+            .access_log
+            .wait_for_count(CONNECTIONS, "the connections", |record| record["close"] == "finished")
+            .map(drop)
     })
 }

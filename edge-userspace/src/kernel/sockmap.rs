@@ -1,7 +1,7 @@
 //! The sockmap programs and maps as a typed handle: two sockets are joined, and from then on the kernel carries
 //! between them. When to do so, and what to do when it ends, is decided in `datapath`, not here.
 //!
-//! Minimum kernel: 6.4; older ones fail the trial at the start. Nothing is pinned: sockets leave the maps when
+//! Minimum kernel: 6.4, or one with its mends, as Debian's 6.1; others fail the trial at the start. Nothing is pinned: sockets leave the maps when
 //! they are closed, so that nothing of this outlives the daemon, however it ends.
 
 mod notices;
@@ -12,7 +12,10 @@ use std::{
     io::{self, Read as _, Write as _},
     net::{Ipv4Addr, TcpListener, TcpStream},
     os::fd::{AsFd, AsRawFd as _, BorrowedFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -111,6 +114,8 @@ pub struct JoinedSocket {
     sent_before: u64,
     /// The size of its send buffer before.
     send_buffer_before: usize,
+    /// Whether the kernel never took what it receives.
+    outside: AtomicBool,
     sockmap: Arc<Sockmap>,
 }
 
@@ -208,26 +213,35 @@ impl Sockmap {
         self.watched(second)?;
         self.notices.watch(one.cookie, first, &notice)?;
         self.notices.watch(two.cookie, second, &notice)?;
+        // Until a verdict sees one of them, nothing is lost by taking them out again.
+        let withdraw = |peers: &mut SockHash<MapData, u64>| {
+            for (cookie, socket) in [(one.cookie, first), (two.cookie, second)] {
+                let _ = peers.remove(&cookie);
+                self.notices.leave(socket);
+            }
+        };
         {
             // Both can be redirected to before either is redirected from.
             let mut peers = lock(&self.peers);
-            peers.insert(one.cookie, first.as_raw_fd(), 0).map_err(map("writing to", PEERS))?;
-            if let Err(error) = peers.insert(two.cookie, second.as_raw_fd(), 0) {
-                // No verdict has seen it yet, so nothing can be lost by taking it out.
-                let _ = peers.remove(&one.cookie);
+            let first = peers.insert(one.cookie, first.as_raw_fd(), 0);
+            if let Err(error) = first.and_then(|()| peers.insert(two.cookie, second.as_raw_fd(), 0)) {
+                withdraw(&mut peers);
                 return Err(map("writing to", PEERS)(error).into());
             }
         }
-        let sources = {
-            let mut sources = lock(&self.sources);
-            let first = sources.insert(one.cookie, first.as_raw_fd(), 0);
-            first.and_then(|()| sources.insert(two.cookie, second.as_raw_fd(), 0))
-        };
-        if let Err(error) = sources {
-            // A peer that closed at this very moment. What the verdict has taken cannot be given back.
+        // The second before the first: it is the backend's, which may have answered and closed by now.
+        let mut sources = lock(&self.sources);
+        if let Err(error) = sources.insert(two.cookie, second.as_raw_fd(), 0) {
+            withdraw(&mut lock(&self.peers));
+            return Err(map("writing to", SOURCES)(error).into());
+        }
+        if let Err(error) = sources.insert(one.cookie, first.as_raw_fd(), 0) {
+            // What the verdict has taken of the second cannot be given back, so only the first stays outside.
             tracing::debug!(%error, "a connection that ended while it was handed over");
+            joined.first.outside.store(true, Ordering::Release);
             notice.give();
         }
+        drop(sources);
         // What was queued before has no event to come.
         tcp::set_receive_low_water(first, 1)?;
         tcp::set_receive_low_water(second, 1)?;
@@ -288,6 +302,7 @@ impl Prepared {
             send_buffer_before: room.before(),
             read_before: self.read_before,
             sent_before: self.leg.sent_before,
+            outside: AtomicBool::new(false),
             sockmap: Arc::clone(sockmap),
         }
     }
@@ -324,9 +339,15 @@ impl JoinedSocket {
         Ok(Progress {
             redirected: leg.redirected,
             passed: leg.passed,
-            spilled: leg.flags & Leg::SPILLED != 0,
+            spilled: leg.flags & Leg::SPILLED != 0 || self.is_outside(),
             broken: leg.flags & Leg::BROKEN != 0,
         })
+    }
+
+    /// Whether all that it receives is left to user space, since it closed before the kernel took any of it;
+    /// [`Progress::passed`] knows nothing of it then.
+    pub fn is_outside(&self) -> bool {
+        self.outside.load(Ordering::Acquire)
     }
 
     /// Octets that the socket has received since it was joined, of an account of it taken now. A FIN counts as one.
