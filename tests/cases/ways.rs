@@ -148,6 +148,8 @@ fn doctor_finds_a_black_hole_and_says_the_remedy() -> Result<()> {
         let sound = checks()?;
         let hello = format!("hello to {on}");
         ensure!(find(&sound, &hello)?["status"] == "ok", "{}", find(&sound, &hello)?);
+        let pipes = find(&sound, "pipes")?;
+        ensure!(pipes["status"] == "ok" || !pipes["remedy"].is_null(), "{pipes}");
         let device = find(&sound, &format!("device {}", tunnel.edge_device()))?;
         let message = device["message"].as_str().unwrap_or_default();
         ensure!(message.contains("1420") && message.contains("handshake"), "{device}");

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::{Daemon, status};
 use crate::{
     control::api::{Check, CheckStatus, DoctorReport},
+    datapath::{LARGER_PIPES, SMALL_PIPES, are_pipes_large},
     kernel::{self, Finding},
     pool::BackendState,
 };
@@ -50,11 +51,21 @@ impl Daemon {
         checks.extend(ways::hellos(&homes).await);
         checks.extend(certificates::look(&homes).await);
         checks.extend(headers::look(&running).await);
+        checks.push(pipes());
         checks.extend(self.findings.iter().cloned().map(kernel_check));
         if let Ok(probe) = tokio::task::spawn_blocking(kernel::probe::probe).await {
             checks.extend(probe.findings.into_iter().map(kernel_check));
         }
         DoctorReport { checks }
+    }
+}
+
+fn pipes() -> Check {
+    match are_pipes_large() {
+        Ok(true) => Check::new("pipes", CheckStatus::Ok, "splice gets pipes of 1 MiB"),
+        Ok(false) => Check::new("pipes", CheckStatus::Warn, SMALL_PIPES).remedy(LARGER_PIPES),
+        Err(error) => Check::new("pipes", CheckStatus::Warn, format!("no pipe can be made: {error}"))
+            .remedy("raise LimitNOFILE of the service"),
     }
 }
 

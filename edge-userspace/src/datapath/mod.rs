@@ -27,6 +27,7 @@ use crate::kernel::Sockmap;
 
 pub use choice::{Choice, Tier};
 pub use meter::Meter;
+pub use pipe::{LARGER_PIPES, SMALL_PIPES, are_pipes_large};
 pub(crate) use relay::reset;
 pub use relay::{Pair, Preread};
 pub use stop::{Stop, StopReason};

@@ -7,6 +7,7 @@ use std::{
     cell::RefCell,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Once,
 };
 
 use rustix::{
@@ -19,6 +20,26 @@ use rustix::{
 const SIZE: usize = 1 << 20;
 /// Pipes kept for later by each worker thread. More exist while more directions are in transit.
 const KEPT: usize = 64;
+
+/// What a pipe has without asking, `PIPE_DEF_BUFFERS` (`linux/pipe_fs_i.h`) of 4 KiB: it keeps that where more is
+/// refused.
+const UNSIZED: usize = 1 << 16;
+
+/// What is the matter beyond `fs.pipe-user-pages-soft`.
+pub const SMALL_PIPES: &str =
+    "pipes for splice get 64 KiB and not 1 MiB, which takes up to two thirds of its speed";
+/// And what mends it.
+pub const LARGER_PIPES: &str = "give edged CAP_SYS_RESOURCE, or raise fs.pipe-user-pages-soft (sysctl): other \
+                                programs of this user may have used it up";
+
+/// The warning is for the first pipe alone.
+static SAID: Once = Once::new();
+
+/// Whether a pipe of full size can be had now.
+pub fn are_pipes_large() -> io::Result<bool> {
+    let (_reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+    Ok(fcntl_setpipe_size(&writer, SIZE).is_ok())
+}
 
 thread_local! {
     #[expect(clippy::vec_box, reason = "a direction holds a box, so that one without a pipe stays small")]
@@ -42,8 +63,10 @@ impl Pipe {
             return Ok(pipe);
         }
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        // Refused beyond /proc/sys/fs/pipe-user-pages-soft: the pipe then keeps its 64 KiB and still works.
-        let capacity = fcntl_setpipe_size(&writer, SIZE).unwrap_or(1 << 16);
+        let capacity = fcntl_setpipe_size(&writer, SIZE).unwrap_or_else(|_| {
+            SAID.call_once(|| tracing::warn!("{SMALL_PIPES}: {LARGER_PIPES}"));
+            UNSIZED
+        });
         Ok(Box::new(Self { reader, writer, filled: 0, capacity }))
     }
 
