@@ -73,6 +73,10 @@ impl Display for Against<'_> {
                 for system in &self.new.systems {
                     let Some((base, old, new)) = self.pair(&system.name, trial, metric) else { continue };
                     let unit = if base.is_empty() { metric.unit().to_owned() } else { format!("×{base}") };
+                    // Nothing and nothing are the same.
+                    let change =
+                        if old.median.total_cmp(&new.median).is_eq() { 1.0 } else { new.median / old.median }
+                            - 1.0;
                     writeln!(
                         f,
                         "  {:<14} {:<20} {:<18} {:>9.3} → {:>9.3} {:<12} {:+6.1} %  {}",
@@ -82,7 +86,7 @@ impl Display for Against<'_> {
                         old.median,
                         new.median,
                         unit,
-                        (new.median / old.median - 1.0) * 100.0,
+                        change * 100.0,
                         verdict(old, new, metric)
                     )?;
                 }
