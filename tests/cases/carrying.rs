@@ -245,9 +245,12 @@ fn two_thousand_connections(tier: &str) -> Result<()> {
         drop(sender);
         let mut streams: Vec<TcpStream> = connected.iter().collect();
         ensure!(service.accepted() == CONNECTIONS, "{} reached the service", service.accepted());
-        let descriptors = edged.process().descriptors()?;
         // Two sockets each; pipes are for those that are busy.
-        ensure!(descriptors < CONNECTIONS * 2 + 200, "{descriptors} descriptors for idle connections");
+        wait::until_ok("the connections to be idle", wait::SOON, || {
+            let descriptors = edged.process().descriptors()?;
+            ensure!(descriptors < CONNECTIONS * 2 + 200, "{descriptors} descriptors for idle connections");
+            Ok(())
+        })?;
         let resident = edged.resident()?;
         ensure!(resident < 100 * MIB, "{resident} bytes resident with {CONNECTIONS} idle connections");
         for stream in &mut streams {

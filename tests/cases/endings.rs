@@ -87,7 +87,7 @@ fn a_reset_in_the_midst_of_bulk_ends_both_sides() -> Result<()> {
 fn an_idle_connection_is_closed() -> Result<()> {
     case(|lab| {
         let service = lab::service::named(&lab.home, lab.home_at(443), "ready")?;
-        let edged = edged(lab, "[limits]\nidle_timeout = \"1s\"\n")?;
+        let edged = edged(lab, "[limits]\nidle_timeout = \"2s\"\n")?;
         let mut stream = crate::greeted(lab, NAME, "ready")?;
         // The service has sent FIN; nothing more moves until the edge loses patience.
         stream::read_to_end(&mut stream)?;
@@ -95,7 +95,7 @@ fn an_idle_connection_is_closed() -> Result<()> {
         let record = edged.access_log.wait_for_host(NAME)?;
         ensure!(record["close"] == "idle_timeout", "{record}");
         let duration = record["duration_ms"].as_f64().unwrap_or_default();
-        ensure!((900.0..10_000.0).contains(&duration), "{record}");
+        ensure!((1900.0..20_000.0).contains(&duration), "{record}");
         Ok(())
     })
 }
@@ -104,12 +104,13 @@ fn an_idle_connection_is_closed() -> Result<()> {
 fn a_busy_connection_outlives_the_idle_timeout() -> Result<()> {
     case(|lab| {
         let _service = lab::service::echo(&lab.home, lab.home_at(443))?;
-        let edged = edged(lab, "[limits]\nidle_timeout = \"1s\"\n")?;
+        // A machine may stand still for longer than a second, but hardly for three.
+        let edged = edged(lab, "[limits]\nidle_timeout = \"3s\"\n")?;
         let mut stream = lab.client.connect(lab.edge.at(443))?;
         crate::echo_once(&mut stream, &ClientHello::new(NAME).records())?;
         let start = std::time::Instant::now();
         // The pace of the traffic is what the case is about.
-        while start.elapsed().as_secs() < 3 {
+        while start.elapsed().as_secs() < 7 {
             std::thread::sleep(std::time::Duration::from_millis(200));
             crate::echo_once(&mut stream, b"tick")?;
         }

@@ -6,7 +6,6 @@ use std::{
     net::TcpStream,
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::Duration,
 };
 
 use lab::{
@@ -89,6 +88,8 @@ pub(crate) fn outlive(lab: &Lab, connections: usize, length: u64) -> Result<()> 
     let service = Service::start(&lab.home, lab.home_at(443), move |mut stream| {
         stream.read_exact(&mut vec![0; hello().len()])?;
         stream.write_all(b"ready")?;
+        // As long as the clients wait for each other.
+        stream.set_read_timeout(Some(wait::patient(2 * SOON)))?;
         crate::expect(&mut stream, "go")?;
         exchange(&stream, down, up, length)
     })?;
@@ -127,9 +128,11 @@ pub(crate) fn outlive(lab: &Lab, connections: usize, length: u64) -> Result<()> 
         ensure!(record["bytes_down"] == expected_down, "{record}");
         ensure!(record["close"] == "finished" && record["datapath"] == "flow", "{record}");
     }
-    let routes = daemon.edgectl().list("routes")?;
-    ensure!(routes[0]["connections"] == 0, "{routes:?}");
-    Ok(())
+    let nobody = |routes: &Value| {
+        ensure!(routes[0]["connections"] == 0, "{routes}");
+        Ok(())
+    };
+    daemon.edgectl().until(&["routes", "list"], nobody).map(drop)
 }
 
 /// Exchanges between clients that come one after the other, so many of each of some threads: none may be lost, however
@@ -178,7 +181,7 @@ fn ten_thousand_hand_overs_while_data_streams_lose_nothing() -> Result<()> {
 }
 
 /// Sends megabytes through an echo service once the connection is a flow, and looks at its line in the access log.
-fn carried_as_flow(lab: &Lab, daemon: &Edged, mut stream: TcpStream) -> Result<()> {
+fn carried_as_flow(daemon: &Edged, mut stream: TcpStream) -> Result<()> {
     wait_for_flows(daemon, 1)?;
     let piece = Pattern::new(7).bytes(100_000);
     for _ in 0..20 {
@@ -188,15 +191,14 @@ fn carried_as_flow(lab: &Lab, daemon: &Edged, mut stream: TcpStream) -> Result<(
     let record =
         daemon.access_log.wait_for("the end", |record| record["bytes_up"].as_u64() > Some(1_900_000))?;
     ensure!(record["datapath"] == "flow" && record["close"] == "finished", "{record}");
-    ensure!(lab.edge.run(|| Ok(daemon.edgectl().list("connections")?.is_empty()))?, "it is listed still");
-    Ok(())
+    daemon.wait_for_connections(0).map(drop)
 }
 
 fn an_echo_is_a_flow(lab: &Lab) -> Result<()> {
     let _echo = service::echo(&lab.home, lab.home_at(443))?;
     let daemon = edged(lab, "")?;
     let stream = echoed(lab, &daemon)?;
-    carried_as_flow(lab, &daemon, stream)
+    carried_as_flow(&daemon, stream)
 }
 
 #[test]
@@ -242,7 +244,7 @@ fn over_ipv6_and_between_the_families() -> Result<()> {
             let edge = if client_v6 { lab.edge.at_v6(7000) } else { lab.edge.at(7000) };
             let mut stream = lab.client.connect(edge)?;
             echo_once(&mut stream, b"anybody there?")?;
-            carried_as_flow(lab, &daemon, stream).with_context(|| format!("{edge} to {to}"))
+            carried_as_flow(&daemon, stream).with_context(|| format!("{edge} to {to}"))
         })?;
     }
     Ok(())
@@ -308,7 +310,7 @@ fn auto_hands_over_what_is_worth_it_and_leaves_short_ones_alone() -> Result<()> 
         // One that says little is handed over when it is old.
         let mut quiet = lab.client.connect(lab.edge.at(443))?;
         echo_once(&mut quiet, &hello())?;
-        wait::until_ok("the quiet one to become a flow", Duration::from_secs(20), || {
+        wait::until_ok("the quiet one to become a flow", 2 * SOON, || {
             let list = daemon.edgectl().list("connections")?;
             ensure!(
                 list.iter().all(|connection| connection["datapath"] == "flow") && list.len() == 2,
@@ -329,20 +331,28 @@ fn flows_are_seen_counted_and_ended_by_the_operator() -> Result<()> {
         let sent = Pattern::new(6).bytes(100_000);
         echo_once(&mut stream, &sent)?;
         let total = (hello().len() + sent.len()) as u64;
-        let routes = daemon.edgectl().list("routes")?;
-        let [route] = &*routes else { lab::bail!("one route: {routes:?}") };
-        ensure!(route["connections"] == 1 && route["bytes_up"] == total, "{route}");
-        ensure!(route["bytes_down"] == total, "{route}");
+        let counted = |connections: usize| {
+            daemon.edgectl().until(&["routes", "list"], |routes| {
+                let [route] = &**routes.as_array().context("no list")? else {
+                    lab::bail!("one route: {routes}")
+                };
+                ensure!(route["connections"] == connections && route["bytes_up"] == total, "{route}");
+                ensure!(route["bytes_down"] == total, "{route}");
+                Ok(())
+            })
+        };
+        counted(1)?;
         let list = wait_for_flows(&daemon, 1)?;
-        let backends = daemon.edgectl().list("backends")?;
-        ensure!(backends[0]["connections"] == 1, "{backends:?}");
+        daemon.edgectl().until(&["backends", "list"], |backends| {
+            ensure!(backends[0]["connections"] == 1, "{backends}");
+            Ok(())
+        })?;
         daemon.edgectl().text(&["connections", "close", &list[0]["id"].to_string()])?;
         reset_is_seen(&mut stream)?;
         let record = daemon.access_log.wait_for_host(NAME)?;
         ensure!(record["close"] == "closed_by_operator" && record["bytes_up"] == total, "{record}");
         wait_for_flows(&daemon, 0)?;
-        let routes = daemon.edgectl().list("routes")?;
-        ensure!(routes[0]["connections"] == 0 && routes[0]["bytes_up"] == total, "{routes:?}");
+        counted(0)?;
         // A block cuts what is there.
         let mut stream = echoed(lab, &daemon)?;
         let client = stream.local_addr()?.ip().to_string();
@@ -373,7 +383,8 @@ fn a_removed_route_takes_its_flows_along_if_told_so() -> Result<()> {
 fn an_idle_flow_is_ended() -> Result<()> {
     case(|lab| {
         let _echo = service::echo(&lab.home, lab.home_at(443))?;
-        let daemon = edged(lab, "[limits]\nidle_timeout = \"2s\"\n")?;
+        // It has to be seen before.
+        let daemon = edged(lab, "[limits]\nidle_timeout = \"5s\"\n")?;
         let mut stream = echoed(lab, &daemon)?;
         reset_is_seen(&mut stream)?;
         let record = daemon.access_log.wait_for_host(NAME)?;

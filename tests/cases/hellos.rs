@@ -61,7 +61,7 @@ fn every_cut_of_a_hello_arrives_unchanged() -> Result<()> {
 #[test]
 fn a_hello_may_come_byte_by_byte() -> Result<()> {
     case(|lab| {
-        let _edged = edged(lab, "hello_timeout = \"20s\"")?;
+        let _edged = edged(lab, "hello_timeout = \"60s\"")?;
         for bytes in [ClientHello::new(NAME).post_quantum().records(), ClientHello::new(NAME).records_of(1)] {
             let service = wants(lab, 443, bytes.clone())?;
             let mut stream = lab.client.connect(lab.edge.at(443))?;
@@ -126,7 +126,7 @@ fn a_hello_above_the_limit_is_refused() -> Result<()> {
 #[test]
 fn a_hello_without_end_stops_at_the_limit() -> Result<()> {
     case(|lab| {
-        let edged = edged(lab, "hello_bytes = 16384\nhello_timeout = \"20s\"")?;
+        let edged = edged(lab, "hello_bytes = 16384\nhello_timeout = \"60s\"")?;
         let resident = edged.resident()?;
         let start = Instant::now();
         let mut stream = lab.client.connect(lab.edge.at(443))?;
@@ -138,7 +138,7 @@ fn a_hello_without_end_stops_at_the_limit() -> Result<()> {
             sent += record.len();
         }
         ensure!(sent < 100_000_000, "{sent} bytes of a hello were taken");
-        ensure!(start.elapsed() < Duration::from_secs(20), "only the timeout ended it");
+        ensure!(start.elapsed() < Duration::from_mins(1), "only the timeout ended it");
         let grown = edged.resident()?.saturating_sub(resident);
         ensure!(grown < 8 << 20, "the daemon grew by {grown} bytes");
         edged.access_log.wait_for("the refusal", |record| record["close"] == "hello_too_large")?;

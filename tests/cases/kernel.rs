@@ -1,6 +1,6 @@
 //! What the daemon does without the kernel's help, and what it leaves there when it is killed.
 
-use std::{net::TcpStream, time::Duration};
+use std::net::TcpStream;
 
 use lab::{Edged, Lab, Result, ensure, hello::ClientHello, service, stream};
 
@@ -45,16 +45,18 @@ fn a_kill_leaves_nothing_of_the_connections_in_the_kernel() -> Result<()> {
         for _ in 0..2 {
             let edged = start()?;
             let mut streams = connect(lab)?;
-            for connection in edged.wait_for_connections(CONNECTIONS)? {
-                ensure!(connection["datapath"] == "sockmap", "{connection}");
-            }
+            edged.edgectl().until(&["connections", "list"], |list| {
+                let all = list.as_array().map_or(&[][..], Vec::as_slice);
+                ensure!(all.len() == CONNECTIONS, "{} connections", all.len());
+                ensure!(all.iter().all(|connection| connection["datapath"] == "sockmap"), "{list}");
+                Ok(())
+            })?;
             for stream in &mut streams {
                 echo_once(stream, b"carried in the kernel")?;
             }
             edged.kill()?;
             // The sockets end with the daemon, and with them what was redirected.
             for stream in &mut streams {
-                stream.set_read_timeout(Some(Duration::from_secs(30)))?;
                 let (rest, _) = stream::read_to_end(stream)?;
                 ensure!(rest.is_empty(), "{rest:?} came from a daemon that is dead");
             }

@@ -126,11 +126,14 @@ fn out_of_file_descriptors_is_a_pause() -> Result<()> {
         wait::until_true("the descriptors to run out", SOON, || {
             edged.process().descriptors().is_ok_and(|open| open + 2 >= most)
         })?;
-        // Paused, not spinning: the processor is not used.
-        let before = edged.process().cpu_time()?;
-        std::thread::sleep(Duration::from_secs(1));
-        let used = edged.process().cpu_time()?.saturating_sub(before);
-        ensure!(used < Duration::from_millis(300), "{used:?} of processor time in a second without work");
+        // Paused, not spinning: the processor is not used, once those that got in are served.
+        wait::until_ok("the daemon to rest", SOON, || {
+            let before = edged.process().cpu_time()?;
+            std::thread::sleep(Duration::from_secs(1));
+            let used = edged.process().cpu_time()?.saturating_sub(before);
+            ensure!(used < Duration::from_millis(300), "{used:?} of processor time in a second without work");
+            Ok(())
+        })?;
         ensure!(edged.process().ended()?.is_none(), "the daemon is gone");
         drop(streams);
         wait::until_ok("the daemon to accept again", SOON, || {
@@ -145,12 +148,15 @@ fn out_of_file_descriptors_is_a_pause() -> Result<()> {
 fn refused_clients_do_not_pile_up() -> Result<()> {
     case(|lab| {
         let mut edged = Edged::start(lab, &body(lab, ""))?;
-        let before = edged.process().descriptors()?;
-        for _ in 0..300 {
+        let refused = || -> Result<()> {
             let mut stream = lab.client.connect(lab.edge.at(443))?;
             std::io::Write::write_all(&mut stream, &ClientHello::new("unknown.example").records())?;
-            stream::read_to_end(&mut stream)?;
-        }
+            stream::read_to_end(&mut stream).map(drop)
+        };
+        // What is opened with the first client is no leak.
+        refused()?;
+        let before = edged.process().descriptors()?;
+        (0..300).try_for_each(|_| refused())?;
         wait::until_true("the descriptors to be given back", SOON, || {
             edged.process().descriptors().is_ok_and(|open| open <= before + 2)
         })

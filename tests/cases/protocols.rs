@@ -34,7 +34,7 @@ fn the_first_bytes_tell_and_silence_too() -> Result<()> {
         let edged = Edged::start(
             lab,
             &format!(
-                "{}silence_timeout = \"700ms\"\n{}\
+                "{}silence_timeout = \"3s\"\n{}\
                  [[route]]\nprotocol = [\"ssh\"]\nto = \"{}\"\n[[route]]\nprotocol = [\"openvpn\"]\nto = \"{}\"\n",
                 listener(r#"["tls", "http", "ssh", "openvpn"]"#),
                 web(lab),
@@ -56,11 +56,7 @@ fn the_first_bytes_tell_and_silence_too() -> Result<()> {
         }
         let started = Instant::now();
         let got = answer_to(lab, edge, b"")?;
-        ensure!(
-            got == "ssh" && started.elapsed().as_millis() >= 700,
-            "{got:?} after {:?}",
-            started.elapsed()
-        );
+        ensure!(got == "ssh" && started.elapsed().as_secs() >= 3, "{got:?} after {:?}", started.elapsed());
         for protocol in ["tls", "http", "ssh", "openvpn"] {
             let record = edged.access_log.wait_for(protocol, |record| record["protocol"] == protocol)?;
             ensure!(record["close"] == "finished" && record["route"] == "*", "{record}");

@@ -5,6 +5,7 @@ use std::{
     io::Write,
     net::{IpAddr, SocketAddr},
     process::Command,
+    time::{Duration, Instant},
 };
 
 use lab::{
@@ -163,16 +164,22 @@ fn a_chain_of_proxies_keeps_client_and_id() -> Result<()> {
                 lab.home.at(2443)
             ),
         )?;
+        let since = Instant::now();
         let client = request(lab, &authority, front, NAME, "chain")?;
         let [_, seen, asked, name, id] = entry("chain", || home.clients())?;
         ensure!(seen == logged(client) && asked == logged(front), "{seen} asked {asked}");
         ensure!(name == NAME && id == format!("front-{}-{}", client.ip(), client.port()), "{name} {id}");
         let record = edged.access_log.wait_for_host(NAME)?;
         ensure!(record["client"] == client.to_string() && record["unique_id"] == id, "{record}");
-        // Health checks come with a header of their own (LOCAL), or HAProxy would refuse them.
-        let backends = edged.edgectl().list("backends")?;
-        ensure!(backends.iter().all(|backend| backend["state"] == "up"), "{backends:?}");
-        Ok(())
+        // Health checks come with a header of their own (LOCAL), or HAProxy would refuse them, some of which have been
+        // made by then.
+        wait::until_true("some checks", SOON, || since.elapsed() > Duration::from_secs(1))?;
+        let all_up = |backends: &serde_json::Value| {
+            let mut all = backends.as_array().context("no list")?.iter();
+            ensure!(all.all(|backend| backend["state"] == "up"), "{backends}");
+            Ok(())
+        };
+        edged.edgectl().until(&["backends", "list"], all_up).map(drop)
     })
 }
 
@@ -193,9 +200,9 @@ fn header_v2(source: SocketAddr, destination: SocketAddr, tlvs: &[u8], lie: i32)
         .concat()
 }
 
-fn listening(lab: &Lab, extra: &str) -> String {
+fn listening(lab: &Lab, hello_timeout: &str, extra: &str) -> String {
     format!(
-        "[limits]\nhello_timeout = \"2s\"\n\
+        "[limits]\nhello_timeout = \"{hello_timeout}\"\n\
          [[listener]]\nname = \"https\"\nbind = [\"[::]:443\"]\naccept_proxy = [\"{CLIENT_SECOND}\"]\n{extra}\n\
          [[route]]\nhost = \"{NAME}\"\nto = \"{}\"\n",
         lab.home_address()
@@ -206,7 +213,7 @@ fn listening(lab: &Lab, extra: &str) -> String {
 fn a_listed_proxy_is_believed_byte_by_byte() -> Result<()> {
     case(|lab| {
         let service = service::echo(&lab.home, lab.home_at(443))?;
-        let edged = Edged::start(lab, &listening(lab, "deny = [\"203.0.113.66\"]"))?;
+        let edged = Edged::start(lab, &listening(lab, "60s", "deny = [\"203.0.113.66\"]"))?;
         let hello = ClientHello::new(NAME).records();
         let edge: SocketAddr = "192.0.2.1:443".parse()?;
         let edge_v6 = "[2001:db8::1]:443".parse()?;
@@ -243,7 +250,7 @@ fn a_listed_proxy_is_believed_byte_by_byte() -> Result<()> {
 fn other_headers_are_reset_and_counted() -> Result<()> {
     case(|lab| {
         let service = service::echo(&lab.home, lab.home_at(443))?;
-        let edged = Edged::start(lab, &listening(lab, ""))?;
+        let edged = Edged::start(lab, &listening(lab, "3s", ""))?;
         let hello = ClientHello::new(NAME).records();
         let (client, edge): (SocketAddr, _) = ("203.0.113.9:4711".parse()?, "192.0.2.1:443".parse()?);
         let v1 = b"PROXY TCP4 203.0.113.9 192.0.2.1 4711 443\r\n";
@@ -281,21 +288,23 @@ fn other_headers_are_reset_and_counted() -> Result<()> {
         ];
         for (what, from, bytes, close) in cases {
             let mut stream = lab.client.connect_from(*from, lab.edge.at(443))?;
-            let own = stream.local_addr()?.to_string();
+            let own = stream.local_addr()?;
             // The reset may come while we write.
             let _ = stream.write_all(bytes);
             let (answer, end) = stream::read_to_end(&mut stream)?;
             ensure!(answer.is_empty() && end == End::Reset, "{what}: {end:?} after {answer:?}");
-            let record = edged.access_log.wait_for(what, |record| record["client"] == own)?;
+            let record = edged.access_log.wait_for_client(own)?;
             ensure!(record["close"] == *close, "{what}: {record}");
         }
         ensure!(service.accepted() == 0, "a refused client reached the backend");
-        let status = edged.edgectl().json(&["status"])?;
-        for close in ["unknown_protocol", "proxy_header", "proxy_header_timeout"] {
-            let count = cases.iter().filter(|(_, _, _, expected)| *expected == close).count();
-            ensure!(status["rejected"][close] == count, "{close}: {}", status["rejected"]);
-        }
-        Ok(())
+        let counted = |status: &serde_json::Value| {
+            for close in ["unknown_protocol", "proxy_header", "proxy_header_timeout"] {
+                let count = cases.iter().filter(|(_, _, _, expected)| *expected == close).count();
+                ensure!(status["rejected"][close] == count, "{close}: {}", status["rejected"]);
+            }
+            Ok(())
+        };
+        edged.edgectl().until(&["status"], counted).map(drop)
     })
 }
 
@@ -321,33 +330,39 @@ fn doctor_tells_who_expects_another_header() -> Result<()> {
             &[route("a", 443, "v2"), route("b", 1443, "off"), route("c", 2443, "v2"), route("d", 5, "v1")]
                 .concat(),
         )?;
-        // It ends with 1, for something is wrong.
-        let report = edged.edgectl().run(&["doctor", "--json"])?;
-        let report: serde_json::Value = serde_json::from_slice(&report.stdout)?;
-        let checks = report["checks"].as_array().context("no checks")?;
-        let about = |port: u16| -> Vec<_> {
-            let of = format!("PROXY header for {}", lab.home.at(port));
-            let name =
-                |check: &&serde_json::Value| check["name"].as_str().is_some_and(|name| name.starts_with(&of));
-            checks.iter().filter(name).collect()
-        };
-        let text =
-            |check: &serde_json::Value, field: &str| check[field].as_str().unwrap_or_default().to_owned();
-        for (port, status, message, remedy) in [
-            (
-                443,
-                "fail",
-                "is sent a PROXY header of version 2, but answers with no PROXY header",
-                "accept-proxy",
-            ),
-            (1443, "fail", "is sent no PROXY header, but answers with a PROXY header of version 2", "\"v2\""),
-            (2443, "ok", "is sent a PROXY header of version 2, and takes it", ""),
-        ] {
-            let [check] = about(port)[..] else { lab::bail!("{port}: {report}") };
-            let fits = check["status"] == status && text(check, "message").starts_with(message);
-            ensure!(fits && text(check, "remedy").contains(remedy), "{check}");
-        }
-        ensure!(about(5).is_empty(), "nothing is known of what is not there: {report}");
-        Ok(())
+        // A server that is slow for a moment does not answer in the doctor's time.
+        wait::until_ok("the doctor to tell", SOON, || {
+            // It ends with 1, for something is wrong.
+            let report = edged.edgectl().run(&["doctor", "--json"])?;
+            headers_are_told(lab, &serde_json::from_slice(&report.stdout)?)
+        })
     })
+}
+
+/// What the doctor has to say in [`doctor_tells_who_expects_another_header`].
+fn headers_are_told(lab: &Lab, report: &serde_json::Value) -> Result<()> {
+    let checks = report["checks"].as_array().context("no checks")?;
+    let about = |port: u16| -> Vec<_> {
+        let of = format!("PROXY header for {}", lab.home.at(port));
+        let name =
+            |check: &&serde_json::Value| check["name"].as_str().is_some_and(|name| name.starts_with(&of));
+        checks.iter().filter(name).collect()
+    };
+    let text = |check: &serde_json::Value, field: &str| check[field].as_str().unwrap_or_default().to_owned();
+    for (port, status, message, remedy) in [
+        (
+            443,
+            "fail",
+            "is sent a PROXY header of version 2, but answers with no PROXY header",
+            "accept-proxy",
+        ),
+        (1443, "fail", "is sent no PROXY header, but answers with a PROXY header of version 2", "\"v2\""),
+        (2443, "ok", "is sent a PROXY header of version 2, and takes it", ""),
+    ] {
+        let [check] = about(port)[..] else { lab::bail!("{port}: {report}") };
+        let fits = check["status"] == status && text(check, "message").starts_with(message);
+        ensure!(fits && text(check, "remedy").contains(remedy), "{check}");
+    }
+    ensure!(about(5).is_empty(), "nothing is known of what is not there: {report}");
+    Ok(())
 }

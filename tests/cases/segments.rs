@@ -53,10 +53,16 @@ fn a_listener_announces_what_the_narrowest_tunnel_carries() -> Result<()> {
         becomes(1420 - 40, "the first tunnel's MTU")?;
         let live = lab.client.connect(lab.edge.at(443))?;
         // Twelve of them are timestamps.
-        ensure!(noted(lab)?.contains(&"1368".to_owned()), "{:?}", noted(lab)?);
+        wait::until_ok("the MSS to be noted", SOON, || {
+            let noted = noted(lab)?;
+            ensure!(noted.contains(&"1368".to_owned()), "{noted:?}");
+            Ok(())
+        })?;
         drop(live);
-        let status = edgectl.json(&["status"])?;
-        ensure!(status["listeners"][1]["mss"] == 1380, "{status}");
+        edgectl.until(&["status"], |status| {
+            ensure!(status["listeners"][1]["mss"] == 1380, "{status}");
+            Ok(())
+        })?;
 
         edgectl.text(&["routes", "add", "b.example", &narrow.home_address().to_string()])?;
         becomes(1280 - 40, "a route into the second tunnel was added")?;

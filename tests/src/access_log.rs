@@ -1,11 +1,11 @@
 //! The daemon's access log: one JSON object a line for every connection that has ended.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, net::SocketAddr, path::PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::wait;
+use crate::wait::{self, SOON};
 
 /// An access log in a file.
 #[derive(Clone, Debug)]
@@ -49,8 +49,7 @@ impl AccessLog {
         what: &str,
         wanted: impl Fn(&Value) -> bool,
     ) -> Result<Vec<Value>> {
-        const LOGGED: Duration = Duration::from_secs(10);
-        wait::until_ok(&format!("{what} in the access log"), LOGGED, || {
+        wait::until_ok(&format!("{what} in the access log"), SOON, || {
             let all = self.records()?;
             let found: Vec<Value> = all.iter().filter(|record| wanted(record)).cloned().collect();
             let last: Vec<String> = all.iter().rev().take(5).map(Value::to_string).collect();
@@ -65,7 +64,14 @@ impl AccessLog {
         })
     }
 
-    /// Waits for the record of a connection that asked for this name.
+    /// Waits for the record of the connection that came from this address.
+    pub fn wait_for_client(&self, client: SocketAddr) -> Result<Value> {
+        let client = client.to_string();
+        self.wait_for(&format!("the connection of {client}"), |record| record["client"] == client)
+    }
+
+    /// Waits for the record of a connection that asked for this name. Of several it may be any: they end in another
+    /// order than they begin.
     pub fn wait_for_host(&self, name: &str) -> Result<Value> {
         self.wait_for(&format!("a connection for {name}"), |record| record["sni"] == name)
     }

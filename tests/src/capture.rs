@@ -32,9 +32,11 @@ impl Capture {
     /// The packets so far.
     pub fn packets(&self) -> Result<Vec<String>> {
         let text = self.process.whole_log()?;
+        // A last line without its end is not there yet.
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         // A line of a packet begins with the time of day.
         let of_packet = |line: &&str| line.as_bytes().get(2) == Some(&b':') && line.contains(" IP");
-        Ok(text.lines().filter(of_packet).map(str::to_owned).collect())
+        Ok(whole.lines().filter(of_packet).map(str::to_owned).collect())
     }
 
     /// Waits for a packet whose line contains this.

@@ -182,6 +182,15 @@ impl Edged {
         self.process.signal(signal)
     }
 
+    /// Waits until its log contains this; gives the whole log.
+    pub fn wait_for_log(&self, part: &str) -> Result<String> {
+        wait::until_ok(&format!("{part:?} in the log"), SOON, || {
+            let log = self.process.whole_log()?;
+            ensure!(log.contains(part), "no {part:?} in {log}");
+            Ok(log)
+        })
+    }
+
     /// SIGTERM, and waits for its end; gives the exit code.
     pub fn terminate(&mut self) -> Result<Option<i32>> {
         self.signal(Signal::TERM)?;
@@ -255,6 +264,15 @@ impl Edgectl {
             Value::Array(entries) => Ok(entries),
             other => bail!("edgectl {what} list --json is no array: {other}"),
         }
+    }
+
+    /// Asks with `--json` until the answer is as wanted; what is wanted of it says so by an error.
+    pub fn until(&self, arguments: &[&str], wanted: impl Fn(&Value) -> Result<()>) -> Result<Value> {
+        wait::until_ok(&format!("edgectl {} to say so", arguments.join(" ")), SOON, || {
+            let answer = self.json(arguments)?;
+            wanted(&answer)?;
+            Ok(answer)
+        })
     }
 
     /// Runs it and wants this exit status; gives its standard error.

@@ -35,7 +35,8 @@ impl Visit {
 #[derive(Debug)]
 pub struct Visits(Vec<Visit>);
 
-/// Sends clients for `name`, so many at a time, until `during` has ended and there were at least `least` of them.
+/// Sends clients for `name`, so many at a time, until `during` has ended and there were at least `least` of them. Some
+/// begin after its end.
 pub fn visits(
     lab: &Lab,
     name: &str,
@@ -51,20 +52,23 @@ pub fn visits(
             .map(|_| {
                 scope.spawn(|| {
                     let mut visits = Vec::new();
-                    while !over.load(Ordering::Relaxed) || count.load(Ordering::Relaxed) < least {
+                    loop {
+                        let is_last = over.load(Ordering::Acquire) && count.load(Ordering::Relaxed) >= least;
                         visits.push(visit(lab, edge, &hello));
                         count.fetch_add(1, Ordering::Relaxed);
+                        if is_last {
+                            return visits;
+                        }
                     }
-                    visits
                 })
             })
             .collect();
         let changed = during();
-        over.store(true, Ordering::Relaxed);
         if changed.is_err() {
             // No reason to go on.
             count.store(least, Ordering::Relaxed);
         }
+        over.store(true, Ordering::Release);
         let mut all = Vec::new();
         for client in clients {
             match client.join() {
@@ -114,10 +118,11 @@ impl Visits {
         self.0.iter().map(|visit| visit.took).max().unwrap_or_default()
     }
 
-    /// From this moment until the first client began that this answer came to.
-    pub fn until_answer(&self, moment: Instant, answer: u8) -> Option<Duration> {
-        let first = self.since(moment).0.into_iter().find(|visit| visit.answer == Some(answer))?;
-        Some(first.began.duration_since(moment) + first.took)
+    /// What half of them took at most: a machine that was busy for a moment does not show in it. `None` of nobody.
+    pub fn usual(&self) -> Option<Duration> {
+        let mut all: Vec<_> = self.0.iter().map(|visit| visit.took).collect();
+        all.sort_unstable();
+        all.get(all.len() / 2).copied()
     }
 
     /// Says how it went, where a test runner shows it also when all is well.

@@ -17,8 +17,8 @@ const WITH_HEADER: i32 = 255;
 const HOP_LIMIT: u8 = 64;
 /// Longer than any segment that comes here.
 const LARGEST: usize = 1 << 16;
-/// A segment on which nothing more follows.
-const QUIET: Duration = Duration::from_millis(50);
+/// A segment on which nothing more follows: longer than an acknowledgement may be delayed (200 ms).
+const QUIET: Duration = Duration::from_millis(300);
 
 /// A connection as one of its ends names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

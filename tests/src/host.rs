@@ -67,10 +67,15 @@ impl Host {
         self.run(|| process::run(command, input, deadline))
     }
 
-    /// Runs a program that must succeed, and gives its standard output.
+    /// Runs a program that must succeed, and gives its standard output; at most [`SOON`].
     pub fn text_of(&self, command: Command) -> Result<String> {
+        self.text_within(command, SOON)
+    }
+
+    /// The same with another time limit.
+    pub fn text_within(&self, command: Command, deadline: Duration) -> Result<String> {
         let shown = format!("{command:?}");
-        let output = self.output(command)?;
+        let output = self.output_of(command, b"", deadline)?;
         let complaint = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "{shown}: {}: {complaint}", output.status);
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
@@ -156,6 +161,13 @@ impl Host {
     /// Whether something accepts connections at `port` of this host.
     pub fn accepts(&self, to: SocketAddr) -> bool {
         self.run(|| Ok(TcpStream::connect_timeout(&to, Duration::from_secs(1))?)).is_ok()
+    }
+
+    /// Whether `port` of this host refuses: nothing listens there. That nothing answered in time is not that.
+    pub fn refuses(&self, to: SocketAddr) -> bool {
+        let attempt = self.run(|| Ok(TcpStream::connect_timeout(&to, Duration::from_secs(1))));
+        attempt
+            .is_ok_and(|attempt| attempt.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused))
     }
 
     /// Kernel memory in bytes that the TCP sockets of this host hold (`skmem` of ss: receive and send queues).

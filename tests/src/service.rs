@@ -23,6 +23,9 @@ use crate::{
 /// Stack of a connection's thread: there may be thousands.
 const STACK: usize = 256 * 1024;
 
+/// How long an echo waits for more: longer than a case lets a connection rest.
+const REST: Duration = Duration::from_mins(10);
+
 /// A service that gives a `T` for every connection it has served.
 #[derive(Debug)]
 pub struct Service<T> {
@@ -115,6 +118,7 @@ pub fn echo(host: &Host, on: SocketAddr) -> Result<Service<u64>> {
 
 /// Sends back what comes until there is no more, then FIN for FIN; gives the number of bytes.
 pub fn send_back(mut stream: TcpStream) -> Result<u64> {
+    stream.set_read_timeout(Some(patient(REST)))?;
     let mut buffer = vec![0; 64 * 1024];
     let mut total = 0;
     loop {

@@ -110,8 +110,10 @@ fn watch_signals() {
         };
         std::thread::spawn(move || {
             if let Some(signal) = signals.forever().next() {
-                let all = std::mem::take(&mut *labs());
-                for remains in all.values() {
+                // Locked until the end of the process: a case whose programs are killed here must not come to its
+                // end, and with it the process to its own, before all is removed.
+                let mut labs = labs();
+                for remains in std::mem::take(&mut *labs).values() {
                     remains.remove();
                 }
                 let _ = signal_hook::low_level::emulate_default_handler(signal);

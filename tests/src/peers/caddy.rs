@@ -48,7 +48,7 @@ impl Caddy {
     ) -> Result<Self> {
         let first = *on.first().context("no address")?;
         let addresses: Vec<_> = on.iter().map(|on| on.ip().to_string()).collect();
-        Self::start(host, &newer("caddy").context("no newer Caddy")?, first, |_| {
+        let mut caddy = Self::start(host, &newer("caddy").context("no newer Caddy")?, first, |_| {
             format!(
                 "{{\n\tadmin off\n\tauto_https off\n\tservers {{\n\t\tlistener_wrappers {{\n\t\t\t\
                  proxy_protocol {{\n\t\t\t\tallow 0.0.0.0/0 ::/0\n\t\t\t\tfallback_policy reject\n\t\t\t}}\n\t\t\t\
@@ -60,7 +60,9 @@ impl Caddy {
                 certificate.certificate.display(),
                 certificate.key.display(),
             )
-        })
+        })?;
+        caddy.process.wait_ready(SOON, || on.iter().all(|on| host.accepts(*on)))?;
+        Ok(caddy)
     }
 
     /// A Caddy at home as its users run it: ports 80 and 443, and certificates of its own from `authority` for each

@@ -52,7 +52,9 @@ impl Haproxy {
         for on in on {
             writeln!(text, "  bind {on} accept-proxy ssl crt {} alpn h2,http/1.1", whole.display())?;
         }
-        Self::start(host, first, &text)
+        let mut haproxy = Self::start(host, first, &text)?;
+        haproxy.process.wait_ready(SOON, || on.iter().all(|on| host.accepts(*on)))?;
+        Ok(haproxy)
     }
 
     /// Goes before an edge: takes what comes to `on` to `edge`, with a PROXY header of version 2 that names the client

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::Command};
 use anyhow::Result;
 
 use super::Pebble;
-use crate::{Host, certificates::Certificate};
+use crate::{Host, certificates::Certificate, wait::SOON};
 
 /// The ACME client of one host, with its account.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ impl<'a> Lego<'a> {
         lego.args(["--accept-tos", "--email", "home@home.example", "--domains", name]);
         lego.args(["--server", &self.authority.directory()]).arg("--path").arg(&self.folder);
         lego.env("LEGO_CA_CERTIFICATES", &self.authority.trust).args(challenge).args(action);
-        self.host.text_of(lego)?;
+        self.host.text_within(lego, 4 * SOON)?;
         let file = |extension| self.folder.join("certificates").join(format!("{name}.{extension}"));
         Ok(Certificate { certificate: file("crt"), key: file("key") })
     }

@@ -46,7 +46,9 @@ impl Nginx {
             certificate.certificate.display(),
             certificate.key.display()
         )?;
-        Self::start(host, first, &listen)
+        let mut nginx = Self::start(host, first, &listen)?;
+        nginx.process.wait_ready(SOON, || on.iter().all(|on| host.accepts(*on)))?;
+        Ok(nginx)
     }
 
     /// Who asked for what, as the log of [`Nginx::behind_proxy`] has it: the path, the client and the address that it

@@ -63,7 +63,9 @@ impl Pebble {
         // Without these it waits up to 15 seconds before it challenges, and refuses some requests for exercise.
         command.envs([("PEBBLE_VA_NOSLEEP", "1"), ("PEBBLE_WFE_NONCEREJECT", "0")]);
         let mut process = host.spawn("pebble", command)?;
-        process.wait_ready(SOON, || host.accepts(SocketAddr::new(address, PORT)))?;
+        process.wait_ready(SOON, || {
+            [PORT, MANAGEMENT].into_iter().all(|port| host.accepts(SocketAddr::new(address, port)))
+        })?;
         Ok(Self { _process: process, _names: name_server, address, trust: authority.file.clone() })
     }
 

@@ -36,7 +36,7 @@ impl Postgres {
         };
         let mut init = run("initdb");
         init.args(["--username=lab", "--auth=trust", "--no-sync", "--no-instructions", "--locale=C"]);
-        host.text_of(init)?;
+        host.text_within(init, 4 * SOON)?;
         for (from, to) in [(&certificate.certificate, "server.crt"), (&certificate.key, "server.key")] {
             let to = data.join(to);
             fs::copy(from, &to)?;
@@ -55,7 +55,12 @@ impl Postgres {
             command.arg("-c").arg(setting);
         }
         let mut process = host.spawn("postgres", command)?;
-        process.wait_ready(SOON, || host.accepts(on))?;
+        let log = process.log_file().to_owned();
+        process.wait_ready(SOON, || {
+            // It accepts earlier, to say that it is still starting up.
+            fs::read_to_string(&log).is_ok_and(|text| text.contains("ready to accept connections"))
+                && host.accepts(on)
+        })?;
         Ok(Self { _process: process })
     }
 }
