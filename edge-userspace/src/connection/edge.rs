@@ -105,6 +105,13 @@ impl Edge {
         self.flows.as_ref().map_or(Ok(()), |flows| flows.adopt(self, events))
     }
 
+    /// Finds out which flows of hand-overs that an earlier daemon did not finish can go on.
+    pub async fn finish_handovers(&self) {
+        if let Some(flows) = &self.flows {
+            flows.finish_handovers(self).await;
+        }
+    }
+
     /// Takes note of what the programs have reported.
     pub fn flows_happened(&self, events: &mut FlowEvents) {
         if let Some(flows) = &self.flows {

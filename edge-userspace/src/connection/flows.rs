@@ -2,6 +2,7 @@
 //! are found in the kernel's table, looked over from time to time (see [`sweep`]), and accounted for when they end.
 
 mod sweep;
+mod unfinished;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,7 +13,7 @@ use std::{
 
 use edge_common::flow::{CLOSED, Flow, FlowEvent, FlowKey, REPLACED, REPORTED, UP};
 
-use self::sweep::Census;
+use self::{sweep::Census, unfinished::Suspect};
 use super::{Edge, Outcome, Passport, admission::SourceSlot};
 use crate::{
     datapath::{End, Side, StopReason, flow::FlowTier},
@@ -33,6 +34,8 @@ pub struct Flows {
     /// Places among the connections of a source, where these are limited.
     places: Mutex<HashMap<u64, SourceSlot>>,
     census: Mutex<Census>,
+    /// Flows of hand-overs that an earlier daemon did not finish.
+    suspects: Mutex<Vec<Suspect>>,
 }
 
 /// A flow as the operator sees it.
@@ -90,7 +93,7 @@ pub(super) enum FlowEnd {
     ClientReset,
     BackendReset,
     Stopped(StopReason),
-    /// A hand-over that an earlier daemon did not finish.
+    /// A hand-over that an earlier daemon did not finish, and bytes were lost.
     Unfinished,
 }
 
@@ -117,6 +120,7 @@ impl Flows {
             settled: Mutex::default(),
             places: Mutex::default(),
             census: Mutex::default(),
+            suspects: Mutex::default(),
         }
     }
 
@@ -143,10 +147,10 @@ impl Flows {
         let unfinished = self.tier.table().unfinished();
         for (id, pending) in &unfinished {
             let pair = self.tier.table().pair(&pending.up_key)?;
-            if let Some(pair) = pair.filter(|pair| pair.up.id == *id) {
-                self.end(edge, &pair, FlowEnd::Unfinished);
+            match pair.filter(|pair| pair.up.id == *id) {
+                Some(pair) => lock(&self.suspects).push(Suspect::new(*id, *pending, &pair)),
+                None => self.finish_handover(*id),
             }
-            self.tier.table().finish(*id)?;
         }
         let (mut flows, mut last_id) = (0_u64, 0);
         let mut reported = HashSet::new();

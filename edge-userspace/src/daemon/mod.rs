@@ -187,6 +187,10 @@ impl Daemon {
         if let Some(events) = events {
             tokio::spawn(flows::listen(Arc::clone(&edge), events));
         }
+        tokio::spawn({
+            let edge = Arc::clone(&edge);
+            async move { edge.finish_handovers().await }
+        });
         let mut sockets = Sockets::new(inherited);
         let prepared = sockets.prepare(&settings.listeners, workers)?;
         let workers = Workers::start(workers, &edge)

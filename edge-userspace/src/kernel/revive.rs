@@ -1,5 +1,5 @@
-//! Ending a connection that has no socket any more: one is made again from its numbers alone (`TCP_REPAIR`, as
-//! checkpoints are restored) and closed with a reset.
+//! One word to the peer of a connection that has no socket any more: one is made again from the connection's numbers
+//! alone (`TCP_REPAIR`, as checkpoints are restored).
 
 use std::{io, net::SocketAddr};
 
@@ -7,18 +7,46 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::tcp::{self, Queue};
 
-/// Sends a reset from `local` to `peer`: `next` is the sequence number that the peer expects, `expected` the one
-/// that is expected of it. It leaves through the device with index `device`.
+/// One side of a connection, as it stands.
+#[derive(Clone, Copy, Debug)]
+pub struct Standing {
+    /// The address here.
+    pub local: SocketAddr,
+    /// The peer's.
+    pub peer: SocketAddr,
+    /// The sequence number that the peer expects.
+    pub next: u32,
+    /// The one that is expected of it.
+    pub expected: u32,
+    /// The index of the device that leads to it.
+    pub device: u32,
+}
+
+/// Sends a reset to the peer.
 ///
 /// A peer that has received more than it has acknowledged answers the reset with a challenge (RFC 5961 §3.2), which
 /// the stack, where the connection is unknown by then, answers with a reset that counts.
-pub fn reset_peer(
-    local: SocketAddr,
-    peer: SocketAddr,
-    next: u32,
-    expected: u32,
-    device: u32,
-) -> io::Result<()> {
+pub fn reset_peer(standing: &Standing) -> io::Result<()> {
+    let socket = revive(standing)?;
+    tcp::leave_repair(&socket)?;
+    tcp::reset_on_close(&socket)
+}
+
+/// Asks the peer where it stands, with what a keep-alive asks with (RFC 9293 §3.8.4): a segment without data one before
+/// what it expects. Its answer is not for a socket. `timestamp` is one that it has seen, where timestamps are agreed.
+pub fn ask_peer(standing: &Standing, timestamp: Option<u32>) -> io::Result<()> {
+    let socket = revive(standing)?;
+    if let Some(timestamp) = timestamp {
+        tcp::show_timestamp(&socket, timestamp)?;
+    }
+    tcp::leave_repair_asking(&socket)?;
+    // Frozen, it closes without a word.
+    tcp::enter_repair(&socket)
+}
+
+/// A frozen socket that stands there.
+fn revive(standing: &Standing) -> io::Result<Socket> {
+    let Standing { local, peer, next, expected, device } = *standing;
     let socket = Socket::new(Domain::for_address(local), Type::STREAM, Some(Protocol::TCP))?;
     // In this mode the port may be anybody's, a listener's too.
     tcp::enter_repair(&socket)?;
@@ -28,8 +56,7 @@ pub fn reset_peer(
     tcp::set_sequence(&socket, Queue::Send, next)?;
     tcp::set_sequence(&socket, Queue::Receive, expected)?;
     socket.connect(&SockAddr::from(peer))?;
-    tcp::leave_repair(&socket)?;
-    tcp::reset_on_close(&socket)
+    Ok(socket)
 }
 
 #[cfg(test)]
@@ -41,26 +68,48 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_connection_without_a_socket_is_reset() {
+    /// A connection whose near end has vanished without a word; `None` where that cannot be done.
+    fn orphaned() -> Option<(TcpStream, Standing)> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let mut far = listener.accept().unwrap().0;
+        let far = listener.accept().unwrap().0;
         let (local, peer) = (near.local_addr().unwrap(), near.peer_addr().unwrap());
         match tcp::enter_repair(&near) {
             Err(error) if error.kind() == ErrorKind::PermissionDenied => {
                 eprintln!("skipped: TCP_REPAIR needs CAP_NET_ADMIN here");
-                return;
+                return None;
             }
             result => result.unwrap(),
         }
         let next = tcp::sequence(&near, Queue::Send).unwrap();
         let expected = tcp::sequence(&near, Queue::Receive).unwrap();
         drop(near);
+        Some((far, Standing { local, peer, next, expected, device: 1 }))
+    }
+
+    #[test]
+    fn a_connection_without_a_socket_is_reset() {
+        let Some((mut far, standing)) = orphaned() else { return };
         far.set_nonblocking(true).unwrap();
         assert_eq!(far.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock, "closed without a word");
-        reset_peer(local, peer, next, expected, 1).unwrap();
+        reset_peer(&standing).unwrap();
         far.set_nonblocking(false).unwrap();
         assert_eq!(far.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn a_peer_that_is_asked_is_not_harmed() {
+        let Some((mut far, standing)) = orphaned() else { return };
+        ask_peer(&standing, Some(1)).unwrap();
+        far.set_nonblocking(true).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert_eq!(far.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
+        reset_peer(&standing).unwrap();
+        far.set_nonblocking(false).unwrap();
+        assert_eq!(
+            far.read(&mut [0]).unwrap_err().kind(),
+            ErrorKind::ConnectionReset,
+            "the numbers still hold"
+        );
     }
 }

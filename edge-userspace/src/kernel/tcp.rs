@@ -26,7 +26,11 @@ const TCP_REPAIR_QUEUE: i32 = 20;
 const TCP_QUEUE_SEQ: i32 = 21;
 const TCP_TIMESTAMP: i32 = 24;
 const TCP_REPAIR_ON: i32 = 1;
+const TCP_REPAIR_OFF: i32 = 0;
 const TCP_REPAIR_OFF_NO_WP: i32 = -1;
+const TCP_REPAIR_OPTIONS: i32 = 22;
+/// The option's kind (RFC 7323 §3.2).
+const TCPOPT_TIMESTAMP: u32 = 8;
 
 /// One of a socket's two queues, as `TCP_REPAIR_QUEUE` numbers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -257,6 +261,32 @@ pub fn leave_repair(socket: impl AsFd) -> io::Result<()> {
     let socket = socket.as_fd();
     set(socket, libc::IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_OFF_NO_WP)?;
     Ok(set_socket_reuseaddr(socket, true)?)
+}
+
+/// Brings a frozen connection back with a window probe, which the peer answers (`tcp_send_window_probe`).
+pub fn leave_repair_asking(socket: impl AsFd) -> io::Result<()> {
+    set(socket, libc::IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_OFF)
+}
+
+/// Timestamps are agreed on a frozen connection, and `now` is what its clock shows, or one less: the kernel keeps the
+/// lowest bit to itself.
+pub fn show_timestamp(socket: impl AsFd, now: u32) -> io::Result<()> {
+    let socket = socket.as_fd();
+    let option = [TCPOPT_TIMESTAMP, 0];
+    // SAFETY: one `struct tcp_repair_opt` (`linux/tcp.h`), two words.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            TCP_REPAIR_OPTIONS,
+            option.as_ptr().cast(),
+            2 * INT,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    set(socket, libc::IPPROTO_TCP, TCP_TIMESTAMP, (now & !1).cast_signed())
 }
 
 /// The sequence number at the end of a queue, of a frozen connection.

@@ -14,7 +14,7 @@ use std::{
 };
 
 use edge_common::flow::{
-    HAS_ECN, HAS_TIMESTAMPS, NO_SACK, NO_TIMESTAMPS, NO_WINDOW_SCALE, Pending, WITH_ECN,
+    Flow, FlowKey, HAS_ECN, HAS_TIMESTAMPS, NO_SACK, NO_TIMESTAMPS, NO_WINDOW_SCALE, Pending, WITH_ECN,
 };
 use socket2::SockRef;
 use thiserror::Error;
@@ -25,8 +25,8 @@ use super::{
 };
 use crate::{
     kernel::{
-        FlowPair, FlowProgram, FlowReasons, FlowTable, InstallError, KernelError, RouteLookup,
-        arrival_device, reset_peer,
+        FlowPair, FlowProgram, FlowReasons, FlowTable, InstallError, KernelError, RouteLookup, Standing,
+        arrival_device, ask_peer, reset_peer,
         tcp::{self, TcpInfo},
     },
     source::source_of,
@@ -318,16 +318,22 @@ impl FlowTier {
     pub fn cut(&self, pair: &FlowPair) -> bool {
         let Some(pair) = self.now(pair).filter(|now| !now.is_closed()) else { return false };
         self.take(&pair);
-        let FlowPair { up_key, up, down } = &pair;
-        let down_key = pair.down_key();
-        for (key, flow) in [(up_key, up), (&down_key, down)] {
-            let (peer, local) = (key.source(), key.destination());
-            if let Err(error) = reset_peer(local, peer, flow.acked, flow.sent(), flow.ingress) {
+        for (standing, _) in legs(&pair) {
+            if let Err(error) = reset_peer(&standing) {
                 // It will be told by the stack when it sends something.
-                tracing::debug!(%peer, %error, "a peer of a flow cannot be reset");
+                tracing::debug!(peer = %standing.peer, %error, "a peer of a flow cannot be reset");
             }
         }
         true
+    }
+
+    /// Asks the sender of a direction how far it is, with a timestamp or without. Its answer passes through the flow,
+    /// which takes note of it.
+    pub fn ask(&self, pair: &FlowPair, direction: u8, with_timestamp: bool) {
+        let (standing, timestamp) = legs(pair)[usize::from(direction & 1)];
+        if let Err(error) = ask_peer(&standing, timestamp.filter(|_| with_timestamp)) {
+            tracing::debug!(peer = %standing.peer, %error, "a peer of a flow cannot be asked");
+        }
     }
 
     /// A flow as it is now, unless a SYN has given its addresses to another connection.
@@ -403,6 +409,22 @@ impl Ends {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where both legs of a flow stand, by the direction of the peer's packets, and the last timestamp that each peer has seen.
+fn legs(pair: &FlowPair) -> [(Standing, Option<u32>); 2] {
+    let FlowPair { up_key, up, down } = pair;
+    let leg = |key: &FlowKey, from: &Flow, to: &Flow| {
+        let standing = Standing {
+            local: key.destination(),
+            peer: key.source(),
+            next: from.acked,
+            expected: from.sent(),
+            device: from.ingress,
+        };
+        (standing, Some(to.stamp).filter(|stamp| *stamp != 0))
+    };
+    [leg(up_key, up, down), leg(&pair.down_key(), down, up)]
 }
 
 #[cfg(test)]
