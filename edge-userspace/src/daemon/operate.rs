@@ -134,6 +134,8 @@ impl Operator for Daemon {
             Refusal::new(RefusalKind::Invalid, code, error.to_string())
                 .hint("the running configuration is unchanged; `edgectl config check` shows errors without a reload")
         })?;
+        // Who is told that it is done finds no listener that is gone and each that is new.
+        self.workers.answer().await;
         Ok(ReloadReport { listeners: listeners as u64, pools: pools as u64, routes: routes as u64, warnings })
     }
 
