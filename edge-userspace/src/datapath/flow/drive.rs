@@ -99,7 +99,7 @@ pub(super) async fn hand_over(tier: &FlowTier, pair: Pair, ticket: &Ticket, mete
                 return Handed::Carried;
             }
             if failure == Failure::Unacknowledged {
-                tier.distrust(flows.up.to.destination().ip(), "what it was sent was never acknowledged");
+                tier.failed(&flows, "what was sent was never acknowledged");
             }
             Handed::Cut(failure)
         }
