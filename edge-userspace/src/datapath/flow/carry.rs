@@ -104,7 +104,7 @@ async fn attempt(
             return Attempt::Later(relay);
         }
     }
-    match hand_over(tier, relay.into_pair(), &passenger.ticket(), meter).await {
+    match hand_over(tier, relay.into_pair(), passenger, meter).await {
         Handed::Carried => Attempt::Over(Fate::HandedOver),
         Handed::Cut(failure) => Attempt::Over(cut(failure)),
         Handed::Stay(pair, reason) => {

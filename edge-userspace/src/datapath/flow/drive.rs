@@ -15,9 +15,9 @@ use super::{
     tier::{FlowTier, Stay},
 };
 use crate::{
-    datapath::{Meter, Pair, Side, Ticket, Tier},
+    datapath::{Meter, Pair, Passenger, Side, Ticket, Tier},
     kernel::{
-        FlowPair, monotonic,
+        FlowPair, InstallError, monotonic,
         tcp::{self, Queue},
     },
 };
@@ -42,8 +42,13 @@ pub(super) enum Handed {
 }
 
 /// Hands a connection over. Nothing is held between its sockets.
-pub(super) async fn hand_over(tier: &FlowTier, pair: Pair, ticket: &Ticket, meter: &Meter) -> Handed {
-    let (flows, written) = match prepare(tier, &pair, ticket, meter) {
+pub(super) async fn hand_over(
+    tier: &FlowTier,
+    pair: Pair,
+    passenger: &impl Passenger,
+    meter: &Meter,
+) -> Handed {
+    let (flows, written) = match prepare(tier, &pair, passenger, meter) {
         Ok(prepared) => prepared,
         Err(stay) => return Handed::Stay(pair, stay),
     };
@@ -121,12 +126,13 @@ fn finish(tier: &FlowTier, id: u64) {
 fn prepare(
     tier: &FlowTier,
     pair: &Pair,
-    ticket: &Ticket,
+    passenger: &impl Passenger,
     meter: &Meter,
 ) -> Result<(FlowPair, Sides<u32>), Stay> {
+    let ticket = passenger.ticket();
     let account = Account {
         id: ticket.id,
-        label: tier.table().label(&ticket.label)?,
+        label: label(tier, passenger, &ticket)?,
         accepted: ticket.accepted,
         connect_time: ticket.connect_time,
         bytes_up: meter.up(),
@@ -137,6 +143,18 @@ fn prepare(
     // What a side was sent, in its own numbers: what the other side has sent, translated.
     let reached = |flow: &Flow| flow.sent().wrapping_add(flow.seq_delta);
     Ok((flows, Sides { client: reached(&flows.down), backend: reached(&flows.up) }))
+}
+
+/// Where there is no room for all that is known of the connection, it goes with what it has in common with others.
+fn label(tier: &FlowTier, passenger: &impl Passenger, ticket: &Ticket) -> Result<u32, InstallError> {
+    let mut table = tier.table();
+    match table.label(&ticket.label) {
+        Err(InstallError::Full) => {
+            let common = passenger.common_label().ok_or(InstallError::Full)?;
+            table.common_label(&common)
+        }
+        label => label,
+    }
 }
 
 struct Drive<'a> {
