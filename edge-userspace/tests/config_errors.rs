@@ -101,6 +101,7 @@ fn the_full_example_writes_the_defaults_out() {
     assert_eq!(full.limits, minimal.limits);
     assert_eq!(full.shield, minimal.shield);
     assert_eq!(full.tunnel, minimal.tunnel);
+    assert_eq!(full.flow, minimal.flow);
     assert_eq!(full.listeners[0], minimal.listeners[0]);
     assert_eq!(full.daemon.admin, Some("127.0.0.1:9464".parse().unwrap()));
     assert_eq!(edge::config::DaemonSettings { admin: None, ..full.daemon }, minimal.daemon);
@@ -120,6 +121,7 @@ fn every_value_can_be_another_than_its_default() {
         "edge.toml",
         r#"
             daemon = { datapath = "copy", admin = "off", access_log = "/var/log/edge.json" }
+            flow = { ports = "1024 - 1087" }
             limits = { idle_timeout = 0, hello_bytes = 0x1_0000, connections = 1_000 }
             resolver = { servers = ["fd7a::53"], suffixes = { "TS.net." = ["[fd7a::53]:5353", "192.0.2.53"] }, search = ["Tail.TS.net.", "lan"] }
 

@@ -11,6 +11,7 @@ mod figures;
 mod flow;
 mod flow_attacks;
 mod flow_hardships;
+mod flow_limits;
 mod flow_stays;
 mod hellos;
 mod kernel;

@@ -1,29 +1,48 @@
 //! The table of flows as another daemon might have left it in the kernel: a small one, or a full one.
 
-use std::{fs, net::SocketAddr, path::PathBuf};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, ensure};
-use aya::maps::{HashMap, Map, MapData};
-use edge_common::flow::{DOWN, Flow, FlowKey, UP};
+use aya::{
+    Pod,
+    maps::{HashMap, Map, MapData},
+};
+use edge_common::flow::{DOWN, Flow, FlowKey, Label, UP};
 
 use crate::Lab;
 
-const NAME: &str = "FLOWS";
+const FLOWS: &str = "FLOWS";
+const LABELS: &str = "FLOW_LABELS";
 /// `BPF_F_NO_PREALLOC`, as the daemon's own has it.
 const NO_PREALLOC: u32 = 1;
 
 /// Puts a table for so many flows in the place of the one that a daemon, which has ended, has left.
 pub fn shrink(lab: &Lab, flows: u32) -> Result<()> {
-    let path = pinned(lab)?;
-    let small = HashMap::<MapData, FlowKey, Flow>::create(2 * flows, NO_PREALLOC)?;
-    fs::remove_file(&path)?;
-    Ok(small.pin(path)?)
+    replace(&pinned(lab, FLOWS)?, HashMap::<_, FlowKey, Flow>::create(2 * flows, NO_PREALLOC)?)
+}
+
+/// The same for what is known of flows.
+pub fn shrink_labels(lab: &Lab, labels: u32) -> Result<()> {
+    replace(&pinned(lab, LABELS)?, HashMap::<_, u32, Label>::create(labels, NO_PREALLOC)?)
+}
+
+fn replace<K, V>(path: &Path, map: HashMap<MapData, K, V>) -> Result<()>
+where
+    K: Pod,
+    V: Pod,
+{
+    fs::remove_file(path)?;
+    Ok(map.pin(path)?)
 }
 
 /// Adds flows of clients at this address, one a port from 1 on, to a backend that nobody speaks to.
 pub fn add_flows(lab: &Lab, client: SocketAddr, edge: SocketAddr, count: u16) -> Result<()> {
     let mut table: HashMap<_, FlowKey, Flow> =
-        HashMap::try_from(Map::HashMap(MapData::from_pin(pinned(lab)?)?))?;
+        HashMap::try_from(Map::HashMap(MapData::from_pin(pinned(lab, FLOWS)?)?))?;
     let now = u64::try_from(rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_sec)?;
     for port in 1..=count {
         let client = SocketAddr::new(client.ip(), port);
@@ -44,11 +63,11 @@ pub fn add_flows(lab: &Lab, client: SocketAddr, edge: SocketAddr, count: u16) ->
     Ok(())
 }
 
-/// Where a daemon has pinned its table.
-fn pinned(lab: &Lab) -> Result<PathBuf> {
+/// Where a daemon has pinned a map.
+fn pinned(lab: &Lab, name: &str) -> Result<PathBuf> {
     let pins = lab.pins();
     let layout = fs::read_dir(&pins)?.next().context("nothing is pinned")??;
-    let path = layout.path().join("flow").join(NAME);
+    let path = layout.path().join("flow").join(name);
     ensure!(path.exists(), "there is no {}", path.display());
     Ok(path)
 }

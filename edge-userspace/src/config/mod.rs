@@ -11,4 +11,4 @@ mod tables;
 mod value;
 
 pub use problem::{ConfigError, Problem, Refusal};
-pub use settings::{AccessLogTarget, DaemonSettings, Limits, ResolverSpec, Settings, ShieldSpec};
+pub use settings::{AccessLogTarget, DaemonSettings, FlowSpec, Limits, ResolverSpec, Settings, ShieldSpec};

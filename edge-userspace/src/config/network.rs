@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
     sync::Arc,
 };
 
@@ -21,6 +22,10 @@ use crate::{
 const MAX_DEVICE: usize = 15;
 /// The longest name of a listener or a pool: they are metric labels and columns of tables.
 const MAX_LABEL: usize = 64;
+/// Ports below are those of services (RFC 6335 §6).
+const FIRST_PORT: u16 = 1024;
+/// With fewer, a port would be wanted again before the backend has forgotten the connection that had it.
+const FEWEST_PORTS: u16 = 64;
 /// Where name servers listen.
 const DNS_PORT: u16 = 53;
 
@@ -59,6 +64,30 @@ pub(super) fn bind(value: &Value<'_>) -> Option<SocketAddr> {
     };
     let message = format!("expected {EXPECTED}, got {}", quoted(text));
     value.refuse(Refusal { message, hint })
+}
+
+/// Local ports to connect from, both ends included.
+pub(super) fn ports(value: &Value<'_>) -> Option<RangeInclusive<u16>> {
+    const EXPECTED: &str = r#"a range of ports such as "10240-32767""#;
+    let text = value.text(EXPECTED)?;
+    let bound = |text: &str| text.trim().parse::<u16>().ok();
+    let Some((first, last)) = text.split_once('-').and_then(|(first, last)| bound(first).zip(bound(last)))
+    else {
+        return value.expected(EXPECTED);
+    };
+    if first > last {
+        return value.refuse(
+            Refusal::new(format!("the range {} ends before it begins", quoted(text)))
+                .hint(format!("write \"{last}-{first}\"")),
+        );
+    }
+    if first < FIRST_PORT {
+        return value.expected(format_args!("ports from {FIRST_PORT} to {}", u16::MAX));
+    }
+    if last - first < FEWEST_PORTS - 1 {
+        return value.expected(format_args!("at least {FEWEST_PORTS} ports"));
+    }
+    Some(first..=last)
 }
 
 /// A name server; its port is 53 unless it is written.

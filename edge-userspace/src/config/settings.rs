@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     io,
     net::SocketAddr,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,7 +15,12 @@ use super::{
     tables,
 };
 use crate::{
-    datapath::Choice, host::HostName, listener::ListenerSpec, pool::PoolSpec, route::RouteSpec, tunnel,
+    datapath::{Choice, flow::DEFAULT_PORTS},
+    host::HostName,
+    listener::ListenerSpec,
+    pool::PoolSpec,
+    route::RouteSpec,
+    tunnel,
 };
 
 /// Everything the operator said, validated, defaults filled in.
@@ -32,6 +38,8 @@ pub struct Settings {
     pub routes: Vec<RouteSpec>,
     /// `[resolver]`
     pub resolver: ResolverSpec,
+    /// `[flow]`
+    pub flow: FlowSpec,
     /// `[tunnel]`
     pub tunnel: tunnel::Options,
     /// `[shield]`
@@ -142,6 +150,14 @@ pub struct ResolverSpec {
     pub search: Option<Vec<HostName>>,
 }
 
+/// `[flow]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowSpec {
+    /// `ports`: local ports of connections to backends that may become flows; one backend can have as many. 10240 to
+    /// 32767.
+    pub ports: RangeInclusive<u16>,
+}
+
 /// `[shield]`
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ShieldSpec {
@@ -149,6 +165,12 @@ pub struct ShieldSpec {
     pub lists: Vec<PathBuf>,
     /// `syn_rate`: new connections a second and source (/32, /64); 0, the default, means no limit.
     pub syn_rate: u32,
+}
+
+impl Default for FlowSpec {
+    fn default() -> Self {
+        Self { ports: DEFAULT_PORTS }
+    }
 }
 
 impl Default for DaemonSettings {

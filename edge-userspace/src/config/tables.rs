@@ -10,14 +10,15 @@ use toml::de::DeValue;
 use super::{
     document::Section,
     listeners::listeners,
-    network::{alpn, backend_address, bind, device, host_pattern, label, name_server, prefix, suffix},
+    network::{alpn, backend_address, bind, device, host_pattern, label, name_server, ports, prefix, suffix},
     problem::Refusal,
     references::References,
-    settings::{AccessLogTarget, DaemonSettings, Limits, ResolverSpec, Settings, ShieldSpec},
+    settings::{AccessLogTarget, DaemonSettings, FlowSpec, Limits, ResolverSpec, Settings, ShieldSpec},
     value::{Value, boolean, duration, duration_or_zero, integer, list, one_of, path, quoted},
 };
 use crate::{
     datapath::Choice,
+    listener::ListenerSpec,
     pool::{BackendAddress, BackendSpec, HealthKind, HealthSpec, PoolSpec, ProxyProtocol, Target, Warm},
     route::{Conditions, HostPattern, RouteSpec},
     sniff::Spoken,
@@ -41,6 +42,7 @@ pub(super) fn settings(top: &mut Section<'_>) -> Settings {
     let pools = top.sections("pool", "[[pool]]", |table| pool(table, &mut references, &mut lines));
     let listeners = listeners(top, &mut references, &limits);
     let routes = routes(top, Some(&references));
+    let flow = top.section("flow", "[flow]", |table| flow(table, &listeners, &daemon));
     Settings {
         daemon,
         limits,
@@ -48,6 +50,7 @@ pub(super) fn settings(top: &mut Section<'_>) -> Settings {
         pools,
         routes,
         resolver: top.section("resolver", "[resolver]", resolver),
+        flow,
         tunnel: top.section("tunnel", "[tunnel]", tunnel),
         shield: top.section("shield", "[shield]", shield),
     }
@@ -127,6 +130,25 @@ fn resolver(table: &mut Section<'_>) -> ResolverSpec {
             list("domains such as [\"tail1234.ts.net\"]", domain)(value).map(Some)
         }),
     }
+}
+
+/// What is listened on cannot be connected from as well.
+fn flow(table: &mut Section<'_>, listeners: &[ListenerSpec], daemon: &DaemonSettings) -> FlowSpec {
+    let default = FlowSpec::default();
+    let ports = table.or("ports", default.ports, |value| {
+        let ports = ports(value)?;
+        let listens = |listener: &&ListenerSpec| listener.bind.iter().any(|at| ports.contains(&at.port()));
+        let taken = match listeners.iter().find(listens) {
+            Some(listener) => format!("the listener \"{}\"", listener.name),
+            None if daemon.admin.is_some_and(|at| ports.contains(&at.port())) => "`admin`".to_owned(),
+            None => return Some(ports),
+        };
+        value.refuse(
+            Refusal::new(format!("{taken} has one of these ports"))
+                .hint("flows need ports of their own: choose others, here or there"),
+        )
+    });
+    FlowSpec { ports }
 }
 
 fn tunnel(table: &mut Section<'_>) -> Options {

@@ -33,6 +33,8 @@ pub struct Flows {
     settled: Mutex<Vec<(u32, FlowSum)>>,
     /// Places among the connections of a source, where these are limited.
     places: Mutex<HashMap<u64, SourceSlot>>,
+    /// Flows that stall, and how much each had repeated when that was last held against it.
+    stalling: Mutex<HashMap<u64, u32>>,
     census: Mutex<Census>,
     /// Flows of hand-overs that an earlier daemon did not finish.
     suspects: Mutex<Vec<Suspect>>,
@@ -119,6 +121,7 @@ impl Flows {
             accounted: Mutex::default(),
             settled: Mutex::default(),
             places: Mutex::default(),
+            stalling: Mutex::default(),
             census: Mutex::default(),
             suspects: Mutex::default(),
         }

@@ -93,6 +93,17 @@ impl Passport {
         }
     }
 
+    /// As text without what the client chose, so that no number of clients makes more different ones than there are
+    /// listeners, routes and backends. `None` where a PROXY header names the client: whoever is to be blocked must
+    /// still be found.
+    pub fn common_text(&self) -> Option<String> {
+        if self.client.is_some() {
+            return None;
+        }
+        let common = Self { host: None, alpn: Vec::new(), ech: false, unique_id: None, ..self.clone() };
+        Some(common.text())
+    }
+
     /// What was written by [`Self::text`]; an empty one where it was by another version.
     pub fn read(text: &str) -> Self {
         serde_json::from_str(text).unwrap_or_default()
@@ -141,5 +152,31 @@ mod tests {
         passport.listener = "l".repeat(300).into();
         assert!(passport.text().len() <= LABEL_BYTES);
         assert_eq!(Passport::read("{"), Passport::default());
+    }
+
+    #[test]
+    fn what_clients_choose_makes_no_common_text_of_its_own() {
+        let passport = |host: &str, alpn: &[&str]| Passport {
+            listener: "https".into(),
+            route: "*.example.com".into(),
+            destination: 3,
+            backend: 5,
+            host: host.parse().ok(),
+            alpn: alpn.iter().map(|name| (*name).to_owned()).collect(),
+            ech: alpn.is_empty(),
+            idle_timeout: Some(60_000),
+            ..Passport::default()
+        };
+        let (one, other) = (passport("a.example.com", &["h2"]), passport("b.example.com", &[]));
+        assert_ne!(one.text(), other.text());
+        assert_eq!(one.common_text(), other.common_text());
+        let read = Passport::read(&one.common_text().unwrap());
+        assert_eq!(
+            (&*read.listener, &*read.route, read.destination, read.backend),
+            ("https", "*.example.com", 3, 5)
+        );
+        assert_eq!((read.idle_timeout(), read.host), (Some(Duration::from_mins(1)), None));
+        let announced = Passport { client: "192.0.2.1:1".parse().ok(), ..one };
+        assert_eq!(announced.common_text(), None);
     }
 }

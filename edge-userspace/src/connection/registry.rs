@@ -97,10 +97,10 @@ impl Registry {
         }
     }
 
-    /// Tells all that it is time to be handed over, where they may be.
-    pub fn nudge(&self) {
+    /// Tells all that the daemon is about to end: it is time to be handed over, where they may be.
+    pub fn last_call(&self) {
         for shard in 0..SHARDS {
-            self.members(shard).iter().for_each(|connection| connection.stop.nudge());
+            self.members(shard).iter().for_each(|connection| connection.stop.last_call());
         }
     }
 

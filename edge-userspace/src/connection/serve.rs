@@ -131,6 +131,10 @@ impl Passenger for Registered {
             connect_time: connection.way().map_or(0, |way| microseconds(way.connect_time)),
         }
     }
+
+    fn common_label(&self) -> Option<String> {
+        self.edge.passport(&self.connection).common_text()
+    }
 }
 
 impl Drop for Registered {

@@ -6,12 +6,10 @@ use edge_common::flow::FlowReason;
 
 use super::{Daemon, status};
 use crate::{
+    config::FlowSpec,
     connection::{Edge, FlowView, Flows, backend_key},
     control::api,
-    datapath::{
-        Tier, Tiers,
-        flow::{DEFAULT_PORTS, FlowTier},
-    },
+    datapath::{Tier, Tiers, flow::FlowTier},
     kernel::{Finding, FlowEvents, Kernel, State},
     observe::metrics::FlowCounts,
     pool::Backend,
@@ -23,13 +21,17 @@ const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 const LOCAL: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
 /// Takes the tier from the kernel, where it has one. What is missing is among the findings then.
-pub(super) fn take(kernel: &mut Kernel, tiers: &Tiers) -> Option<(Flows, FlowEvents)> {
+pub(super) fn take(
+    kernel: &mut Kernel,
+    tiers: &Tiers,
+    FlowSpec { ports }: &FlowSpec,
+) -> Option<(Flows, FlowEvents)> {
     let mut program = kernel.flow.take()?;
-    let taken = program.events().and_then(|events| Ok((events, FlowTier::new(program, DEFAULT_PORTS)?)));
+    let taken = program.events().and_then(|events| Ok((events, FlowTier::new(program, ports.clone())?)));
     match taken {
         Ok((events, tier)) => {
-            if let Err(error) = reserve(&DEFAULT_PORTS) {
-                tracing::warn!(%error, "ports of flows cannot be reserved: do not let others connect from {DEFAULT_PORTS:?}");
+            if let Err(error) = reserve(ports) {
+                tracing::warn!(%error, "ports of flows cannot be reserved: do not let others connect from {ports:?}");
             }
             let tier = Arc::new(tier);
             tiers.add_flow(Arc::clone(&tier));

@@ -158,7 +158,7 @@ impl Daemon {
             tracing::error!("{recovery}");
         }
         let tiers = Tiers::default();
-        let flows = flows::take(&mut kernel, &tiers);
+        let flows = flows::take(&mut kernel, &tiers, &settings.flow);
         let (flows, mut events) = flows.unzip();
         tiers::provide(&tiers, &kernel.objects, &settings, &state.routes)?;
         let access_log = AccessLog::open(&settings.daemon.access_log)
@@ -314,8 +314,10 @@ fn drain(kept: &Kept, state: &State) {
 
 /// What a reload cannot change.
 fn needs_restart(old: &Settings, new: &Settings) -> Vec<String> {
+    let ports = ("flow.ports", old.flow.ports != new.flow.ports);
     let (old, new) = (&old.daemon, &new.daemon);
     let changed = [
+        ports,
         ("daemon.state_dir", old.state_dir != new.state_dir),
         ("daemon.control", old.control != new.control),
         ("daemon.admin", old.admin != new.admin),

@@ -139,15 +139,15 @@ impl Daemon {
     async fn empty(&self) {
         /// Between two attempts to hand over what was not quiet enough.
         const EVERY: Duration = Duration::from_secs(1);
-        let mut nudged: Option<Instant> = None;
+        let mut called: Option<Instant> = None;
         loop {
             let freed = self.edge.admission.freed();
             if self.edge.registry.is_empty() {
                 return;
             }
-            if nudged.is_none_or(|last| last.elapsed() >= EVERY) {
-                self.edge.registry.nudge();
-                nudged = Some(Instant::now());
+            if called.is_none_or(|last| last.elapsed() >= EVERY) {
+                self.edge.registry.last_call();
+                called = Some(Instant::now());
             }
             // A slot is freed after its connection left the registry; the timeout covers one freed in between.
             let _ = timeout(Duration::from_millis(100), freed).await;

@@ -115,6 +115,10 @@ impl Fate {
 pub trait Passenger: Sync {
     /// Asked for when it is handed over.
     fn ticket(&self) -> Ticket;
+
+    /// [`Ticket::label`] with only what it has in common with others, for when labels are scarce. `None` where the
+    /// rest cannot be left out.
+    fn common_label(&self) -> Option<String>;
 }
 
 /// What a flow carries along for its account.
@@ -133,6 +137,10 @@ pub struct Ticket {
 impl Passenger for Ticket {
     fn ticket(&self) -> Ticket {
         self.clone()
+    }
+
+    fn common_label(&self) -> Option<String> {
+        None
     }
 }
 

@@ -31,6 +31,7 @@ pub enum StopReason {
 pub struct Stop {
     order: AtomicU8,
     nudge: AtomicBool,
+    last_call: AtomicBool,
     task: AtomicWaker,
 }
 
@@ -48,7 +49,18 @@ impl Stop {
         self.task.wake();
     }
 
-    /// Whether it was nudged since the last call.
+    /// The same, where the daemon is about to end: what stays on sockets now ends with it.
+    pub fn last_call(&self) {
+        self.last_call.store(true, Ordering::Release);
+        self.nudge();
+    }
+
+    /// Whether the daemon is about to end.
+    pub(super) fn is_last_call(&self) -> bool {
+        self.last_call.load(Ordering::Acquire)
+    }
+
+    /// Whether it was nudged since this was last asked.
     pub(super) fn take_nudge(&self) -> bool {
         self.nudge.load(Ordering::Acquire) && self.nudge.swap(false, Ordering::AcqRel)
     }
@@ -85,6 +97,15 @@ impl Stop {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_call_is_a_nudge_and_stands() {
+        let stop = Stop::default();
+        stop.nudge();
+        assert!(stop.take_nudge() && !stop.take_nudge() && !stop.is_last_call());
+        stop.last_call();
+        assert!(stop.take_nudge() && !stop.take_nudge() && stop.is_last_call());
+    }
 
     #[tokio::test]
     async fn the_first_order_wakes_and_stands() {

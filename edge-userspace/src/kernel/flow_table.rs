@@ -33,6 +33,8 @@ const NOEXIST: u64 = 1;
 /// `BPF_EXIST`: one that is not there is.
 const EXIST: u64 = 2;
 
+/// What is left of the room for labels when those that a connection has for itself get none.
+const COMMON_LABELS: u32 = 8;
 /// Keys tried for a label before it counts as having no room.
 const LABEL_TRIES: u32 = 8;
 
@@ -79,6 +81,10 @@ pub struct FlowTable {
     flows: HashMap<MapData, FlowKey, Flow>,
     pending: HashMap<MapData, u64, Pending>,
     labels: HashMap<MapData, u32, Label>,
+    /// How many there are.
+    label_count: u32,
+    /// How many there may be.
+    label_limit: u32,
     handshakes: SkStorage<MapData, Handshake>,
     /// The flows once more, for what aya has no call for.
     descriptor: OwnedFd,
@@ -86,17 +92,22 @@ pub struct FlowTable {
 
 impl FlowTable {
     pub(super) fn take(ebpf: &mut Ebpf, object: &'static str) -> Result<Self, KernelError> {
-        let found = ebpf.map(FLOWS).ok_or(KernelError::Incomplete { object, part: FLOWS })?;
-        let Map::HashMap(data) = found else {
-            return Err(KernelError::Incomplete { object, part: FLOWS });
+        let hash = |part| match ebpf.map(part) {
+            Some(Map::HashMap(data)) => Ok(data),
+            _ => Err(KernelError::Incomplete { object, part }),
         };
         let call = "duplicating a map's descriptor";
-        let descriptor = data.fd().as_fd().try_clone_to_owned();
+        let descriptor = hash(FLOWS)?.fd().as_fd().try_clone_to_owned();
         let descriptor = descriptor.map_err(|source| KernelError::Call { call, source })?;
+        // An earlier daemon may have made it of another size.
+        let label_limit = hash(FLOW_LABELS)?.info().map_err(map("asking about", FLOW_LABELS))?.max_entries();
+        let labels: HashMap<MapData, u32, Label> = take(ebpf, object, FLOW_LABELS)?;
         Ok(Self {
             flows: take(ebpf, object, FLOWS)?,
             pending: take(ebpf, object, FLOWS_PENDING)?,
-            labels: take(ebpf, object, FLOW_LABELS)?,
+            label_count: u32::try_from(labels.keys().count()).unwrap_or(u32::MAX),
+            label_limit,
+            labels,
             handshakes: take(ebpf, object, HANDSHAKES)?,
             descriptor,
         })
@@ -187,27 +198,36 @@ impl FlowTable {
         self.pending.iter().filter_map(Result::ok).collect()
     }
 
-    /// The key of the label with this text, made if there is none. Text that is too long is cut.
+    /// The key of the label with this text, made if there is none. Text that is too long is cut. Some of the room is
+    /// kept for [`Self::common_label`].
     pub fn label(&mut self, text: &str) -> Result<u32, InstallError> {
+        self.label_below(self.label_limit - self.label_limit / COMMON_LABELS, text)
+    }
+
+    /// The same for a text that many connections have in common.
+    pub fn common_label(&mut self, text: &str) -> Result<u32, InstallError> {
+        self.label_below(self.label_limit, text)
+    }
+
+    fn label_below(&mut self, limit: u32, text: &str) -> Result<u32, InstallError> {
         let mut label = Label::default();
         let text = &text[..text.floor_char_boundary(LABEL_BYTES)];
         label.text[..text.len()].copy_from_slice(text.as_bytes());
         let mut key = label_key(text);
         for _ in 0..LABEL_TRIES {
-            match self.labels.insert(key, label, NOEXIST) {
-                Ok(()) => return Ok(key),
-                Err(error) => match code(&error) {
-                    Some(libc::EEXIST) => {
-                        let there = found(self.labels.get(&key, 0)).map_err(map("reading", FLOW_LABELS))?;
-                        if there == Some(label) {
-                            return Ok(key);
-                        }
-                    }
-                    Some(libc::E2BIG | libc::ENOMEM) => return Err(InstallError::Full),
-                    _ => return Err(map("writing to", FLOW_LABELS)(error).into()),
-                },
+            match found(self.labels.get(&key, 0)).map_err(map("reading", FLOW_LABELS))? {
+                Some(there) if there == label => return Ok(key),
+                Some(_) => key = key.wrapping_add(1).max(1),
+                None if self.label_count >= limit => break,
+                None => {
+                    self.labels.insert(key, label, NOEXIST).map_err(|error| match code(&error) {
+                        Some(libc::E2BIG | libc::ENOMEM) => InstallError::Full,
+                        _ => map("writing to", FLOW_LABELS)(error).into(),
+                    })?;
+                    self.label_count += 1;
+                    return Ok(key);
+                }
             }
-            key = key.wrapping_add(1).max(1);
         }
         Err(InstallError::Full)
     }
@@ -228,7 +248,9 @@ impl FlowTable {
 
     /// Removes a label that no flow has.
     pub fn remove_label(&mut self, key: u32) -> Result<(), KernelError> {
-        found(self.labels.remove(&key)).map(drop).map_err(map("removing from", FLOW_LABELS))
+        let removed = found(self.labels.remove(&key)).map_err(map("removing from", FLOW_LABELS))?;
+        self.label_count -= u32::from(removed.is_some());
+        Ok(())
     }
 
     /// What was noted when the socket's connection was established; `None` where nothing was, because the

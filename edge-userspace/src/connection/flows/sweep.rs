@@ -82,12 +82,17 @@ impl Flows {
                 }
             })?;
         }
+        let mut stalling = HashMap::new();
         for key in candidates {
             let pair = self.tier.table().pair(&key)?;
             if let Some(pair) = pair {
                 self.judge(edge, &pair, quiet(&pair.up).min(quiet(&pair.down)), idle);
+                if is_stalling(&pair.up) {
+                    stalling.insert(pair.up.id, self.hold_against(&pair));
+                }
             }
         }
+        *lock(&self.stalling) = stalling;
         self.publish(&edge.running.load(), &sums, &settled);
         self.forget_labels(&sums)?;
         self.limit_sources(sums.values().map(|sum| sum.live).sum())
@@ -106,10 +111,18 @@ impl Flows {
             }
         } else if limit(&self.passport(up.label), idle, up).is_some_and(|limit| quiet >= limit) {
             self.end(edge, pair, FlowEnd::Stopped(StopReason::Idle));
-        } else if is_stalling(up) {
-            let backend = up.to.destination().ip();
-            self.tier.distrust(backend, "most of what clients send to it is sent again");
         }
+    }
+
+    /// A flow stalls. Once is once: it counts again when it has repeated as much again, for its counter is never reset.
+    fn hold_against(&self, pair: &FlowPair) -> u32 {
+        let repeated = pair.up.repeated;
+        let before = lock(&self.stalling).get(&pair.up.id).copied();
+        if let Some(before) = before.filter(|before| repeated.wrapping_sub(*before) < REPEATS) {
+            return before;
+        }
+        self.tier.failed(pair, "most of what the client sends is sent again");
+        repeated
     }
 
     /// Adds the sums up by destination, backend and listener.

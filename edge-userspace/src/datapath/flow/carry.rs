@@ -59,7 +59,8 @@ pub(in crate::datapath) fn carry<'a>(
             if let Turn::End(end) = turn {
                 return Fate::Ended(relay.finish(end, meter).await);
             }
-            if !at_once && is_lossy(relay.pair()) {
+            // A daemon that ends repeats nothing: then a flow that suffers from loss is better than none.
+            if !at_once && !stop.is_last_call() && is_lossy(relay.pair()) {
                 stays(tier, &Stay::Lossy);
                 relay.keep_alive();
                 due = (2 * meter.on_sockets()).max(WORTH_IT);
@@ -103,7 +104,7 @@ async fn attempt(
             return Attempt::Later(relay);
         }
     }
-    match hand_over(tier, relay.into_pair(), &passenger.ticket(), meter).await {
+    match hand_over(tier, relay.into_pair(), passenger, meter).await {
         Handed::Carried => Attempt::Over(Fate::HandedOver),
         Handed::Cut(failure) => Attempt::Over(cut(failure)),
         Handed::Stay(pair, reason) => {

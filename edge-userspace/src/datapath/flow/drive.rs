@@ -1,6 +1,6 @@
 //! The hand-over, performed: does what [`Handover`] says, on real sockets and the table of flows.
 
-use std::{io, os::fd::AsFd};
+use std::{cell::RefCell, io, os::fd::AsFd};
 
 use edge_common::flow::{DOWN, Flow, Pending, UP};
 use rustix::{
@@ -15,15 +15,21 @@ use super::{
     tier::{FlowTier, Stay},
 };
 use crate::{
-    datapath::{Meter, Pair, Side, Ticket, Tier},
+    datapath::{Meter, Pair, Passenger, Side, Ticket, Tier},
     kernel::{
-        FlowPair, monotonic,
+        FlowPair, InstallError, monotonic,
         tcp::{self, Queue},
     },
 };
 
 /// Bytes read from a socket at once.
 const CHUNK: usize = 64 * 1024;
+
+thread_local! {
+    /// What is read goes through here. One for each worker thread: many hand-overs are under way at once, and most
+    /// of them move nothing.
+    static SHARED: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into_boxed_slice());
+}
 
 /// How an attempt ended.
 pub(super) enum Handed {
@@ -36,8 +42,13 @@ pub(super) enum Handed {
 }
 
 /// Hands a connection over. Nothing is held between its sockets.
-pub(super) async fn hand_over(tier: &FlowTier, pair: Pair, ticket: &Ticket, meter: &Meter) -> Handed {
-    let (flows, written) = match prepare(tier, &pair, ticket, meter) {
+pub(super) async fn hand_over(
+    tier: &FlowTier,
+    pair: Pair,
+    passenger: &impl Passenger,
+    meter: &Meter,
+) -> Handed {
+    let (flows, written) = match prepare(tier, &pair, passenger, meter) {
         Ok(prepared) => prepared,
         Err(stay) => return Handed::Stay(pair, stay),
     };
@@ -52,7 +63,6 @@ pub(super) async fn hand_over(tier: &FlowTier, pair: Pair, ticket: &Ticket, mete
         written,
         last: flows,
         refusal: None,
-        buffer: vec![0; CHUNK],
     };
     let mut action = machine.start();
     let outcome = loop {
@@ -99,7 +109,7 @@ pub(super) async fn hand_over(tier: &FlowTier, pair: Pair, ticket: &Ticket, mete
                 return Handed::Carried;
             }
             if failure == Failure::Unacknowledged {
-                tier.distrust(flows.up.to.destination().ip(), "what it was sent was never acknowledged");
+                tier.failed(&flows, "what was sent was never acknowledged");
             }
             Handed::Cut(failure)
         }
@@ -116,12 +126,13 @@ fn finish(tier: &FlowTier, id: u64) {
 fn prepare(
     tier: &FlowTier,
     pair: &Pair,
-    ticket: &Ticket,
+    passenger: &impl Passenger,
     meter: &Meter,
 ) -> Result<(FlowPair, Sides<u32>), Stay> {
+    let ticket = passenger.ticket();
     let account = Account {
         id: ticket.id,
-        label: tier.table().label(&ticket.label)?,
+        label: label(tier, passenger, &ticket)?,
         accepted: ticket.accepted,
         connect_time: ticket.connect_time,
         bytes_up: meter.up(),
@@ -132,6 +143,18 @@ fn prepare(
     // What a side was sent, in its own numbers: what the other side has sent, translated.
     let reached = |flow: &Flow| flow.sent().wrapping_add(flow.seq_delta);
     Ok((flows, Sides { client: reached(&flows.down), backend: reached(&flows.up) }))
+}
+
+/// Where there is no room for all that is known of the connection, it goes with what it has in common with others.
+fn label(tier: &FlowTier, passenger: &impl Passenger, ticket: &Ticket) -> Result<u32, InstallError> {
+    let mut table = tier.table();
+    match table.label(&ticket.label) {
+        Err(InstallError::Full) => {
+            let common = passenger.common_label().ok_or(InstallError::Full)?;
+            table.common_label(&common)
+        }
+        label => label,
+    }
 }
 
 struct Drive<'a> {
@@ -145,7 +168,6 @@ struct Drive<'a> {
     /// The flow as it was last seen.
     last: FlowPair,
     refusal: Option<Stay>,
-    buffer: Vec<u8>,
 }
 
 /// One direction's bytes between the sockets.
@@ -168,11 +190,11 @@ impl Drive<'_> {
                     Event::Refused
                 }
             },
-            Action::Relay => {
-                let (up, up_more) = self.relay(Side::Client, client, backend)?;
-                let (down, down_more) = self.relay(Side::Backend, backend, client)?;
-                Event::Relayed { up, down, more: up_more || down_more }
-            }
+            Action::Relay => SHARED.with_borrow_mut(|buffer| {
+                let (up, up_more) = self.relay(buffer, Side::Client, client, backend)?;
+                let (down, down_more) = self.relay(buffer, Side::Backend, backend, client)?;
+                io::Result::Ok(Event::Relayed { up, down, more: up_more || down_more })
+            })?,
             Action::Freeze => {
                 tcp::enter_repair(client)?;
                 tcp::enter_repair(backend)?;
@@ -209,6 +231,7 @@ impl Drive<'_> {
     /// destination is full.
     fn relay(
         &mut self,
+        buffer: &mut [u8],
         from: Side,
         source: &TcpStream,
         destination: &TcpStream,
@@ -216,18 +239,15 @@ impl Drive<'_> {
         let mut moved = 0;
         loop {
             let lane = self.lane(from);
-            while !lane.held.is_empty() {
-                match send(destination, &lane.held, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-                    Ok(sent) => drop(lane.held.drain(..sent)),
-                    Err(Errno::AGAIN) => return Ok((moved, true)),
-                    Err(Errno::INTR) => {}
-                    Err(error) => return Err(error.into()),
-                }
+            let sent = write(destination, &lane.held)?;
+            lane.held.drain(..sent);
+            if !lane.held.is_empty() {
+                return Ok((moved, true));
             }
             if lane.ended {
                 return Ok((moved, false));
             }
-            let read = match recv(source, &mut *self.buffer, RecvFlags::DONTWAIT) {
+            let read = match recv(source, &mut *buffer, RecvFlags::DONTWAIT) {
                 Ok((_, read)) => read,
                 Err(Errno::AGAIN) => return Ok((moved, false)),
                 Err(Errno::INTR) => continue,
@@ -240,8 +260,8 @@ impl Drive<'_> {
                 self.tier.table().let_finish(destination).map_err(io::Error::other)?;
                 shutdown(destination, Shutdown::Write)?;
             } else {
-                let bytes = self.buffer[..read].to_vec();
-                self.lane(from).held = bytes;
+                let sent = write(destination, &buffer[..read])?;
+                self.lane(from).held = buffer[sent..read].to_vec();
             }
         }
     }
@@ -282,4 +302,18 @@ impl Drive<'_> {
             gone: now.is_none(),
         })
     }
+}
+
+/// Writes as much as the socket takes now.
+fn write(socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    let mut written = 0;
+    while written < bytes.len() {
+        match send(socket, &bytes[written..], SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            Ok(sent) => written += sent,
+            Err(Errno::AGAIN) => break,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(written)
 }

@@ -9,6 +9,7 @@ mod drive;
 pub mod handover;
 mod ports;
 mod tier;
+mod trust;
 
 pub use carry::OLD_ENOUGH;
 pub use ports::{DEFAULT_PORTS, PortLease, Ports};

@@ -10,7 +10,7 @@ use std::{
     ops::RangeInclusive,
     os::fd::{AsFd, BorrowedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use edge_common::flow::{
@@ -22,6 +22,7 @@ use thiserror::Error;
 use super::{
     agreement::{self, Account, Leg, Mismatch},
     ports::{PortLease, Ports},
+    trust::{Distrusted, MEMORY, Trust},
 };
 use crate::{
     kernel::{
@@ -31,9 +32,6 @@ use crate::{
     },
     source::source_of,
 };
-
-/// For how long a backend on whose way flows do not work is left alone.
-const DISTRUST: Duration = Duration::from_mins(10);
 
 /// What most devices carry.
 const ETHERNET_MTU: u32 = 1500;
@@ -58,9 +56,12 @@ pub enum Stay {
     /// The client's packets come by one device and go by another.
     #[error("its client is reached by another device than it comes from")]
     Asymmetric,
-    /// A flow to this backend has failed a short while ago.
+    /// Flows of several sources to this backend have failed a short while ago.
     #[error("flows to its backend have failed, it is left alone for a while")]
     Distrusted,
+    /// A flow of this source to this backend has.
+    #[error("a flow of its source to its backend has failed, they are left alone for a while")]
+    DistrustedSource,
     /// What is lost on the way to its client is better repeated from here.
     #[error("its client's line loses packets, and home is far")]
     Lossy,
@@ -82,7 +83,14 @@ impl From<io::Error> for Stay {
 impl Stay {
     /// Whether it may be different later.
     pub const fn is_passing(&self) -> bool {
-        matches!(self, Self::Install(InstallError::Full) | Self::Distrusted | Self::Lossy | Self::Quota)
+        matches!(
+            self,
+            Self::Install(InstallError::Full)
+                | Self::Distrusted
+                | Self::DistrustedSource
+                | Self::Lossy
+                | Self::Quota
+        )
     }
 
     /// Its name in counters.
@@ -100,6 +108,7 @@ impl Stay {
             Self::Port => "port",
             Self::Asymmetric => "asymmetric_route",
             Self::Distrusted => "distrusted",
+            Self::DistrustedSource => "distrusted_source",
             Self::Lossy => "lossy_client",
             Self::Quota => "source_quota",
         }
@@ -158,7 +167,7 @@ pub struct FlowTier {
     reasons: FlowReasons,
     routes: Mutex<RouteLookup>,
     ports: Arc<Ports>,
-    distrusted: Mutex<HashMap<IpAddr, Instant>>,
+    trust: Mutex<Trust>,
     crowded: Mutex<Vec<IpAddr>>,
     stays: Mutex<HashMap<&'static str, u64>>,
 }
@@ -178,7 +187,7 @@ impl FlowTier {
             reasons,
             routes: Mutex::new(routes),
             ports: Arc::new(Ports::new(ports)),
-            distrusted: Mutex::default(),
+            trust: Mutex::default(),
             crowded: Mutex::default(),
             stays: Mutex::default(),
         })
@@ -253,10 +262,13 @@ impl FlowTier {
         if !self.ports.contains(backend_ends.local.port()) {
             return Err(Stay::Port);
         }
-        if self.is_distrusted(backend_ends.peer.ip()) {
-            return Err(Stay::Distrusted);
-        }
         let source = client_ends.peer.ip().to_canonical();
+        let doubt = lock(&self.trust).doubt(source, backend_ends.peer.ip(), Instant::now());
+        match doubt {
+            Some(Distrusted::Backend) => return Err(Stay::Distrusted),
+            Some(Distrusted::Source) => return Err(Stay::DistrustedSource),
+            None => {}
+        }
         if lock(&self.crowded).contains(&source_of(source)) {
             return Err(Stay::Quota);
         }
@@ -350,25 +362,23 @@ impl FlowTier {
         self.ports.give_back(to.destination(), to.source().port());
     }
 
-    /// Flows to this backend do not work: connections to it stay on sockets for a while.
-    pub fn distrust(&self, backend: IpAddr, reason: &str) {
-        let known = lock(&self.distrusted).insert(backend.to_canonical(), Instant::now());
-        if known.is_none() {
-            tracing::warn!(
+    /// A flow does not work: connections of its source to its backend stay on sockets for a while, and those of all
+    /// sources where it is not the only one.
+    pub fn failed(&self, pair: &FlowPair, reason: &str) {
+        let (client, backend) = (pair.up_key.source().ip(), pair.up.to.destination().ip());
+        let distrusted = lock(&self.trust).failed(client, backend, Instant::now());
+        let minutes = MEMORY.as_secs() / 60;
+        match distrusted {
+            Some(Distrusted::Backend) => tracing::warn!(
                 %backend, reason,
-                "flows to this backend do not work: its connections stay on sockets for {} minutes",
-                DISTRUST.as_secs() / 60
-            );
+                "flows to this backend do not work: its connections stay on sockets for {minutes} minutes"
+            ),
+            Some(Distrusted::Source) => tracing::info!(
+                %client, %backend, reason,
+                "a flow does not work: connections of its source to this backend stay on sockets for {minutes} minutes"
+            ),
+            None => {}
         }
-    }
-
-    fn is_distrusted(&self, backend: IpAddr) -> bool {
-        let mut distrusted = lock(&self.distrusted);
-        if distrusted.is_empty() {
-            return false;
-        }
-        distrusted.retain(|_, since| since.elapsed() < DISTRUST);
-        distrusted.contains_key(&backend.to_canonical())
     }
 
     /// These sources have as many flows as they may have.
