@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where it fails")]
 
 use std::{
-    fs,
+    env, fs,
     io::ErrorKind,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::AsFd as _,
@@ -230,7 +230,8 @@ fn a_hundred_thousand_prefixes_are_loaded_at_once() {
         let busy = processor_time().saturating_sub(busy);
         println!("100,000 prefixes in {:?}, {busy:?} of a processor", started.elapsed());
         assert_eq!((loaded.added, loaded.removed, loaded.left_out), (100_000, 0, 0));
-        assert!(busy < Duration::from_secs(2), "{busy:?}");
+        // Where the lab is patient, the processor is emulated: its speed means nothing.
+        assert!(env::var_os("EDGE_LAB_PATIENCE").is_some() || busy < Duration::from_secs(2), "{busy:?}");
         let started = Instant::now();
         let loaded = shield.load_prefixes(prefixes(1000), &[], false).unwrap();
         println!("1,000 of them exchanged in {:?}", started.elapsed());

@@ -77,7 +77,9 @@ pub(crate) fn packages(wanted: &[&str]) -> Result<()> {
         command
     };
     run(apt().arg("update")).context("apt-get update (is there a network?)")?;
-    run(apt().args(["install", "--no-install-recommends"]).args(&missing))?;
+    // What is there belongs to the machine and stays, even where something does not fit beside it.
+    run(apt().args(["install", "--no-install-recommends", "--no-remove"]).args(&missing))
+        .with_context(|| format!("installing {}", missing.join(" ")))?;
     drop(policy);
     Ok(())
 }
