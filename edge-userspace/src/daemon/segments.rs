@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    io,
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -13,7 +14,7 @@ use std::{
 
 use tokio::{
     sync::{Notify, watch},
-    time::sleep,
+    time::{Instant, sleep},
 };
 
 use super::Daemon;
@@ -51,6 +52,7 @@ pub(super) struct Clamp {
 #[derive(Debug)]
 pub(super) struct Segments {
     clamps: Mutex<BTreeMap<Arc<str>, Clamp>>,
+    ways: Mutex<Ways>,
     /// Routes or listeners changed.
     outdated: Notify,
     /// Changes with devices, addresses and routes of the kernel; `None` where they cannot be watched.
@@ -59,12 +61,22 @@ pub(super) struct Segments {
 
 impl Segments {
     pub(super) fn new(stirred: Option<watch::Receiver<()>>) -> Self {
-        Self { clamps: Mutex::default(), outdated: Notify::new(), stirred }
+        Self { clamps: Mutex::default(), ways: Mutex::default(), outdated: Notify::new(), stirred }
     }
 
     /// To be called when routes or listeners changed.
     pub(super) fn outdated(&self) {
         self.outdated.notify_one();
+    }
+
+    /// What the listeners may announce now.
+    fn look(&self, running: &Running) -> BTreeMap<Arc<str>, Clamp> {
+        let mut ways = self.ways.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let found =
+            clamps(running, |address, device| ways.settle(address, device, path_mtu(address, device), now));
+        ways.forget_others();
+        found
     }
 
     fn note(&self, found: BTreeMap<Arc<str>, Clamp>) {
@@ -79,6 +91,56 @@ impl Segments {
     /// What this listener announces; `None` where nothing limits it.
     pub(super) fn of(&self, listener: &str) -> Option<Clamp> {
         self.clamps.lock().unwrap_or_else(PoisonError::into_inner).get(listener).cloned()
+    }
+}
+
+/// What is known of the ways to backends, also while one is not there. A tunnel that is made anew is gone for a moment,
+/// or its packets would go by the default route: whoever connects then, and those that were reset do at once, is to be
+/// told what the tunnel carries.
+#[derive(Debug, Default)]
+struct Ways(HashMap<(IpAddr, Option<String>), Way>);
+
+/// One way.
+#[derive(Debug)]
+struct Way {
+    mtu: u32,
+    /// Since when it seems to be wider.
+    wider: Option<Instant>,
+    is_asked_for: bool,
+}
+
+impl Ways {
+    /// What counts of a way of which this was found now: less at once, more when it has been so for [`EVERY`].
+    fn settle(
+        &mut self,
+        address: IpAddr,
+        device: Option<&str>,
+        found: io::Result<u32>,
+        now: Instant,
+    ) -> io::Result<u32> {
+        let key = (address, device.map(str::to_owned));
+        let Some(way) = self.0.get_mut(&key) else {
+            let mtu = found?;
+            self.0.insert(key, Way { mtu, wider: None, is_asked_for: true });
+            return Ok(mtu);
+        };
+        way.is_asked_for = true;
+        match found {
+            Ok(mtu) if mtu > way.mtu => {
+                let since = *way.wider.get_or_insert(now);
+                if now.duration_since(since) >= EVERY {
+                    (way.mtu, way.wider) = (mtu, None);
+                }
+            }
+            Ok(mtu) => (way.mtu, way.wider) = (mtu, None),
+            Err(_) => way.wider = None,
+        }
+        Ok(way.mtu)
+    }
+
+    /// Forgets the ways that were not asked for since the last time.
+    fn forget_others(&mut self) {
+        self.0.retain(|_, way| std::mem::take(&mut way.is_asked_for));
     }
 }
 
@@ -100,7 +162,7 @@ impl Daemon {
     /// Has the listeners announce what fits now.
     pub(super) fn announce(&self) {
         let running = self.edge.running.load_full();
-        let found = clamps(&running, path_mtu);
+        let found = self.segments.look(&running);
         // Told each time: a socket that a reload opened does not know yet.
         for name in running.listeners.keys() {
             self.workers.announce(name, found.get(name).map(|clamp| clamp.mss));
@@ -123,14 +185,14 @@ async fn stirring(stirred: Option<&mut watch::Receiver<()>>) {
 /// routes has a known way are left out.
 fn clamps(
     running: &Running,
-    mtu: impl Fn(IpAddr, Option<&str>) -> std::io::Result<u32>,
+    mut mtu: impl FnMut(IpAddr, Option<&str>) -> io::Result<u32>,
 ) -> BTreeMap<Arc<str>, Clamp> {
     let mut pools: HashMap<*const Pool, Option<Clamp>> = HashMap::new();
     let mut of_pool = |pool: &Arc<Pool>| {
         let found = pools.entry(Arc::as_ptr(pool)).or_insert_with(|| {
             pool.backends()
                 .iter()
-                .filter_map(|backend| narrowest(backend, &mtu))
+                .filter_map(|backend| narrowest(backend, &mut mtu))
                 .min_by_key(|clamp| clamp.mss)
         });
         found.clone()
@@ -160,9 +222,12 @@ fn clamps(
 }
 
 /// The narrowest of the ways to a backend; `None` while none is known.
-fn narrowest(backend: &Backend, mtu: impl Fn(IpAddr, Option<&str>) -> std::io::Result<u32>) -> Option<Clamp> {
+fn narrowest(
+    backend: &Backend,
+    mut mtu: impl FnMut(IpAddr, Option<&str>) -> io::Result<u32>,
+) -> Option<Clamp> {
     let device = backend.device().map(|device| &**device);
-    let of = |ip: IpAddr| {
+    let mut of = |ip: IpAddr| {
         let mtu = mtu(ip, device).ok()?;
         let headers = if ip.to_canonical().is_ipv4() { HEADERS_V4 } else { HEADERS_V6 };
         let mss = u16::try_from(mtu.saturating_sub(headers).max(LEAST))
@@ -182,14 +247,18 @@ mod tests {
     };
 
     /// Two tunnels, a wide link, and nothing else.
-    fn mtu(address: IpAddr, device: Option<&str>) -> std::io::Result<u32> {
+    fn mtu(address: IpAddr, device: Option<&str>) -> io::Result<u32> {
         match (address.to_string().as_str(), device) {
             ("10.0.0.1" | "fd00::1", None) => Ok(1420),
             ("10.0.0.1", Some("wg1")) => Ok(1280),
             ("127.0.0.1", None) => Ok(65536),
             ("10.0.0.9", None) => Ok(60),
-            _ => Err(std::io::ErrorKind::NetworkUnreachable.into()),
+            _ => gone(),
         }
+    }
+
+    fn gone() -> io::Result<u32> {
+        Err(io::ErrorKind::NetworkUnreachable.into())
     }
 
     fn announced(text: &str) -> Vec<(String, u16)> {
@@ -228,5 +297,29 @@ mod tests {
             assert_eq!(announced(&route(to)), [], "{to}");
         }
         assert_eq!(announced(&route("10.0.0.9")), all(88), "the kernel takes no less");
+    }
+
+    #[test]
+    fn a_way_that_is_gone_for_a_moment_is_no_wider() {
+        let (mut ways, start) = (Ways::default(), Instant::now());
+        let home: IpAddr = "10.0.0.1".parse().unwrap();
+        let mut settle = |found, seconds| {
+            let now = start + Duration::from_secs(seconds);
+            let mtu = ways.settle(home, None, found, now).ok();
+            ways.forget_others();
+            mtu
+        };
+        assert_eq!(settle(gone(), 0), None, "never seen");
+        assert_eq!(settle(Ok(1420), 1), Some(1420));
+        assert_eq!(settle(gone(), 100), Some(1420));
+        assert_eq!(settle(Ok(1500), 200), Some(1420), "the default route");
+        assert_eq!(settle(gone(), 205), Some(1420));
+        assert_eq!(settle(Ok(1500), 209), Some(1420));
+        assert_eq!(settle(Ok(1500), 218), Some(1420));
+        assert_eq!(settle(Ok(1280), 219), Some(1280), "less counts at once");
+        assert_eq!(settle(Ok(1500), 220), Some(1280));
+        assert_eq!(settle(Ok(1500), 230), Some(1500), "it has been so for long enough");
+        ways.forget_others();
+        assert!(ways.settle(home, None, gone(), start).is_err(), "no route leads there any more");
     }
 }

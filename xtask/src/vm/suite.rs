@@ -96,7 +96,8 @@ const CHOICES: &[Choice] = &[
             "netem::",
         ],
         quick: Some(&["netem::copy::", "netem::splice::", "netem::sockmap::", "netem::flow::"]),
-        never: &[],
+        // Minutes each without the processor's help, for the sake of many connections and not of the kernel.
+        never: &["::connections_that_end", "::fifty_connections", "::two_thousand"],
     },
 ];
 
