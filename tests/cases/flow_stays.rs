@@ -290,6 +290,8 @@ fn where_a_source_has_as_many_flows_as_it_may() -> Result<()> {
     case(|lab| {
         let _echo = service::echo(&lab.home, lab.home_at(443))?;
         let _daemon = edged(lab, &route(lab.home_address()))?;
+        // Not from the ports of these flows: they lead to nobody.
+        lab.client.sysctl(&[("net.ipv4.ip_local_port_range", "20000 65000")])?;
         table::add_flows(lab, lab.client.at(0), lab.edge.at(443), QUOTA)?;
         wait::until_ok("the quota to be noticed", SOON, || {
             let mut stream = lab.client.connect(lab.edge.at(443))?;
