@@ -97,7 +97,7 @@ const CHOICES: &[Choice] = &[
         ],
         quick: Some(&["netem::copy::", "netem::splice::", "netem::sockmap::", "netem::flow::"]),
         // Minutes each without the processor's help, for the sake of many connections and not of the kernel.
-        never: &["::connections_that_end", "::fifty_connections", "::two_thousand"],
+        never: &["::connections_that_end", "::two_thousand"],
     },
 ];
 
