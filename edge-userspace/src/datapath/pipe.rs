@@ -7,12 +7,16 @@ use std::{
     cell::RefCell,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::Once,
+    sync::{
+        Mutex, MutexGuard, Once, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use rustix::{
     io::Errno,
-    pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice},
+    pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice},
 };
 
 /// The size asked for. Large enough that one wake-up moves what a fast peer sent meanwhile; it is also the
@@ -21,9 +25,22 @@ const SIZE: usize = 1 << 20;
 /// Pipes kept for later by each worker thread. More exist while more directions are in transit.
 const KEPT: usize = 64;
 
-/// What a pipe has without asking, `PIPE_DEF_BUFFERS` (`linux/pipe_fs_i.h`) of 4 KiB: it keeps that where more is
-/// refused.
-const UNSIZED: usize = 1 << 16;
+/// Less than this is not asked for.
+const LEAST: usize = 1 << 16;
+/// Between two halvings: what is refused now may be granted when others have given up their half.
+const HASTE: Duration = Duration::from_millis(100);
+/// How long nothing is refused before more is asked for again.
+const RELIEF: Duration = Duration::from_secs(10);
+/// Fills of a pipe that is smaller than its share between two attempts to make it larger.
+const GROWTH: u32 = 16;
+/// Pipes that a thread takes between two looks whether that is so.
+const LOOK: u32 = 1024;
+
+/// What each pipe asks for, so that as many as there are share what the kernel grants: beyond
+/// `fs.pipe-user-pages-soft` a new one gets two pages and no more (`alloc_pipe_info`), and splices a third as fast.
+static SHARE: AtomicUsize = AtomicUsize::new(SIZE);
+/// When the share changed or was refused.
+static CHANGED: Mutex<Option<Instant>> = Mutex::new(None);
 
 /// What is the matter beyond `fs.pipe-user-pages-soft`.
 pub const SMALL_PIPES: &str =
@@ -42,8 +59,14 @@ pub fn are_pipes_large() -> io::Result<bool> {
 }
 
 thread_local! {
+    static POOL: RefCell<Pool> = const { RefCell::new(Pool { kept: Vec::new(), taken: 0 }) };
+}
+
+/// Pipes of a thread.
+struct Pool {
     #[expect(clippy::vec_box, reason = "a direction holds a box, so that one without a pipe stays small")]
-    static POOL: RefCell<Vec<Box<Pipe>>> = const { RefCell::new(Vec::new()) };
+    kept: Vec<Box<Pipe>>,
+    taken: u32,
 }
 
 /// A pipe and the count of bytes in it.
@@ -53,32 +76,65 @@ pub(super) struct Pipe {
     writer: OwnedFd,
     filled: usize,
     capacity: usize,
+    fills: u32,
 }
 
 impl Pipe {
     /// Takes a pipe from this thread's pool or makes one. Fails when the process is out of file descriptors or
     /// pipe memory: then carry by copy.
     pub(super) fn take() -> io::Result<Box<Self>> {
-        if let Some(pipe) = POOL.with_borrow_mut(Vec::pop) {
-            return Ok(pipe);
-        }
-        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        let capacity = fcntl_setpipe_size(&writer, SIZE).unwrap_or_else(|_| {
-            SAID.call_once(|| tracing::warn!("{SMALL_PIPES}: {LARGER_PIPES}"));
-            UNSIZED
+        let (kept, is_time) = POOL.with_borrow_mut(|pool| {
+            pool.taken = pool.taken.wrapping_add(1);
+            (pool.kept.pop(), pool.taken.is_multiple_of(LOOK))
         });
-        Ok(Box::new(Self { reader, writer, filled: 0, capacity }))
+        if is_time {
+            relax();
+        }
+        let mut pipe = match kept {
+            Some(pipe) => pipe,
+            None => Box::new(Self::make()?),
+        };
+        pipe.fit();
+        Ok(pipe)
+    }
+
+    fn make() -> io::Result<Self> {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        let capacity = fcntl_getpipe_size(&writer)?;
+        Ok(Self { reader, writer, filled: 0, capacity, fills: 0 })
+    }
+
+    /// Makes an empty pipe as large as its share, or as is granted of that.
+    fn fit(&mut self) {
+        let mut size = SHARE.load(Ordering::Relaxed);
+        while self.capacity != size {
+            match fcntl_setpipe_size(&self.writer, size) {
+                Ok(granted) => {
+                    self.capacity = granted;
+                    return;
+                }
+                Err(_) if size > LEAST && size > self.capacity => {
+                    is_refused(size);
+                    size /= 2;
+                }
+                Err(_) => return,
+            }
+        }
     }
 
     /// Gives the pipe back; one with bytes in it is closed instead.
-    pub(super) fn give_back(self: Box<Self>) {
-        if self.filled == 0 {
-            POOL.with_borrow_mut(|pool| {
-                if pool.len() < KEPT {
-                    pool.push(self);
-                }
-            });
+    pub(super) fn give_back(mut self: Box<Self>) {
+        if self.filled != 0 {
+            return;
         }
+        if self.capacity > SHARE.load(Ordering::Relaxed) {
+            self.fit();
+        }
+        POOL.with_borrow_mut(|pool| {
+            if pool.kept.len() < KEPT {
+                pool.kept.push(self);
+            }
+        });
     }
 
     /// Bytes in the pipe.
@@ -89,6 +145,14 @@ impl Pipe {
     /// Moves bytes from a socket into the pipe. `Ok(0)` is the end of the stream; `WouldBlock` means that the
     /// socket is empty or, if the pipe is not, that the pipe may be full.
     pub(super) fn fill(&mut self, socket: impl AsFd) -> io::Result<usize> {
+        if self.filled == 0 {
+            self.fills = self.fills.wrapping_add(1);
+            let share = SHARE.load(Ordering::Relaxed);
+            // A stream that is never at rest keeps its pipe; others wait for what it has too much.
+            if self.capacity > share || self.capacity < share && self.fills.is_multiple_of(GROWTH) {
+                self.fit();
+            }
+        }
         let moved = retry(|| {
             splice(
                 socket.as_fd(),
@@ -120,11 +184,60 @@ impl Pipe {
     }
 }
 
+/// As much was not granted: all ask for half of it, if they still ask for that.
+fn is_refused(size: usize) {
+    SAID.call_once(|| tracing::warn!("{SMALL_PIPES}: {LARGER_PIPES}"));
+    let mut changed = changed();
+    if SHARE.load(Ordering::Relaxed) == size && changed.is_none_or(|then| then.elapsed() >= HASTE) {
+        SHARE.store(size / 2, Ordering::Relaxed);
+        *changed = Some(Instant::now());
+    }
+}
+
+/// Asks for more again, where that was not tried for a while.
+fn relax() {
+    let share = SHARE.load(Ordering::Relaxed);
+    if share == SIZE {
+        return;
+    }
+    let mut changed = changed();
+    if changed.is_some_and(|then| then.elapsed() >= RELIEF) {
+        SHARE.store(share * 2, Ordering::Relaxed);
+        *changed = Some(Instant::now());
+    }
+}
+
+fn changed() -> MutexGuard<'static, Option<Instant>> {
+    CHANGED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn retry(mut call: impl FnMut() -> rustix::io::Result<usize>) -> io::Result<usize> {
     loop {
         match call() {
             Err(Errno::INTR) => {}
             done => return done.map_err(io::Error::from),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// More than `fs.pipe-user-pages-soft` grants at full size, where that holds for this process.
+    #[test]
+    fn many_pipes_share_what_the_kernel_grants() {
+        const PIPES: usize = 100;
+        let mut capacities = Vec::new();
+        for _ in 0..20 {
+            let pipes: Vec<_> = (0..PIPES).map(|_| Pipe::take().unwrap()).collect();
+            capacities = pipes.iter().map(|pipe| pipe.capacity).collect();
+            if capacities.iter().all(|capacity| *capacity >= LEAST) {
+                return;
+            }
+            pipes.into_iter().for_each(Pipe::give_back);
+            std::thread::sleep(HASTE);
+        }
+        panic!("some stay small: {capacities:?}");
     }
 }
