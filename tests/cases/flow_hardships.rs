@@ -6,7 +6,6 @@ use std::{
     collections::HashSet,
     io::{ErrorKind, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
-    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
@@ -23,9 +22,8 @@ use lab::{
 };
 
 use crate::{
-    carrying::exchange,
     case, echo_once,
-    flow::{NAME, connect, edged, hello, wait_for_flows},
+    flow::{NAME, connect, edged, hello, outlive, wait_for_flows},
     router_case,
 };
 
@@ -98,51 +96,12 @@ fn lossy(one_of: u32, connections: usize, length: u64, kills: usize) -> Result<(
     if !require::all(&[Need::Program("nft", "nftables")]) {
         return Ok(());
     }
-    let (up, down) = (Pattern::new(61), Pattern::new(62));
-    // A transfer by the slowest machine, whose every step is watched by the sockets' own time limits.
-    let patience = Duration::from_mins(10);
     case(|lab| {
         loss::one_by_one(&[&lab.client, &lab.home])?;
         let losses = [Loss::to(&lab.client, one_of)?, Loss::to(&lab.home, one_of)?];
-        let service = Service::start(&lab.home, lab.home_at(443), move |mut stream| {
-            stream.read_exact(&mut vec![0; hello().len()])?;
-            stream.write_all(b"ready")?;
-            // As long as the clients wait for each other.
-            stream.set_read_timeout(Some(wait::patient(2 * SOON)))?;
-            crate::expect(&mut stream, "go")?;
-            exchange(&stream, down, up, length)
-        })?;
-        let go = AtomicBool::new(false);
-        let client = || {
-            let mut stream = connect(lab)?;
-            crate::expect(&mut stream, "ready")?;
-            wait::until_true("all to be flows", 2 * SOON, || go.load(Ordering::Acquire))?;
-            stream.write_all(b"go")?;
-            exchange(&stream, up, down, length).context("at the client")
-        };
-        let daemon = thread::scope(|scope| {
-            let mut daemon = edged(lab, "")?;
-            let clients: Vec<_> = (0..connections).map(|_| scope.spawn(client)).collect();
-            wait_for_flows(&daemon, connections)?;
-            go.store(true, Ordering::Release);
-            for _ in 0..kills {
-                daemon.kill()?;
-                daemon = edged(lab, "")?;
-            }
-            for client in clients {
-                client.join().unwrap_or_else(|_| lab::bail!("a client panicked"))?;
-            }
-            Ok::<_, lab::Error>(daemon)
-        })?;
-        for _ in 0..connections {
-            service.outcome_within(patience).context("at the backend")?;
-        }
+        outlive(lab, connections, length, kills)?;
         for loss in &losses {
             ensure!(loss.lost()? > 0, "nothing was lost");
-        }
-        let ended = |record: &serde_json::Value| record["sni"] == NAME;
-        for record in daemon.access_log.wait_for_count(connections, "the connections", ended)? {
-            ensure!(record["datapath"] == "flow" && record["close"] == "finished", "{record}");
         }
         Ok(())
     })

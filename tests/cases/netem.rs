@@ -77,7 +77,7 @@ fn with_tier(lab: &Lab, tier: &str) -> Result<Edged> {
 fn flows_outlive_the_daemon_while_both_lines_lose_one_in_a_hundred() -> Result<()> {
     case(Lab::plan(), &[], |lab| {
         both_lines(lab, "delay 5ms loss 1%")?;
-        outlive(lab, 4, 4 * MIB)
+        outlive(lab, 4, 4 * MIB, 2)
     })
 }
 
@@ -86,7 +86,7 @@ fn whole_over_bad_lines(tier: &str) -> Result<()> {
     case(Lab::plan(), &[], |lab| {
         both_lines(lab, "delay 5ms loss 0.5% duplicate 0.5% reorder 5%")?;
         if tier == "flow" {
-            return outlive(lab, 3, 2 * MIB);
+            return outlive(lab, 3, 2 * MIB, 2);
         }
         let daemon = with_tier(lab, tier)?;
         let tiers = tiers_of(lab, &daemon, 4, 2 * MIB)?;
@@ -146,7 +146,7 @@ fn flows_through_the_kernels_wireguard_over_a_lossy_line() -> Result<()> {
         let tunnel = lab.tunnel.as_ref().context("no tunnel")?;
         ensure!(tunnel.in_kernel(), "the kernel has WireGuard, but wireguard-go carries");
         home_line(lab, "delay 15ms loss 0.5%")?;
-        outlive(lab, 2, 2 * MIB)
+        outlive(lab, 2, 2 * MIB, 2)
     })
 }
 

@@ -68,9 +68,9 @@ impl Suspect {
         let next = match self.asked {
             None => UP,
             Some((asked, at)) if is_open(asked) && at.elapsed() < ASK => return None,
-            Some((asked, _)) => UP + DOWN - asked,
+            Some((asked, _)) => opposite(asked),
         };
-        let whom = if is_open(next) { next } else { UP + DOWN - next };
+        let whom = if is_open(next) { next } else { opposite(next) };
         is_open(whom).then(|| {
             self.asked = Some((whom, Instant::now()));
             self.questions += 1;
@@ -103,6 +103,10 @@ impl Suspect {
             (true, false) => Verdict::Unknown,
         }
     }
+}
+
+const fn opposite(direction: u8) -> u8 {
+    if direction == UP { DOWN } else { UP }
 }
 
 /// Whether an acknowledgement is of everything before `number`.
