@@ -18,6 +18,8 @@ use super::KernelError;
 
 /// `linux/if_arp.h`: a device that takes IP packets and nothing else.
 const ARPHRD_RAWIP: u16 = 519;
+/// `linux/sockios.h`. libc gives it the type that glibc's `ioctl` takes; musl's takes an int.
+const SIOCGIFHWADDR: libc::Ioctl = 0x8927;
 
 /// A network interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -97,11 +99,12 @@ fn ask(questions: &Socket, name: &str, interface: &mut Interface) {
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // The last octet stays zero.
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
-        *to = from.cast_signed();
+        // `c_char` is signed on x86-64 and unsigned on aarch64.
+        *to = libc::c_char::from_ne_bytes([from]);
     }
     // SAFETY: the call reads the name and writes the hardware address of the request.
     let kind = unsafe {
-        if libc::ioctl(questions.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) != 0 {
+        if libc::ioctl(questions.as_raw_fd(), SIOCGIFHWADDR, &raw mut request) != 0 {
             return;
         }
         request.ifr_ifru.ifru_hwaddr.sa_family
