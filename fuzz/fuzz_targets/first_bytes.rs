@@ -20,7 +20,8 @@ fuzz_target!(|bytes: &[u8]| {
             answer => assert_eq!(answer, whole),
         }
     }
-    let claims: Vec<_> = ALL.into_iter().filter(|one| spoken(bytes, &[*one]) == Sniff::Complete(*one)).collect();
+    let claims: Vec<_> =
+        ALL.into_iter().filter(|one| spoken(bytes, &[*one]) == Sniff::Complete(*one)).collect();
     match &whole {
         Sniff::Complete(protocol) => assert_eq!(claims, [*protocol]),
         _ => assert!(claims.is_empty()),

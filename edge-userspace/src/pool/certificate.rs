@@ -56,21 +56,28 @@ pub fn shown(received: &[u8]) -> Shown {
     let mut messages = Vec::new();
     let mut rest = received;
     // Records (RFC 5246 §6.2.1), whose fragments make up the messages.
-    while let [kind, 3, _, high, low, body @ ..] = rest {
+    let after = loop {
+        let [kind, 3, _, high, low, body @ ..] = rest else {
+            break match rest {
+                [HANDSHAKE | ALERT] | [HANDSHAKE | ALERT, 3, ..] | [] => Shown::Incomplete,
+                _ => Shown::Nothing,
+            };
+        };
         let len = usize::from(u16::from_be_bytes([*high, *low]));
         let fragment = &body[..len.min(body.len())];
         match (*kind, fragment) {
             (HANDSHAKE, fragment) => messages.extend_from_slice(fragment),
-            (ALERT, [_, description, ..]) => return Shown::Alert(*description),
-            (ALERT, _) => return Shown::Incomplete,
-            _ => return Shown::Nothing,
+            (ALERT, [_, description, ..]) => break Shown::Alert(*description),
+            (ALERT, _) => break Shown::Incomplete,
+            _ => break Shown::Nothing,
         }
         rest = body.get(len..).unwrap_or_default();
+    };
+    // What the messages show stands, whatever follows them: the answer must not depend on how much was read at once.
+    match message(&messages) {
+        Shown::Incomplete => after,
+        shown => shown,
     }
-    if matches!(rest, [kind, ..] if !matches!(*kind, ALERT | HANDSHAKE)) {
-        return Shown::Nothing;
-    }
-    message(&messages)
 }
 
 /// Looks for the certificate among the messages (RFC 5246 §7.4).
@@ -280,6 +287,13 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn what_follows_the_certificate_changes_nothing() {
+        for after in [&[21, 3, 3, 0, 2, 2, 40][..], &[20, 3, 3, 0, 1, 1], b"HTTP/1.1 400"] {
+            assert_eq!(shown(&[&flight(100), after].concat()), Shown::Certificate(expected()));
+        }
+    }
+
+    #[test]
     fn a_wildcard_covers_one_label() {
         let certificate = expected();
         for (name, covered) in [
@@ -299,6 +313,8 @@ pub(super) mod tests {
         assert_eq!(shown(&[21, 3, 3, 0, 2, 2, 70]), Shown::Alert(70));
         assert_eq!(shown(&[21, 3, 3, 0, 2, 2]), Shown::Incomplete);
         assert_eq!(shown(b"HTTP/1.1 400"), Shown::Nothing);
+        // A wrong version, which no more bytes make a record.
+        assert_eq!(shown(&[22, 2]), Shown::Nothing);
         let hello_done = [22, 3, 3, 0, 4, 14, 0, 0, 0];
         assert_eq!(shown(&hello_done), Shown::Nothing);
     }

@@ -37,6 +37,21 @@ pub(super) async fn peers(netlink: &mut GenetlinkHandle, device: &str) -> io::Re
     Ok(peers)
 }
 
+/// The peers of an answer, from the bytes of its messages.
+#[cfg(feature = "fuzzing")]
+pub(super) fn parse(messages: &[&[u8]]) -> Vec<Peer> {
+    use netlink_packet_generic::GenlHeader;
+    use rtnetlink::packet_core::ParseableParametrized as _;
+    let header = GenlHeader { cmd: WireguardCmd::GetDevice.into(), version: 1 };
+    let mut peers = Vec::new();
+    for message in messages {
+        if let Ok(part) = WireguardMessage::parse_with_param(*message, header) {
+            collect(&mut peers, &part);
+        }
+    }
+    peers
+}
+
 /// Adds the peers of one part of the answer. A peer with many allowed addresses comes in several parts,
 /// the later ones with its key and the rest of them only.
 fn collect(peers: &mut Vec<Peer>, part: &WireguardMessage) {

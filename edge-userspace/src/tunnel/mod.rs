@@ -20,5 +20,21 @@ pub use peer::Peer;
 pub use state::{Device, Fault, Tunnels, Way};
 pub use watch::{Options, Watcher};
 
+/// Readers that fuzz targets reach.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    use super::{Peer, kernel_wireguard, uapi};
+
+    /// What a WireGuard in user space answers; `None` if it is incomplete, an error or malformed.
+    pub fn user_space_peers(answer: &str) -> Option<Vec<Peer>> {
+        uapi::parse(answer)
+    }
+
+    /// What WireGuard in the kernel answers: the attributes of each message. Malformed ones are skipped.
+    pub fn kernel_peers(messages: &[&[u8]]) -> Vec<Peer> {
+        kernel_wireguard::parse(messages)
+    }
+}
+
 #[cfg(test)]
 pub(crate) use watch::tests;

@@ -46,9 +46,9 @@ pub(super) async fn peers(socket: &Path) -> io::Result<Vec<Peer>> {
 }
 
 /// Reads an answer; `None` if it is incomplete, an error or malformed. Unknown keys are skipped.
-fn parse(answer: &str) -> Option<Vec<Peer>> {
+pub(super) fn parse(answer: &str) -> Option<Vec<Peer>> {
     let mut peers: Vec<Peer> = Vec::new();
-    let mut handshake = (0, 0);
+    let mut handshake = (0_u64, 0_u32);
     for line in answer.lines() {
         let Some((key, value)) = line.split_once('=') else { continue };
         if key == "errno" {
@@ -80,7 +80,10 @@ fn parse(answer: &str) -> Option<Vec<Peer>> {
         }
         peer.handshake = match handshake {
             (0, 0) => None,
-            (seconds, nanos) => SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanos)),
+            // The fraction is below a second; more of it would carry, and the sum may not fit.
+            (seconds, nanos) => Duration::from_secs(seconds)
+                .checked_add(Duration::from_nanos(nanos.into()))
+                .and_then(|since_epoch| SystemTime::UNIX_EPOCH.checked_add(since_epoch)),
         };
     }
     None
@@ -88,7 +91,8 @@ fn parse(answer: &str) -> Option<Vec<Peer>> {
 
 fn key_of(hex: &str) -> Option<[u8; 32]> {
     let mut key = [0; 32];
-    if hex.len() != 64 || !hex.is_ascii() {
+    // `from_str_radix` alone would take a sign for the first digit.
+    if hex.len() != 64 || !hex.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return None;
     }
     for (at, byte) in key.iter_mut().enumerate() {
@@ -129,6 +133,15 @@ mod tests {
     }
 
     #[test]
+    fn a_handshake_beyond_time_is_none() {
+        let late = format!("last_handshake_time_sec={}", u64::MAX);
+        let answer = answer()
+            .replace("last_handshake_time_sec=1769415834", &late)
+            .replace("last_handshake_time_nsec=262671874", "last_handshake_time_nsec=4294967295");
+        assert_eq!(parse(&answer).unwrap()[0].handshake, None);
+    }
+
+    #[test]
     fn what_is_cut_or_broken_is_nothing() {
         let whole = answer();
         let end = whole.find("errno").unwrap();
@@ -136,6 +149,7 @@ mod tests {
             assert_eq!(parse(&whole[..len]), None, "after {len} bytes");
         }
         assert_eq!(parse(&whole.replace("public_key=77", "public_key=7 ")), None);
+        assert_eq!(parse(&whole.replace("public_key=77", "public_key=+7")), None);
         assert_eq!(parse("errno=-13\n\n"), None);
         assert_eq!(parse("errno=0\n\n"), Some(Vec::new()));
     }
