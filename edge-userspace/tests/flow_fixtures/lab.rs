@@ -75,15 +75,16 @@ impl Lab {
     }
 
     pub(crate) fn ingress_from(&self, frame: &[u8], arrival: Arrival) -> (u32, Vec<u8>) {
-        self.run("ingress_l2", frame, arrival)
+        self.through("ingress_l2", frame, arrival)
     }
 
     /// Sends a frame that starts here through `egress_l2`.
     pub(crate) fn egress(&self, frame: &[u8]) -> (u32, Vec<u8>) {
-        self.run("egress_l2", frame, Arrival { device: 0, segment_size: 0 })
+        self.through("egress_l2", frame, Arrival { device: 0, segment_size: 0 })
     }
 
-    fn run(&self, program: &str, frame: &[u8], arrival: Arrival) -> (u32, Vec<u8>) {
+    /// Sends a frame through a program.
+    pub(crate) fn through(&self, program: &str, frame: &[u8], arrival: Arrival) -> (u32, Vec<u8>) {
         // `struct __sk_buff`: `ingress_ifindex` is its tenth word, `gso_size` its 45th.
         let mut context = [0_u8; 192];
         context[36..40].copy_from_slice(&arrival.device.to_ne_bytes());

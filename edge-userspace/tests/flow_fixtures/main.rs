@@ -7,6 +7,7 @@
 mod lab;
 mod packet;
 mod path_mtu;
+mod random;
 mod refused;
 mod rewriting;
 mod speed;

@@ -14,7 +14,7 @@ use crate::{
 const FAMILIES: [(bool, bool); 4] = [(false, false), (true, true), (false, true), (true, false)];
 
 /// What a router of the packet's family says when it is too big, with `kept` bytes of its TCP header.
-fn too_big(packet: &Packet, mtu: u16, kept: usize) -> Vec<u8> {
+pub(crate) fn too_big(packet: &Packet, mtu: u16, kept: usize) -> Vec<u8> {
     let frame = packet.frame();
     let inside = &frame[ETHERNET..transport(&frame) + kept];
     let is_v4 = packet.source.is_ipv4();
