@@ -39,7 +39,7 @@ host = "cloud.example.com"
 to = "100.64.0.2:8443"
 "#;
 
-#[derive(Args)]
+#[derive(Args, Default)]
 pub(crate) struct Demo {
     /// Leave everything up to play with
     #[arg(long)]

@@ -19,14 +19,14 @@ use crate::{
 };
 
 /// Static by musl, so that they run on any distribution.
-const TARGETS: &[&str] = &["x86_64-unknown-linux-musl", "aarch64-unknown-linux-musl"];
+pub(crate) const TARGETS: &[&str] = &["x86_64-unknown-linux-musl", "aarch64-unknown-linux-musl"];
 /// The programs.
-const PROGRAMS: &[&str] = &["edged", "edgectl"];
+pub(crate) const PROGRAMS: &[&str] = &["edged", "edgectl"];
 /// What goes beside them.
 const FILES: &[&str] =
     &["README.md", "CHANGELOG.md", "LICENSE-MIT", "LICENSE-APACHE", "docs", "examples", "packaging"];
 
-#[derive(Args)]
+#[derive(Args, Default)]
 pub(crate) struct Dist {
     /// Only for this target
     #[arg(long, value_name = "TRIPLE")]
@@ -35,24 +35,33 @@ pub(crate) struct Dist {
 
 impl Dist {
     pub(crate) fn run(&self) -> Result<()> {
-        let directory = setup::target()?.join("dist");
-        fs::create_dir_all(&directory)?;
         let targets: Vec<&str> = match self.target.as_slice() {
             [] => TARGETS.to_vec(),
             wanted => wanted.iter().map(String::as_str).collect(),
         };
-        let time = output(Command::new("git").args(["log", "-1", "--format=%ct"]))
-            .context("the archives carry the time of the last commit")?;
         let mut sums = String::new();
         for target in targets {
-            let archive = archive(&directory, target, time.trim())?;
+            let archive = Self::of(target)?;
             let name = archive.file_name().context("an archive has a name")?.to_string_lossy();
             writeln!(sums, "{:x}  {name}", Sha256::digest(fs::read(&archive)?))?;
             println!("{}", archive.display());
         }
-        fs::write(directory.join("SHA256SUMS"), sums)?;
+        fs::write(directory()?.join("SHA256SUMS"), sums)?;
         Ok(())
     }
+
+    /// The archive for one target.
+    pub(crate) fn of(target: &str) -> Result<PathBuf> {
+        let time = output(Command::new("git").args(["log", "-1", "--format=%ct"]))
+            .context("the archives carry the time of the last commit")?;
+        let directory = directory()?;
+        fs::create_dir_all(&directory)?;
+        archive(&directory, target, time.trim())
+    }
+}
+
+fn directory() -> Result<PathBuf> {
+    Ok(setup::target()?.join("dist"))
 }
 
 fn archive(directory: &Path, target: &str, time: &str) -> Result<PathBuf> {

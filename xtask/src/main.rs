@@ -3,9 +3,11 @@
 
 mod bench;
 mod build_ebpf;
+mod checks;
 mod command;
 mod demo;
 mod dist;
+mod fuzz;
 mod run;
 mod setup;
 mod test;
@@ -34,6 +36,8 @@ enum Task {
     Demo(demo::Demo),
     /// Make archives with static binaries, one for each architecture.
     Dist(dist::Dist),
+    /// Run the fuzz targets: readers of bytes from the network and from the kernel.
+    Fuzz(fuzz::Fuzz),
     /// Build edged and run it with a configuration file.
     Run(run::Run),
     /// Run everything that has to hold before a change lands.
@@ -42,15 +46,22 @@ enum Task {
     Vm(vm::Vm),
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().task {
-        Task::Bench(task) => task.run(),
-        Task::BuildEbpf(task) => task.run(),
-        Task::Build => run::build(),
-        Task::Demo(task) => task.run(),
-        Task::Dist(task) => task.run(),
-        Task::Run(task) => task.run(),
-        Task::Test(task) => task.run(),
-        Task::Vm(task) => task.run(),
+impl Task {
+    fn run(self) -> Result<()> {
+        match self {
+            Self::Bench(task) => task.run(),
+            Self::BuildEbpf(task) => task.run(),
+            Self::Build => run::build(),
+            Self::Demo(task) => task.run(),
+            Self::Dist(task) => task.run(),
+            Self::Fuzz(task) => task.run(),
+            Self::Run(task) => task.run(),
+            Self::Test(task) => task.run(),
+            Self::Vm(task) => task.run(),
+        }
     }
+}
+
+fn main() -> Result<()> {
+    Cli::parse().task.run()
 }

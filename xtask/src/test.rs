@@ -1,18 +1,27 @@
 //! `cargo xtask test`: everything that has to hold before a change lands.
 
 use std::{
+    env,
     ffi::OsStr,
+    path::PathBuf,
     process::Command,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::Args;
 
 use crate::{
     bench::Bench,
     build_ebpf::BuildEbpf,
+    checks::{
+        dependencies,
+        documented::{self, Rehearsal},
+        emulated, miri,
+    },
     command::{cargo, run, watch},
+    dist::{self, Dist},
+    fuzz::Fuzz,
     run::build,
     setup,
 };
@@ -27,12 +36,19 @@ pub(crate) struct Test {
     case: Option<String>,
 }
 
+/// What is tried of the static programs for this machine: what depends on the C library. Bytes through each tier, names
+/// by DNS, hellos in every cut, a daemon that gives up rights.
+const STATIC: &[&str] =
+    &["hellos::", "carrying::copy::bytes", "carrying::splice::bytes", "carrying::flow::bytes", "names::"];
+/// What is tried of those that are emulated, where BPF cannot be had: the socket tiers.
+const EMULATED: &[&str] = &["hellos::", "carrying::copy::bytes", "carrying::splice::bytes"];
+
 /// Tests counted over all runners, and how each step went.
 #[derive(Default)]
 struct Tally {
     passed: u64,
     failed: u64,
-    steps: Vec<(&'static str, bool, Duration)>,
+    steps: Vec<(String, bool, Duration)>,
     /// What failed tests said, those included that passed when they were run again.
     said: Vec<String>,
     unsteady: Vec<String>,
@@ -74,15 +90,20 @@ impl Test {
             units.args(["test", "--locked", "--no-fail-fast", "--workspace"]);
             units.args(["--exclude", "edge-ebpf", "--exclude", "edge-tests"]);
             tally.tests("unit tests", &mut units);
+            tally.step("licences and sources", dependencies::check);
+            tally.step("Miri", miri::check);
             tally.step("BPF objects", || BuildEbpf { check: true }.run());
         }
         // The lab drives the programs as they are shipped.
         let built = tally.step("release build", build);
         if built {
-            tally.cases("lab", self.case.as_deref());
-            if self.case.is_none() {
-                tally.step("bench of the bench", || Bench::check().run());
-            }
+            tally.cases("lab", &Lab::shipped(self.case.as_deref())?);
+        }
+        if built && self.case.is_none() {
+            tally.static_programs()?;
+            tally.step("fuzz targets", || Fuzz::briefly().run());
+            tally.step("bench of the bench", || Bench::check().run());
+            tally.documented()?;
         }
         let failed = tally.close();
         ensure!(failed == 0, "{failed} failed");
@@ -90,32 +111,50 @@ impl Test {
     }
 }
 
-/// The cases of the lab, as arguments of Rust's test runner choose them.
-fn lab(choice: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Command> {
-    let mut command = cargo();
-    command.args(["test", "--locked", "--no-fail-fast", "-p", "edge-tests", "--"]);
-    command.args(choice);
-    command.env("EDGE_PROGRAMS", setup::target()?.join("release"));
-    // Everything was installed above, so nothing may be missing.
-    command.env("EDGE_LAB_STRICT", "1");
-    // An error names what went wrong by itself; frames of the test runner would only hide it.
-    command.env("RUST_BACKTRACE", "0");
-    Ok(command)
+/// The lab with the programs that it drives.
+struct Lab {
+    programs: PathBuf,
+    /// Cases whose names contain one of these; none means all.
+    cases: Vec<String>,
+    /// Deadlines are multiplied by this.
+    patience: u32,
+}
+
+impl Lab {
+    /// With the programs of the release build.
+    fn shipped(case: Option<&str>) -> Result<Self> {
+        let cases = case.into_iter().map(str::to_owned).collect();
+        Ok(Self { programs: setup::target()?.join("release"), cases, patience: 1 })
+    }
+
+    /// The cases, as arguments of Rust's test runner choose them.
+    fn run(&self, choice: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
+        let mut command = cargo();
+        command.args(["test", "--locked", "--no-fail-fast", "-p", "edge-tests", "--"]);
+        command.args(choice);
+        command.env("EDGE_PROGRAMS", &self.programs);
+        command.env("EDGE_LAB_PATIENCE", self.patience.to_string());
+        // Everything was installed above, so nothing may be missing.
+        command.env("EDGE_LAB_STRICT", "1");
+        // An error names what went wrong by itself; frames of the test runner would only hide it.
+        command.env("RUST_BACKTRACE", "0");
+        command
+    }
 }
 
 impl Tally {
-    fn step(&mut self, name: &'static str, step: impl FnOnce() -> Result<()>) -> bool {
+    fn step(&mut self, name: &str, step: impl FnOnce() -> Result<()>) -> bool {
         println!("\n== {name}");
         let started = Instant::now();
         let outcome = step();
         if let Err(error) = &outcome {
             eprintln!("{name}: {error:#}");
         }
-        self.steps.push((name, outcome.is_ok(), started.elapsed()));
+        self.steps.push((name.to_owned(), outcome.is_ok(), started.elapsed()));
         outcome.is_ok()
     }
 
-    fn tests(&mut self, name: &'static str, command: &mut Command) {
+    fn tests(&mut self, name: &str, command: &mut Command) {
         let mut report = Report::default();
         self.step(name, || report.of(command));
         self.take(report);
@@ -123,23 +162,71 @@ impl Tally {
 
     /// Runs cases of the lab, and those that failed once more, alone: they race with real programs on a machine
     /// that others may use too. What passes then is not a failure of the run, but it is told at its end.
-    fn cases(&mut self, name: &'static str, case: Option<&str>) {
+    fn cases(&mut self, name: &str, lab: &Lab) {
         let (mut first, mut second, mut unsteady) = (Report::default(), Report::default(), Vec::new());
         self.step(name, || {
-            let outcome = first.of(&mut lab(case.into_iter().chain(["--test-threads=2"]))?);
+            let outcome =
+                first.of(&mut lab.run(lab.cases.iter().map(String::as_str).chain(["--test-threads=2"])));
             if outcome.is_ok() || first.names.is_empty() || first.names.len() > AGAIN {
                 return outcome;
             }
             println!("\n== once more, alone: {}", first.names.join(", "));
             let alone = ["--exact", "--test-threads=1"];
             first.failed = 0;
-            second.of(&mut lab(first.names.iter().map(String::as_str).chain(alone))?)?;
+            second.of(&mut lab.run(first.names.iter().map(String::as_str).chain(alone)))?;
             unsteady.append(&mut first.names);
             Ok(())
         });
         self.take(first);
         self.take(second);
-        self.unsteady = unsteady;
+        self.unsteady.extend(unsteady);
+    }
+
+    /// Makes the archives of `cargo xtask dist` and tries the programs in them: those for this machine in the lab,
+    /// those for another architecture in user-mode emulation.
+    fn static_programs(&mut self) -> Result<()> {
+        if !self.step("static programs", || Dist::default().run()) {
+            return Ok(());
+        }
+        let named = |cases: &[&str]| cases.iter().map(|&case| case.to_owned()).collect();
+        for target in dist::TARGETS {
+            if target.starts_with(env::consts::ARCH) {
+                let programs = setup::target()?.join(target).join("release");
+                let lab = Lab { programs, cases: named(STATIC), patience: 1 };
+                self.cases(&format!("lab, {target}"), &lab);
+                continue;
+            }
+            let mut programs = PathBuf::new();
+            let read = || {
+                programs = emulated::programs(target)?;
+                emulated::read_examples(&programs)
+            };
+            if self.step(&format!("examples, {target}"), read) {
+                let lab = Lab { programs, cases: named(EMULATED), patience: emulated::PATIENCE };
+                self.cases(&format!("lab, {target}"), &lab);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tries the tasks of the documentation that no other step covers.
+    fn documented(&mut self) -> Result<()> {
+        for documented in documented::tasks()? {
+            let words = &documented.words;
+            let has_run = |name: &str| self.steps.iter().any(|(done, ..)| done == name);
+            match documented.rehearsal() {
+                Rehearsal::Shorter(name, _) if has_run(&name) => {}
+                Rehearsal::Shorter(name, task) => {
+                    self.step(&name, || task.run());
+                }
+                Rehearsal::Step(name) if has_run(name) => {}
+                Rehearsal::Step(name) => {
+                    self.step(words, || bail!("the step {name:?} did not run"));
+                }
+                Rehearsal::Never(reason) => println!("not tried: cargo xtask {words}: {reason}"),
+            }
+        }
+        Ok(())
     }
 
     fn take(&mut self, report: Report) {

@@ -109,6 +109,25 @@ impl Bench {
         Self { check: true, ..Self::default() }
     }
 
+    /// Whether this is [`Bench::check`].
+    pub(crate) fn is_check(&self) -> bool {
+        self.check
+    }
+
+    /// What a run of the tests does in place of this: the same options with little to measure. Figures of so short a
+    /// run say nothing; that the command does its work is what is tried.
+    pub(crate) fn rehearsal(&self) -> Self {
+        let tests = if self.tests.is_empty() { vec!["ping".to_owned()] } else { self.tests.clone() };
+        Self {
+            systems: vec!["edged-copy".to_owned()],
+            tests,
+            rounds: Some(1),
+            quick: true,
+            against: self.against.clone(),
+            ..Self::default()
+        }
+    }
+
     fn measure_and_save(&self) -> Result<Run> {
         install();
         build()?;
