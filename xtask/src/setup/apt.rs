@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::command::{output, run};
 
 /// What Debian signs its suites with, newer ones included.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+pub(crate) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// An apt with lists of its own, which knows nothing but one suite.
 pub(crate) struct Apt {
@@ -90,7 +90,7 @@ impl Apt {
 }
 
 /// The archive that this machine takes Debian's packages from.
-fn archive(suite: &str) -> Result<String> {
+pub(crate) fn archive(suite: &str) -> Result<String> {
     let known = || {
         output(Command::new("apt-get").args([
             "indextargets",

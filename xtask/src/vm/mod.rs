@@ -9,10 +9,12 @@ mod kernel;
 mod machine;
 mod outcome;
 mod suite;
+mod system;
 
 use std::{
     fs::{self, File},
     io::Write,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -34,6 +36,7 @@ const PACKAGES: &[&str] = &["busybox-static", "kmod", "qemu-system-x86", "xz-uti
 const LAST_LINES: usize = 20;
 
 #[derive(Args, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 pub(crate) struct Vm {
     /// Only this kernel; may be given several times
     #[arg(long, value_name = "VERSION", value_parser = release)]
@@ -47,6 +50,21 @@ pub(crate) struct Vm {
     /// Measure what a lossy line costs each tier, instead of testing
     #[arg(long)]
     figures: bool,
+    /// Try whole machines instead, systemd and all: install by the README, reload, kill, reboot, upgrade
+    #[arg(long, conflicts_with_all = ["kernel", "quick", "tests", "figures"])]
+    system: bool,
+    /// With --system: only this release of Debian; may be given several times
+    #[arg(long, value_name = "NUMBER", requires = "system", value_parser = system::known)]
+    debian: Vec<system::Debian>,
+    /// With --system: the machine's processor
+    #[arg(long, requires = "system", value_enum, default_value_t)]
+    architecture: system::Architecture,
+    /// With --system: only the checks whose name contains this, and what they need
+    #[arg(long, value_name = "PART", requires = "system")]
+    check: Option<String>,
+    /// With --system: an archive of an earlier version, for the upgrade
+    #[arg(long, value_name = "ARCHIVE", requires = "system")]
+    before: Option<PathBuf>,
     /// Minutes that each machine may take
     #[arg(long, value_name = "MINUTES", default_value_t = 45)]
     limit: u64,
@@ -60,6 +78,11 @@ fn release(name: &str) -> Result<Release, String> {
 
 impl Vm {
     pub(crate) fn run(&self) -> Result<()> {
+        if self.system {
+            let (part, before) = (self.check.as_deref(), self.before.as_deref());
+            let architecture = self.architecture;
+            return system::Plan { releases: &self.debian, architecture, part, before }.run();
+        }
         ensure!(cfg!(target_arch = "x86_64"), "the machines are x86-64 and run the programs of this one");
         setup::lab()?;
         setup::packages(PACKAGES)?;
@@ -90,6 +113,11 @@ impl Vm {
         println!("{passed} passed, {failed} failed");
         ensure!(complaints.is_empty(), "not sound on {}", complaints.join(" and "));
         Ok(())
+    }
+
+    /// Whether whole machines are wanted.
+    pub(crate) fn is_system(&self) -> bool {
+        self.system
     }
 
     /// What a run of the tests does in place of any machine: the quick tests on the oldest kernel.
