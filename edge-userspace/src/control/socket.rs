@@ -9,20 +9,30 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::net::sockopt;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-/// Root and the members of [`GROUP`].
+use crate::group;
+
+/// Root and the members of the group [`group::NAME`], who may steer the daemon without being root.
 const MODE: u32 = 0o660;
-/// Whose members may steer the daemon without being root.
-const GROUP: &str = "edge";
 const BACKLOG: i32 = 128;
 
 /// Why there is no control socket.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// Another daemon answers there.
-    #[error("another edged answers on {0}: stop it, or set daemon.control to another path")]
-    InUse(PathBuf),
+    #[error(
+        "another edged{} answers on {}: stop it, or set daemon.control to another path",
+        process.map(|process| format!(" (process {process})")).unwrap_or_default(),
+        path.display()
+    )]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+        /// Its process, where the kernel says it.
+        process: Option<u32>,
+    },
     /// The path is taken by something that must not be deleted.
     #[error("{0} exists and is not a socket: remove it, or set daemon.control to another path")]
     NotASocket(PathBuf),
@@ -63,10 +73,10 @@ impl ControlSocket {
             .map_err(io::Error::from)
             .map_err(failed("fchmod"))?;
         socket.bind(&SockAddr::unix(path).map_err(failed("bind"))?).map_err(failed("bind"))?;
-        if let Some(group) = group_id(&fs::read_to_string("/etc/group").unwrap_or_default(), GROUP)
+        if let Some(group) = group::edge()
             && let Err(error) = std::os::unix::fs::chown(path, None, Some(group))
         {
-            tracing::warn!(%error, "the control socket cannot be given to the group {GROUP}: only its owner can use it");
+            tracing::warn!(%error, "the control socket cannot be given to the group {}: only its owner can use it", group::NAME);
         }
         // After chown(), and because the umask took bits away at bind().
         fs::set_permissions(path, fs::Permissions::from_mode(MODE)).map_err(failed("chmod"))?;
@@ -105,21 +115,16 @@ fn remove_stale(path: &Path) -> Result<(), BindError> {
         Ok(_) => {}
     }
     match UnixStream::connect(path) {
-        Ok(_) => Err(BindError::InUse(path.to_owned())),
+        Ok(other) => {
+            let process = sockopt::socket_peercred(&other).ok();
+            let process = process.and_then(|peer| peer.pid.as_raw_nonzero().get().try_into().ok());
+            Err(BindError::InUse { path: path.to_owned(), process })
+        }
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             fs::remove_file(path).map_err(failed("unlink"))
         }
         Err(error) => Err(failed("connect")(error)),
     }
-}
-
-/// The number of a group in the text of group(5). The C library's lookup would need `unsafe` and, linked
-/// statically, would find no more than this file.
-fn group_id(groups: &str, name: &str) -> Option<u32> {
-    groups.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        (fields.next()? == name).then(|| fields.nth(1)?.parse().ok())?
-    })
 }
 
 #[cfg(test)]
@@ -132,7 +137,7 @@ mod tests {
         let path = directory.path().join("run/control.sock");
         let first = ControlSocket::bind(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, MODE);
-        assert!(matches!(ControlSocket::bind(&path), Err(BindError::InUse(_))));
+        assert!(matches!(ControlSocket::bind(&path), Err(BindError::InUse { process: Some(_), .. })));
 
         let left_behind = directory.path().join("left.sock");
         drop(UnixListener::bind(&left_behind).unwrap());
@@ -163,13 +168,5 @@ mod tests {
         drop(first);
         assert!(path.exists());
         drop(second);
-    }
-
-    #[test]
-    fn groups_are_found_by_name() {
-        let groups = "root:x:0:\nedgers:x:7:\nedge:x:998:alice,bob\nbroken\n";
-        assert_eq!(group_id(groups, "edge"), Some(998));
-        assert_eq!(group_id(groups, "broken"), None);
-        assert_eq!(group_id(groups, "nobody"), None);
     }
 }

@@ -5,11 +5,13 @@
 //! number.
 
 use std::{
-    fs::OpenOptions,
+    fs::{File, OpenOptions},
     io::{self, BufWriter, Write},
     net::SocketAddr,
+    os::unix::fs::{OpenOptionsExt, fchown},
+    path::Path,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
         mpsc::{self, Receiver, SyncSender, TrySendError},
     },
@@ -19,7 +21,7 @@ use std::{
 
 use serde::{Serialize, Serializer};
 
-use crate::{alpn::AlpnList, config::AccessLogTarget, datapath::Tier, host::HostName, sniff::Spoken};
+use crate::{alpn::AlpnList, config::AccessLogTarget, datapath::Tier, group, host::HostName, sniff::Spoken};
 
 /// Lines that may wait: a second of a busy edge, a few megabytes.
 const QUEUE: usize = 16 * 1024;
@@ -27,6 +29,10 @@ const QUEUE: usize = 16 * 1024;
 const FLUSH: Duration = Duration::from_secs(2);
 /// Bytes that go out with one write: some two hundred lines.
 const BUFFER: usize = 64 * 1024;
+/// Who may read a file: its owner and the group `edge`, since it names clients.
+const MODE: u32 = 0o640;
+/// Between two attempts to open a file that cannot be opened.
+const REOPEN: Duration = Duration::from_secs(5);
 /// How long a line may wait for others to be written with it.
 const GATHER: Duration = Duration::from_millis(10);
 
@@ -88,6 +94,8 @@ enum Order {
 struct Shared {
     dropped: AtomicU64,
     reopen: AtomicBool,
+    /// Why lines are lost.
+    trouble: Mutex<Option<String>>,
 }
 
 /// The log. Shared by all workers.
@@ -99,17 +107,31 @@ pub struct AccessLog {
 
 impl AccessLog {
     /// Opens the log and starts its thread. A file is made if it is not there, and appended to.
+    ///
+    /// Where it cannot be opened, lines are lost until it can: [`Self::trouble`].
+    ///
+    /// # Errors
+    ///
+    /// No thread can be started.
     pub fn open(target: &AccessLogTarget) -> io::Result<Self> {
         if *target == AccessLogTarget::Off {
             return Ok(Self { queue: None, shared: Arc::default() });
         }
-        Self::start(target.clone(), output(target)?)
+        Self::start(target.clone(), None)
     }
 
-    fn start(target: AccessLogTarget, output: Box<dyn Write + Send>) -> io::Result<Self> {
+    /// Why lines are lost at the moment.
+    pub fn trouble(&self) -> Option<String> {
+        self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn start(target: AccessLogTarget, output: Option<Box<dyn Write + Send>>) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let (queue, orders) = mpsc::sync_channel(QUEUE);
-        let writer = Writer { target, output, shared: Arc::clone(&shared), failing: false };
+        let mut writer = Writer { target, output, shared: Arc::clone(&shared), tried: None };
+        if writer.output.is_none() {
+            writer.reopen();
+        }
         thread::Builder::new().name("access-log".into()).spawn(move || writer.run(&orders))?;
         Ok(Self { queue: Some(queue), shared })
     }
@@ -154,22 +176,48 @@ fn output(target: &AccessLogTarget) -> io::Result<Box<dyn Write + Send>> {
         AccessLogTarget::Off => Ok(Box::new(io::sink())),
         AccessLogTarget::Stdout => Ok(Box::new(BufWriter::with_capacity(BUFFER, io::stdout()))),
         AccessLogTarget::File(path) => {
-            let file = OpenOptions::new()
-                .create(true)
-                .append(true)
-                .open(path)
-                .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+            let file = file(path).map_err(|error| {
+                let hint = match error.kind() {
+                    io::ErrorKind::ReadOnlyFilesystem => {
+                        "; below systemd's ProtectSystem=strict only /var/log/edge can be written to, unless \
+                         ReadWritePaths= names another"
+                    }
+                    _ => "",
+                };
+                io::Error::new(error.kind(), format!("{}: {error}{hint}", path.display()))
+            })?;
             Ok(Box::new(BufWriter::with_capacity(BUFFER, file)))
         }
     }
 }
 
+/// Opens a file to append to. One that is made here is for the group `edge` too; the rights of others are left alone.
+fn file(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.append(true).mode(MODE);
+    match options.create_new(true).open(path) {
+        Ok(file) => {
+            if let Some(group) = group::edge()
+                && let Err(error) = fchown(&file, None, Some(group))
+            {
+                tracing::warn!(%error, "the access log cannot be given to the group {}", group::NAME);
+            }
+            Ok(file)
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            options.create_new(false).create(true).open(path)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 struct Writer {
     target: AccessLogTarget,
-    output: Box<dyn Write + Send>,
+    /// `None` where it could never be opened: what is written is lost.
+    output: Option<Box<dyn Write + Send>>,
     shared: Arc<Shared>,
-    /// The last write failed, which was said.
-    failing: bool,
+    /// When it last could not be opened.
+    tried: Option<Instant>,
 }
 
 impl Writer {
@@ -193,14 +241,19 @@ impl Writer {
     }
 
     fn obey(&mut self, order: Order) {
-        if self.shared.reopen.swap(false, Relaxed) {
+        if self.shared.reopen.swap(false, Relaxed)
+            || self.tried.is_some_and(|tried| tried.elapsed() >= REOPEN)
+        {
             self.reopen();
         }
         match order {
             Order::Write(record) => {
-                let written = serde_json::to_writer(&mut self.output, &record).map_err(io::Error::from);
-                let written = written.and_then(|()| self.output.write_all(b"\n"));
-                self.note(written);
+                let Some(output) = &mut self.output else { return };
+                let written = serde_json::to_writer(&mut *output, &record).map_err(io::Error::from);
+                let written = written.and_then(|()| output.write_all(b"\n"));
+                if let Err(error) = written {
+                    self.note(&error);
+                }
             }
             Order::Wake => {}
             Order::Flush(done) => {
@@ -211,28 +264,44 @@ impl Writer {
     }
 
     fn flush(&mut self) {
-        match self.output.flush() {
-            Ok(()) => self.failing = false,
-            failed @ Err(_) => self.note(failed),
+        match self.output.as_mut().map(|output| output.flush()) {
+            Some(Ok(())) if self.tried.is_none() => *self.trouble() = None,
+            Some(Err(error)) => self.note(&error),
+            _ => {}
         }
     }
 
     /// A full disk is said once, not for each line.
-    fn note(&mut self, result: io::Result<()>) {
-        if let Err(error) = result
-            && !self.failing
-        {
-            self.failing = true;
-            tracing::error!(%error, "the access log cannot be written: lines are lost until it can");
+    fn note(&self, error: &io::Error) {
+        let trouble = format!("the access log cannot be written, lines are lost until it can: {error}");
+        if self.trouble().replace(trouble.clone()).is_none() {
+            tracing::error!("{trouble}");
         }
     }
 
     fn reopen(&mut self) {
         self.flush();
         match output(&self.target) {
-            Ok(output) => self.output = output,
-            Err(error) => tracing::error!(%error, "the access log goes on in the old file"),
+            Ok(output) => {
+                self.output = Some(output);
+                self.tried = None;
+                *self.trouble() = None;
+            }
+            Err(error) => {
+                self.tried = Some(Instant::now());
+                if self.output.is_none() {
+                    return self.note(&error);
+                }
+                let trouble = format!("the access log goes on in the old file: {error}");
+                if self.trouble().replace(trouble.clone()).is_none() {
+                    tracing::error!("{trouble}");
+                }
+            }
         }
+    }
+
+    fn trouble(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -338,7 +407,7 @@ mod tests {
         let (go, stopped) = mpsc::sync_channel(0);
         let written = Arc::default();
         let target = AccessLogTarget::File("unused".into());
-        let log = AccessLog::start(target, Box::new(Stuck(stopped, Arc::clone(&written)))).unwrap();
+        let log = AccessLog::start(target, Some(Box::new(Stuck(stopped, Arc::clone(&written))))).unwrap();
         let (many, started) = (2 * QUEUE as u64, Instant::now());
         for id in 0..many {
             log.write(record(id));
@@ -361,8 +430,21 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_opened_is_named() {
-        let error = AccessLog::open(&AccessLogTarget::File("/nonexistent/access.log".into())).unwrap_err();
-        assert!(error.to_string().contains("/nonexistent/access.log"));
+    fn a_file_that_cannot_be_opened_is_named_and_opened_when_it_can_be() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("later/access.log");
+        let log = AccessLog::open(&AccessLogTarget::File(path.clone())).unwrap();
+        assert!(log.trouble().unwrap().contains(path.to_str().unwrap()));
+        log.write(record(1));
+        log.flush();
+        std::fs::create_dir(path.parent().unwrap()).unwrap();
+        log.reopen();
+        log.write(record(2));
+        log.flush();
+        assert_eq!(log.trouble(), None);
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains("\"id\":2,") && text.lines().count() == 1, "{text}");
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions());
+        assert_eq!(mode & 0o137, 0, "{mode:o}");
     }
 }

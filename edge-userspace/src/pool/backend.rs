@@ -273,7 +273,7 @@ impl Backend {
             id: self.id.clone(),
             addresses: self.location.endpoints(),
             state: self.state(),
-            since: condition.since,
+            since: condition.since.wall(),
             reason: match self.weight() {
                 0 => Some("its weight is 0".into()),
                 _ => condition.reason.clone(),

@@ -7,6 +7,7 @@ use super::{
     health::{Change, Evidence, Health},
     spec::HealthSpec,
 };
+use crate::moment::Moment;
 
 /// Whether a backend takes new connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,7 +59,7 @@ pub(super) struct Condition {
     name_reason: Option<Arc<str>>,
     drained: bool,
     pub(super) state: BackendState,
-    pub(super) since: SystemTime,
+    pub(super) since: Moment,
     pub(super) reason: Option<Arc<str>>,
     pub(super) last_error: Option<(SystemTime, Arc<str>)>,
     /// It has been up, or has failed a check: a first resolution is no recovery.
@@ -76,7 +77,7 @@ impl Condition {
             name_reason: unresolved.clone(),
             drained: false,
             state: if by_name { BackendState::Down } else { BackendState::Up },
-            since: SystemTime::now(),
+            since: Moment::now(),
             reason: unresolved,
             last_error: None,
             seen: !by_name,
@@ -168,7 +169,7 @@ impl Condition {
         }
         let recovered = state == BackendState::Up && std::mem::replace(&mut self.seen, true);
         self.state = state;
-        self.since = SystemTime::now();
+        self.since = Moment::now();
         self.reason = Some(Arc::clone(&reason));
         Some(Turn { state, reason, recovered })
     }
