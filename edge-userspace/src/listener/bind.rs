@@ -8,6 +8,8 @@ use std::{
 
 use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
+use super::holder::{Holder, holder};
+
 /// Connections that wait for accept; the kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 /// Silence after which the kernel asks whether a peer is still there. Below the five minutes after which common
@@ -22,14 +24,25 @@ const KEEPALIVE_RETRIES: u32 = 4;
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// Somebody else listens there.
-    #[error("{0} is in use by another program: see `ss -ltnp 'sport = :{port}'`, stop it or bind another address", port = .0.port())]
-    InUse(SocketAddr),
+    #[error(
+        "{address} is in use by {}, stop it or bind another address",
+        holder.as_ref().map_or_else(
+            || format!("another program: see `ss -ltnp 'sport = :{}'`", address.port()),
+            ToString::to_string,
+        )
+    )]
+    InUse {
+        /// The address.
+        address: SocketAddr,
+        /// Who, where it can be found.
+        holder: Option<Holder>,
+    },
     /// A port below 1024 without the capability.
     #[error("not allowed to listen on {0}: run as root or with CAP_NET_BIND_SERVICE")]
     Denied(SocketAddr),
-    /// No interface has the address.
-    #[error("{0} is not an address of this machine")]
-    NotLocal(SocketAddr),
+    /// This machine has no addresses of this family now, or not the device of a link-local address.
+    #[error("{0} cannot be listened on now: {1}")]
+    NotNow(SocketAddr, io::Error),
     /// Anything else that the kernel said.
     #[error("cannot listen on {0}: {1}")]
     Other(SocketAddr, io::Error),
@@ -37,33 +50,67 @@ pub enum BindError {
 
 impl BindError {
     fn new(address: SocketAddr, error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::AddrInUse => Self::InUse(address),
-            io::ErrorKind::PermissionDenied => Self::Denied(address),
-            io::ErrorKind::AddrNotAvailable => Self::NotLocal(address),
+        match (error.kind(), error.raw_os_error()) {
+            (io::ErrorKind::AddrInUse, _) => Self::InUse { address, holder: holder(address) },
+            (io::ErrorKind::PermissionDenied, _) => Self::Denied(address),
+            (io::ErrorKind::AddrNotAvailable, _) | (_, Some(libc::ENODEV | libc::EAFNOSUPPORT)) => {
+                Self::NotNow(address, error)
+            }
             _ => Self::Other(address, error),
+        }
+    }
+
+    /// Whether the same attempt may succeed later, without a change of the configuration.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::InUse { .. } | Self::NotNow(..) => true,
+            Self::Denied(_) | Self::Other(..) => false,
         }
     }
 }
 
 /// Listens on `address` with `workers` sockets, among which the kernel spreads connections (`SO_REUSEPORT`).
 ///
-/// `[::]` takes IPv4 too unless `v6_only`. On a machine without IPv6 it listens on `0.0.0.0` instead. With
-/// `beside_ours` this process may listen there already.
+/// `[::]` takes IPv4 too unless `v6_only`. On a machine without IPv6 it listens on `0.0.0.0` instead. An address that
+/// the machine does not have yet is listened on nevertheless (`IP_FREEBIND`, ip(7)), so that clients are accepted from
+/// the moment it appears; [`is_local`] tells the difference. With `beside_ours` this process may listen there already.
 pub fn bind(
     address: SocketAddr,
     workers: usize,
     v6_only: bool,
     beside_ours: bool,
 ) -> Result<Vec<TcpListener>, BindError> {
-    match bind_all(address, workers, v6_only, beside_ours) {
+    match bind_all(address, workers, v6_only, beside_ours, false) {
         Err(error) if address.is_ipv6() && address.ip().is_unspecified() && no_ipv6(&error) && !v6_only => {
             let v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
             tracing::warn!(%address, instead = %v4, "this machine has no IPv6");
-            bind_all(v4, workers, false, beside_ours).map_err(|error| BindError::new(v4, error))
+            bind_all(v4, workers, false, beside_ours, false).map_err(|error| BindError::new(v4, error))
+        }
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+            bind_all(address, workers, v6_only, beside_ours, true)
+                .map_err(|error| BindError::new(address, error))
         }
         result => result.map_err(|error| BindError::new(address, error)),
     }
+}
+
+/// Whether this machine has the address now: one without which a socket listens in vain. An IPv6 address does not count
+/// before duplicate address detection has ended (RFC 4862 §5.4).
+pub fn is_local(address: SocketAddr) -> bool {
+    let attempt =
+        Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).and_then(|socket| {
+            // Any port: only the address is looked at.
+            let mut address = address;
+            address.set_port(0);
+            socket.bind(&SockAddr::from(address))
+        });
+    attempt.is_ok()
+}
+
+/// Whether another program listens on `address`, or on all addresses at its port.
+pub fn is_taken(address: SocketAddr, v6_only: bool) -> bool {
+    let attempt = socket(address, v6_only).and_then(|socket| socket.bind(&SockAddr::from(address)));
+    attempt.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
 }
 
 /// EAFNOSUPPORT: no IPv6 in the kernel; EADDRNOTAVAIL: `net.ipv6.conf.all.disable_ipv6`.
@@ -77,16 +124,26 @@ fn bind_all(
     workers: usize,
     v6_only: bool,
     beside_ours: bool,
+    free: bool,
 ) -> io::Result<Vec<TcpListener>> {
+    let socket = || {
+        let socket = socket(address, v6_only)?;
+        match address {
+            _ if !free => {}
+            SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
+            SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
+        }
+        Ok::<_, io::Error>(socket)
+    };
     if !beside_ours {
         // With SO_REUSEPORT a second program of the same user would silently take half of the connections:
         // look without it first. Binding says so by itself (`inet_csk_get_port` refuses where somebody
         // listens); a probe that listened would accept clients only to reset them.
-        socket(address, v6_only)?.bind(&SockAddr::from(address))?;
+        socket()?.bind(&SockAddr::from(address))?;
     }
     (0..workers)
         .map(|_| {
-            let socket = socket(address, v6_only)?;
+            let socket = socket()?;
             socket.set_reuse_port(true)?;
             socket.bind(&SockAddr::from(address))?;
             socket.listen(BACKLOG)?;
@@ -125,17 +182,29 @@ mod tests {
     fn an_address_in_use_is_refused_and_workers_share_one() {
         let other = TcpListener::bind("127.0.0.1:0").unwrap();
         let taken = other.local_addr().unwrap();
-        assert!(matches!(bind(taken, 2, false, false), Err(BindError::InUse(_))));
+        assert!(matches!(bind(taken, 2, false, false), Err(BindError::InUse { .. })));
         drop(other);
         let sockets = bind(taken, 2, false, false).unwrap();
         assert_eq!(sockets.len(), 2);
         assert!(sockets.iter().all(|socket| socket.local_addr().unwrap() == taken));
-        assert!(matches!(bind(taken, 1, false, false), Err(BindError::InUse(_))));
+        assert!(matches!(bind(taken, 1, false, false), Err(BindError::InUse { .. })));
     }
 
     #[test]
-    fn a_foreign_address_is_refused() {
-        let foreign = "192.0.2.1:0".parse().unwrap();
-        assert!(matches!(bind(foreign, 1, false, false), Err(BindError::NotLocal(_))));
+    fn an_address_that_is_not_there_yet_is_listened_on() {
+        for foreign in ["192.0.2.1:0", "[2001:db8::1]:0"] {
+            let foreign = foreign.parse().unwrap();
+            assert!(!is_local(foreign), "{foreign}");
+            assert_eq!(bind(foreign, 2, false, true).unwrap().len(), 2, "{foreign}");
+        }
+        assert!(is_local("127.0.0.1:443".parse().unwrap()));
+    }
+
+    #[test]
+    fn what_may_pass_is_told_from_what_is_wrong() {
+        let error =
+            |number| BindError::new("[fe80::1%9]:443".parse().unwrap(), io::Error::from_raw_os_error(number));
+        assert!(error(libc::EADDRINUSE).may_pass() && error(libc::ENODEV).may_pass());
+        assert!(!error(libc::EACCES).may_pass() && !error(libc::EINVAL).may_pass());
     }
 }

@@ -2,8 +2,10 @@
 
 mod accept;
 mod bind;
+mod holder;
 mod spec;
 
 pub use accept::accept;
-pub use bind::{BindError, bind, tune};
+pub use bind::{BindError, bind, is_local, is_taken, tune};
+pub use holder::{Holder, holder};
 pub use spec::{ListenerSpec, Protocol};

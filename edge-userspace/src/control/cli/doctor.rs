@@ -9,6 +9,7 @@ use super::{
 use crate::{
     config::Settings,
     control::api::{Check, CheckStatus, DoctorReport},
+    listener::holder,
 };
 
 pub(super) async fn run(daemon: &Client, output: Output, config: &Path) -> Result<(), Failure> {
@@ -85,15 +86,18 @@ fn port(address: std::net::SocketAddr) -> Check {
     match TcpListener::bind(address) {
         Ok(_) => Check::new(name, CheckStatus::Ok, format!("{address} is free")),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            Check::new(name, CheckStatus::Fail, format!("something else listens on {address}"))
+            let who = holder(address).map_or_else(|| "something else".into(), |holder| holder.to_string());
+            Check::new(name, CheckStatus::Fail, format!("{who} listens on {address}"))
                 .remedy(format!("find it with `ss -ltnp sport = :{}` and stop it", address.port()))
         }
         Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => Check::new(
             name,
-            CheckStatus::Fail,
-            format!("this machine does not have the address {}", address.ip()),
+            CheckStatus::Warn,
+            format!("this machine does not have the address {} now", address.ip()),
         )
-        .remedy("correct `bind` of the listener, or bring the interface up first"),
+        .remedy(
+            "bring its device or tunnel up, or correct `bind`; edged accepts clients as soon as it is there",
+        ),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             Check::new(name, CheckStatus::Skip, format!("{address} cannot be tried by this user"))
                 .remedy("run as root")
