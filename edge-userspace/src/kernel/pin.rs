@@ -72,7 +72,7 @@ pub(super) fn is_on_bpf_filesystem(path: &Path) -> bool {
     })
 }
 
-fn ensure_mounted(root: &Path) -> Result<(), KernelError> {
+pub(super) fn ensure_mounted(root: &Path) -> Result<(), KernelError> {
     if is_on_bpf_filesystem(root) {
         return Ok(());
     }
