@@ -8,9 +8,12 @@ use std::{
     sync::Arc,
 };
 
-use edge::observe::{
-    admin::{self, Observed},
-    metrics::Snapshot,
+use edge::{
+    host::HostName,
+    observe::{
+        admin::{self, Health, Observed},
+        metrics::Snapshot,
+    },
 };
 use serde_json::Value;
 
@@ -19,6 +22,14 @@ mod fake;
 impl Observed for fake::Fake {
     fn metrics(&self) -> Snapshot {
         Snapshot { version: "0.1.0", blocked_packets: 3, ..Snapshot::default() }
+    }
+
+    fn health(&self) -> Health {
+        Health::default()
+    }
+
+    fn admin_hosts(&self) -> Vec<HostName> {
+        vec!["vps.tail1234.ts.net".parse().unwrap()]
     }
 }
 
@@ -36,8 +47,12 @@ fn start() -> SocketAddr {
 }
 
 fn ask(address: SocketAddr, method: &str, path: &str) -> (u16, String, String) {
+    ask_as("localhost", address, method, path)
+}
+
+fn ask_as(host: &str, address: SocketAddr, method: &str, path: &str) -> (u16, String, String) {
     let mut stream = TcpStream::connect(address).unwrap();
-    write!(stream, "{method} {path} HTTP/1.1\r\nHost: edge\r\nConnection: close\r\n\r\n").unwrap();
+    write!(stream, "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -61,6 +76,20 @@ fn metrics_health_and_the_overview_are_served() {
     assert_eq!(overview["status"]["connections"]["now"], 1);
     assert_eq!(overview["backends"][0]["state"], "up");
     assert!(!body.contains("2001:db8::7"), "no client's address");
+}
+
+#[test]
+fn a_page_that_points_its_own_name_here_reads_nothing() {
+    let address = start();
+    for path in ["/", "/overview.json", "/metrics", "/healthz", "/absent"] {
+        let (status, head, body) = ask_as("rebound.example:9464", address, "GET", path);
+        assert_eq!(status, 421, "{path}: {body}");
+        assert!(body.starts_with("rebound.example is not a name of this machine"), "{body}");
+        assert!(body.contains("daemon.admin_hosts") && head.contains("nosniff"), "{head}{body}");
+    }
+    for host in ["localhost:9464", "127.0.0.1:9464", "[::1]", "vps.tail1234.ts.net"] {
+        assert_eq!(ask_as(host, address, "GET", "/healthz").0, 200, "{host}");
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The cases: what a client and an operator rely on, against real peers, each in a lab of its own.
 
 mod acme;
+mod boot;
 mod carrying;
 mod clients;
 mod configuration;
@@ -26,7 +27,9 @@ mod refusals;
 mod restarts;
 mod running;
 mod segments;
+mod slow_disk;
 mod timeouts;
+mod unit;
 mod ways;
 
 use std::{

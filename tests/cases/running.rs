@@ -286,15 +286,3 @@ fn the_access_log_is_reopened_on_reload() -> Result<()> {
         Ok(())
     })
 }
-
-#[test]
-fn a_port_that_is_taken_stops_the_start() -> Result<()> {
-    case(|lab| {
-        let _taken = lab.edge.listen(lab.edge.at(443))?;
-        let mut process = Edged::plan(lab, &body(lab)).spawn()?;
-        let status = process.wait(SOON)?;
-        let log = process.whole_log()?;
-        ensure!(!status.success() && log.contains("443"), "{status}: {log}");
-        Ok(())
-    })
-}

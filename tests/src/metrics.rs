@@ -24,7 +24,7 @@ impl Metrics {
     pub fn read(edge: &Host) -> Result<Self> {
         let mut stream = edge.run(|| Ok(TcpStream::connect("127.0.0.1:9464")?))?;
         stream.set_read_timeout(Some(SOON))?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: edge\r\nConnection: close\r\n\r\n")?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
         let mut text = String::new();
         stream.read_to_string(&mut text).context("reading metrics")?;
         ensure!(text.starts_with("HTTP/1.1 200"), "no metrics: {text}");

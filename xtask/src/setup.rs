@@ -32,6 +32,8 @@ const PACKAGES: &[&str] = &[
     "openssl",
     "postgresql",
     "python3",
+    "strace",
+    "systemd",
     "tcpdump",
     "wireguard-go",
     "wireguard-tools",

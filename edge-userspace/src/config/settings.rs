@@ -104,6 +104,8 @@ pub struct DaemonSettings {
     pub control: PathBuf,
     /// `admin`: the address that serves metrics and the dashboard; `"off"` by default, which is `None`.
     pub admin: Option<SocketAddr>,
+    /// `admin_hosts`: names by which the admin address is asked for, beside addresses, localhost and this machine's name.
+    pub admin_hosts: Vec<HostName>,
     /// `access_log`: where a line for each connection goes; `stdout`, `off` or a path with a `/`.
     pub access_log: AccessLogTarget,
     /// How long connections may go on after SIGTERM; nothing means not at all.
@@ -180,6 +182,7 @@ impl Default for DaemonSettings {
             state_dir: "/var/lib/edge".into(),
             control: "/run/edge/control.sock".into(),
             admin: None,
+            admin_hosts: Vec::new(),
             access_log: AccessLogTarget::Stdout,
             drain_timeout: Duration::from_secs(30),
         }

@@ -71,6 +71,13 @@ fn daemon(table: &mut Section<'_>) -> DaemonSettings {
                 _ => bind(value).map(Some),
             }
         }),
+        admin_hosts: table.or(
+            "admin_hosts",
+            default.admin_hosts,
+            list("host names such as [\"vps.tail1234.ts.net\"]", |value| {
+                value.text_as("a host name such as \"vps.tail1234.ts.net\"", suffix)
+            }),
+        ),
         access_log: table.or("access_log", default.access_log, access_log),
         drain_timeout: table.or("drain_timeout", default.drain_timeout, duration_or_zero),
     }

@@ -56,14 +56,14 @@ async fn routes<O: Operator>(State(operator): State<Arc<O>>) -> Response {
 }
 
 async fn add_route<O: Operator>(State(operator): State<Arc<O>>, Fields(route): Fields<AddRoute>) -> Response {
-    answer(operator.add_route(route).await)
+    answer(to_the_end(async move { operator.add_route(route).await }).await)
 }
 
 async fn remove_route<O: Operator>(
     State(operator): State<Arc<O>>,
     Fields(route): Fields<RemoveRoute>,
 ) -> Response {
-    answer(operator.remove_route(route).await)
+    answer(to_the_end(async move { operator.remove_route(route).await }).await)
 }
 
 async fn test_route<O: Operator>(
@@ -81,14 +81,14 @@ async fn drain<O: Operator>(
     State(operator): State<Arc<O>>,
     Fields(backend): Fields<BackendSelector>,
 ) -> Response {
-    answer(operator.set_drained(backend, true).await)
+    answer(to_the_end(async move { operator.set_drained(backend, true).await }).await)
 }
 
 async fn ready<O: Operator>(
     State(operator): State<Arc<O>>,
     Fields(backend): Fields<BackendSelector>,
 ) -> Response {
-    answer(operator.set_drained(backend, false).await)
+    answer(to_the_end(async move { operator.set_drained(backend, false).await }).await)
 }
 
 async fn connections<O: Operator>(State(operator): State<Arc<O>>) -> Response {
@@ -119,18 +119,18 @@ async fn blocks<O: Operator>(State(operator): State<Arc<O>>) -> Response {
 }
 
 async fn add_block<O: Operator>(State(operator): State<Arc<O>>, Fields(block): Fields<AddBlock>) -> Response {
-    answer(operator.add_block(block).await)
+    answer(to_the_end(async move { operator.add_block(block).await }).await)
 }
 
 async fn remove_block<O: Operator>(
     State(operator): State<Arc<O>>,
     Fields(block): Fields<RemoveBlock>,
 ) -> Response {
-    answer(operator.remove_block(block).await)
+    answer(to_the_end(async move { operator.remove_block(block).await }).await)
 }
 
 async fn reload<O: Operator>(State(operator): State<Arc<O>>) -> Response {
-    answer(operator.reload().await)
+    answer(to_the_end(async move { operator.reload().await }).await)
 }
 
 async fn no_such_path(uri: Uri) -> Refusal {
@@ -154,6 +154,16 @@ async fn list<O: Operator, T: Serialize>(
             Refusal::new(RefusalKind::Internal, "internal", "the answer could not be made").into_response()
         }
     }
+}
+
+/// Makes a change as a task of its own: one whose caller hangs up while it waits for the disk would otherwise be on disk
+/// and not in effect.
+async fn to_the_end<T: Send + 'static>(
+    change: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+) -> Result<T, Refusal> {
+    tokio::spawn(change).await.unwrap_or_else(|_| {
+        Err(Refusal::new(RefusalKind::Internal, "internal", "the change ended before it was done"))
+    })
 }
 
 fn answer<T: Serialize>(result: Result<T, Refusal>) -> Response {

@@ -85,7 +85,7 @@ impl Shielding {
         counters.map_or(0, |counters| counters.blocked + counters.limited)
     }
 
-    fn shield(&self) -> Option<MutexGuard<'_, Shield>> {
+    pub(super) fn shield(&self) -> Option<MutexGuard<'_, Shield>> {
         // A panic between two changes of the shield leaves each of them whole.
         Some(self.shield.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -130,7 +130,7 @@ impl Daemon {
         let mut state = steering.state.clone();
         state.blocks.retain(|block| block.cidr != wanted.cidr && !block.has_ended(SystemTime::now()));
         state.blocks.push(state::Block { cidr: wanted.cidr, until });
-        if let Err(error) = steering.store.save(&state) {
+        if let Err(error) = steering.store.save(&state).await {
             // As it was before; a list that names the prefix too goes on blocking it.
             let _ = self.shielding.in_use()?.unblock(wanted.cidr);
             return Err(not_saved(&error));
@@ -153,7 +153,7 @@ impl Daemon {
         let was = self.find_block(wanted.cidr)?;
         let mut state = steering.state.clone();
         state.blocks.retain(|block| block.cidr != wanted.cidr);
-        steering.store.save(&state).map_err(|error| not_saved(&error))?;
+        steering.store.save(&state).await.map_err(|error| not_saved(&error))?;
         steering.state = state;
         if let Some(list) = self.shielding.in_use()?.unblock(wanted.cidr).map_err(|error| refused(&error))? {
             tracing::warn!(cidr = %wanted.cidr, list = &*list, "goes on being blocked by a list");

@@ -2,6 +2,7 @@
 
 mod certificates;
 mod headers;
+mod missing;
 mod ways;
 
 use std::sync::Arc;
@@ -44,6 +45,7 @@ impl Daemon {
         listeners.sort();
         checks
             .extend(listeners.into_iter().map(|name| ways::announced(name, self.segments.of(name).as_ref())));
+        checks.extend(self.missing(&running));
         let backends: Vec<_> = running.backends().map(Arc::clone).collect();
         checks.extend(backends.iter().map(|backend| backend_check(backend)));
         checks.extend(ways::devices(&backends).await);

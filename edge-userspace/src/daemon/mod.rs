@@ -5,9 +5,12 @@
 
 mod blocks;
 mod build;
+mod clock;
 mod examine;
 mod flows;
 mod following;
+mod keeping;
+mod listening;
 mod observed;
 mod operate;
 mod probe;
@@ -17,13 +20,14 @@ mod severed;
 mod sockets;
 mod status;
 mod tiers;
+mod troubles;
 mod worker;
 
 use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -33,20 +37,23 @@ use self::{
     blocks::Shielding,
     build::{Built, Kept, build},
     following::Following,
+    keeping::Keeper,
     segments::Segments,
-    sockets::Sockets,
+    sockets::{Demand, Sockets},
+    troubles::{Part, Troubles},
     worker::Workers,
 };
 use crate::{
     config::{
         ConfigError, Settings,
-        state::{Opened, State, StateError, StateStore},
+        state::{self, Opened, State, StateError, StateStore},
     },
     connection::{Admission, Edge, Endings, Registry},
     control,
     datapath::{Tier, Tiers},
-    kernel::{Finding, Kernel, Objects},
+    kernel::{Finding, Kernel, Objects, PinsBusy},
     listener::BindError,
+    moment::Moment,
     observe::{access_log::AccessLog, timings::Timings},
     pool::BackendState,
 };
@@ -71,6 +78,9 @@ pub enum DaemonError {
     /// The control socket cannot be opened.
     #[error(transparent)]
     Control(#[from] control::BindError),
+    /// Another daemon has the pins.
+    #[error(transparent)]
+    Pins(#[from] PinsBusy),
     /// A tier that the operator insists on is not to be had.
     #[error(
         "datapath = \"{}\" cannot be had on this machine: {reason}; `edgectl doctor` says more, and \"auto\" always works",
@@ -91,13 +101,16 @@ pub enum DaemonError {
 #[derive(Debug)]
 pub struct Daemon {
     config: PathBuf,
-    started: SystemTime,
+    started: Moment,
     edge: Arc<Edge>,
     workers: Workers,
     /// What a change goes through, and what it changes.
     steering: tokio::sync::Mutex<Steering>,
     shielding: Shielding,
     segments: Segments,
+    troubles: Arc<Troubles>,
+    /// The blocks that were on disk when the daemon started.
+    loaded_blocks: Vec<state::Block>,
     /// Where tiers come from that are asked for later.
     objects: Objects,
     /// What the kernel does not have, as far as it was looked at when the daemon started.
@@ -110,7 +123,7 @@ pub struct Daemon {
 #[derive(Debug)]
 struct Steering {
     settings: Settings,
-    store: StateStore,
+    store: Keeper,
     state: State,
     kept: Kept,
     sockets: Sockets,
@@ -121,7 +134,7 @@ struct Steering {
 #[derive(Debug)]
 struct Shown {
     settings: Settings,
-    loaded: SystemTime,
+    loaded: Moment,
     last_reload: Option<Reload>,
     draining: bool,
 }
@@ -129,7 +142,7 @@ struct Shown {
 /// How the last reload went.
 #[derive(Clone, Debug)]
 struct Reload {
-    time: SystemTime,
+    time: Moment,
     error: Option<String>,
 }
 
@@ -153,7 +166,9 @@ impl Daemon {
         workers: usize,
         mut kernel: Kernel,
     ) -> Result<Arc<Self>, DaemonError> {
-        let Opened { store, state, recovery } = StateStore::open(&settings.daemon.state_dir)?;
+        let troubles = Arc::new(Troubles::default());
+        let Opened { store, state, recovery, obstacle } = StateStore::open(&settings.daemon.state_dir)?;
+        troubles.note(Part::State, obstacle.map(|obstacle| obstacle.to_string()));
         if let Some(recovery) = recovery {
             tracing::error!("{recovery}");
         }
@@ -192,10 +207,11 @@ impl Daemon {
             async move { edge.finish_handovers().await }
         });
         let mut sockets = Sockets::new(inherited);
-        let prepared = sockets.prepare(&settings.listeners, workers)?;
+        let prepared = sockets.prepare(&settings.listeners, workers, Demand::Some)?;
         let workers = Workers::start(workers, &edge)
             .map_err(|error| DaemonError::System("cannot start a worker", error))?;
         sockets.commit(prepared, &workers);
+        troubles.note_listeners(sockets.troubles());
         let mut following = Following::new(&settings.resolver, settings.tunnel);
         following.set(built.checks, &settings.resolver, settings.tunnel);
         let shielding = Shielding::new(&mut kernel, &state.blocks, following.tunnels());
@@ -207,37 +223,47 @@ impl Daemon {
         drain(&kept, &state);
         Ok(Arc::new(Self {
             config: config.to_owned(),
-            started: SystemTime::now(),
+            started: Moment::now(),
             edge,
             workers,
             shielding,
             segments,
+            troubles: Arc::clone(&troubles),
+            loaded_blocks: state.blocks.clone(),
             findings: kernel.findings,
             objects: kernel.objects,
             shown: Mutex::new(Shown {
                 settings: settings.clone(),
-                loaded: SystemTime::now(),
+                loaded: Moment::now(),
                 last_reload: None,
                 draining: false,
             }),
-            steering: tokio::sync::Mutex::new(Steering { settings, store, state, kept, sockets, following }),
+            steering: tokio::sync::Mutex::new(Steering {
+                settings,
+                store: Keeper::new(store, troubles),
+                state,
+                kept,
+                sockets,
+                following,
+            }),
         }))
     }
 
     /// Reads the configuration file again and swaps it in. What is wrong changes nothing.
     async fn reload_file(&self) -> Result<Applied, DaemonError> {
         let mut steering = self.steering.lock().await;
-        let outcome = Settings::load(&self.config)
-            .map_err(DaemonError::from)
-            .and_then(|settings| self.apply_settings(&mut steering, settings));
+        let outcome = match self.read_file().await {
+            Ok(settings) => self.apply_settings(&mut steering, settings),
+            Err(error) => Err(error),
+        };
         self.edge.access_log.reopen();
         let mut shown = self.shown();
         shown.last_reload =
-            Some(Reload { time: SystemTime::now(), error: outcome.as_ref().err().map(ToString::to_string) });
+            Some(Reload { time: Moment::now(), error: outcome.as_ref().err().map(ToString::to_string) });
         match &outcome {
             Ok(applied) => {
                 shown.settings = steering.settings.clone();
-                shown.loaded = SystemTime::now();
+                shown.loaded = Moment::now();
                 tracing::info!(
                     listeners = applied.listeners,
                     pools = applied.pools,
@@ -250,15 +276,24 @@ impl Daemon {
         outcome
     }
 
+    /// Reads the configuration file, off the runtime: its disk may be slow.
+    async fn read_file(&self) -> Result<Settings, DaemonError> {
+        let path = self.config.clone();
+        let read = tokio::task::spawn_blocking(move || Settings::load(&path)).await;
+        Ok(read.map_err(|error| DaemonError::System("cannot read the configuration", error.into()))??)
+    }
+
     fn apply_settings(&self, steering: &mut Steering, settings: Settings) -> Result<Applied, DaemonError> {
         // The steps that can fail come before the first that changes anything.
         tiers::provide(&self.edge.tiers, &self.objects, &settings, &steering.state.routes)?;
-        let prepared = steering.sockets.prepare(&settings.listeners, self.workers.count())?;
+        let prepared = steering.sockets.prepare(&settings.listeners, self.workers.count(), Demand::All)?;
         let mut warnings = needs_restart(&steering.settings, &settings);
         steering.settings = settings;
         self.edge.admission.set_limit(connection_limit(steering.settings.limits.connections));
         warnings.extend(self.swap(steering));
         steering.sockets.commit(prepared, &self.workers);
+        self.note_listeners(&steering.sockets);
+        warnings.extend(self.troubles.lines());
         self.shielding.follow(&steering.settings);
         for warning in &warnings {
             tracing::warn!("{warning}");

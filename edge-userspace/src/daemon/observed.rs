@@ -4,19 +4,41 @@ use std::sync::Arc;
 
 use super::Daemon;
 use crate::{
+    connection::ListenerState,
     control::{
         Operator,
         api::{Backend, BackendState},
     },
     datapath::Tier,
+    host::HostName,
     observe::{
-        admin::Observed,
+        admin::{Health, Observed},
         metrics::{Ended, Snapshot},
     },
     pool::BackendId,
 };
 
 impl Observed for Daemon {
+    fn health(&self) -> Health {
+        let running = self.edge.running.load();
+        let unreachable = |listener: &&Arc<ListenerState>| {
+            let troubles = self.troubles.of(&listener.spec.name);
+            listener.spec.bind.iter().all(|address| troubles.iter().any(|(troubled, _)| troubled == address))
+        };
+        let mut closed: Vec<_> = running
+            .listeners
+            .values()
+            .filter(unreachable)
+            .map(|listener| Arc::clone(&listener.spec.name))
+            .collect();
+        closed.sort();
+        Health { draining: self.shown().draining, closed, troubles: self.troubles.lines() }
+    }
+
+    fn admin_hosts(&self) -> Vec<HostName> {
+        self.shown().settings.daemon.admin_hosts.clone()
+    }
+
     fn metrics(&self) -> Snapshot {
         let edge = &self.edge;
         // Counters of routes lag behind their live connections by up to a sweep.

@@ -42,7 +42,7 @@ impl Operator for Daemon {
         }
         super::tiers::provide(&self.edge.tiers, &self.objects, &steering.settings, &state.routes)
             .map_err(|error| Refusal::new(RefusalKind::Unsupported, "no_such_tier", error.to_string()))?;
-        self.save_and_swap(&mut steering, state)?;
+        self.save_and_swap(&mut steering, state).await?;
         Ok(self.route_of(&spec).unwrap_or_else(|| Route::new(&spec, RouteSource::Runtime)))
     }
 
@@ -56,7 +56,7 @@ impl Operator for Daemon {
             several => return Err(ambiguous(several)),
         };
         let shown = self.route_of(spec).unwrap_or_else(|| Route::new(spec, RouteSource::Runtime));
-        self.save_and_swap(&mut steering, state)?;
+        self.save_and_swap(&mut steering, state).await?;
         let closed = if route.close { self.close_route(spec) } else { 0 };
         Ok(RemovedRoutes { removed: vec![shown], closed: closed as u64 })
     }
@@ -89,7 +89,7 @@ impl Operator for Daemon {
         if drained {
             state.drained.push(meant.clone());
         }
-        steering.store.save(&state).map_err(|error| not_saved(&error))?;
+        steering.store.save(&state).await.map_err(|error| not_saved(&error))?;
         steering.state = state;
         for backend in &chosen {
             if drained { backend.drain() } else { backend.ready() }
@@ -158,8 +158,8 @@ impl Operator for Daemon {
 
 impl Daemon {
     /// Puts the new runtime state on disk, then in effect.
-    fn save_and_swap(&self, steering: &mut Steering, state: State) -> Result<(), Refusal> {
-        steering.store.save(&state).map_err(|error| not_saved(&error))?;
+    async fn save_and_swap(&self, steering: &mut Steering, state: State) -> Result<(), Refusal> {
+        steering.store.save(&state).await.map_err(|error| not_saved(&error))?;
         steering.state = state;
         for warning in self.swap(steering) {
             tracing::warn!("{warning}");

@@ -64,6 +64,11 @@ impl Segments {
         Self { clamps: Mutex::default(), ways: Mutex::default(), outdated: Notify::new(), stirred }
     }
 
+    /// Changes with devices, addresses and routes of the kernel.
+    pub(super) fn stirred(&self) -> Option<watch::Receiver<()>> {
+        self.stirred.clone()
+    }
+
     /// To be called when routes or listeners changed.
     pub(super) fn outdated(&self) {
         self.outdated.notify_one();
@@ -147,7 +152,7 @@ impl Ways {
 impl Daemon {
     /// Keeps what the listeners announce in step with routes and tunnels, for as long as the daemon lives.
     pub(super) async fn keep_announcing(&self) {
-        let mut stirred = self.segments.stirred.clone();
+        let mut stirred = self.segments.stirred();
         loop {
             sleep(REST).await;
             tokio::select! {
@@ -172,7 +177,7 @@ impl Daemon {
 }
 
 /// Ends when something changed; never where nothing is watched.
-async fn stirring(stirred: Option<&mut watch::Receiver<()>>) {
+pub(super) async fn stirring(stirred: Option<&mut watch::Receiver<()>>) {
     if let Some(stirred) = stirred
         && stirred.changed().await.is_ok()
     {

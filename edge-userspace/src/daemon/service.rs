@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    net::TcpListener,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -19,13 +18,12 @@ use tokio::{
 use super::{Daemon, DaemonError};
 use crate::{
     config::Settings,
-    control::{self, ControlSocket},
+    control::{BindError, ControlSocket},
     datapath::StopReason,
     kernel::{
         self, Kernel, Objects, Wanted,
         capability::{self, Duty},
     },
-    observe::admin,
 };
 
 /// How long connections get to hear that the daemon ends, after the time to drain is over.
@@ -55,9 +53,15 @@ pub async fn run(options: &Options) -> Result<(), DaemonError> {
     let inherited = kernel::inherited_listeners();
     let system = |what| move |error| DaemonError::System(what, error);
     let mut signals = Signals::new().map_err(system("cannot listen to signals"))?;
-    let control = ControlSocket::bind(&settings.daemon.control)?;
-    let admin = settings.daemon.admin.map(TcpListener::bind).transpose();
-    let admin = admin.map_err(system("cannot listen on daemon.admin"))?;
+    // Held until the process ends, however it does.
+    let _pins = kernel::lock_pins(&options.pins)?;
+    let (admin, control_path) = (settings.daemon.admin, settings.daemon.control.clone());
+    let control = match ControlSocket::bind(&control_path) {
+        // It serves all the same, and the directory may come.
+        Err(error @ BindError::Io { .. }) => Err(error),
+        Err(error) => return Err(error.into()),
+        Ok(socket) => Ok(socket),
+    };
     let kernel = open_kernel(options);
     if let Err(error) = capability::keep_only(DUTIES) {
         tracing::warn!(%error, "runs on with all its rights");
@@ -68,10 +72,10 @@ pub async fn run(options: &Options) -> Result<(), DaemonError> {
     daemon.announce();
     daemon.workers.answer().await;
     let (ending, ended) = watch::channel(false);
-    if let Some(listener) = admin {
-        tokio::spawn(admin::serve(listener, Arc::clone(&daemon), told_to_end(ended.clone())));
+    if let Some(address) = admin {
+        daemon.open_admin(address, ended.clone());
     }
-    let control = tokio::spawn(control::serve(control, Arc::clone(&daemon), told_to_end(ended)));
+    let control = tokio::spawn(Arc::clone(&daemon).serve_control(control, control_path, ended));
     tokio::spawn({
         let daemon = Arc::clone(&daemon);
         async move { daemon.sweep().await }
@@ -82,11 +86,20 @@ pub async fn run(options: &Options) -> Result<(), DaemonError> {
     });
     tokio::spawn({
         let daemon = Arc::clone(&daemon);
+        async move { daemon.keep_listening().await }
+    });
+    tokio::spawn({
+        let daemon = Arc::clone(&daemon);
+        async move { daemon.follow_clock().await }
+    });
+    tokio::spawn({
+        let daemon = Arc::clone(&daemon);
         let tunnels = daemon.steering.lock().await.following.tunnels();
         async move { daemon.sever(tunnels).await }
     });
     tokio::spawn(watchdog(Arc::clone(&daemon)));
-    notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
+    notify(&[NotifyState::Ready]);
+    daemon.tell_manager();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), workers, "serving");
     while let Told::Reload = signals.next().await {
         notify(&[NotifyState::Reloading, monotonic()]);
@@ -155,7 +168,7 @@ impl Daemon {
     }
 }
 
-async fn told_to_end(mut ended: watch::Receiver<bool>) {
+pub(super) async fn told_to_end(mut ended: watch::Receiver<bool>) {
     let _ = ended.wait_for(|ended| *ended).await;
 }
 
@@ -210,7 +223,7 @@ fn monotonic() -> NotifyState<'static> {
     NotifyState::monotonic_usec_now().unwrap_or(NotifyState::Status("reloading"))
 }
 
-fn notify(states: &[NotifyState<'_>]) {
+pub(super) fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::warn!(%error, "the service manager cannot be told");
     }

@@ -1,8 +1,8 @@
 //! The listening sockets of the running listeners: bound, left with the service manager too, handed to the workers,
-//! closed when a reload drops them.
+//! closed when a reload drops them. What cannot be bound yet is tried again.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     io,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     os::fd::AsFd as _,
@@ -12,7 +12,10 @@ use std::{
 use sd_notify::NotifyState;
 use socket2::SockRef;
 
-use super::worker::{Binding, Workers};
+use super::{
+    troubles::Trouble,
+    worker::{Binding, Workers},
+};
 use crate::{
     hash::fnv1a,
     listener::{self, BindError, ListenerSpec},
@@ -22,6 +25,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Sockets {
     open: HashSet<Binding>,
+    /// Wanted, and not to be had when they were last tried.
+    failed: HashMap<Binding, BindError>,
     /// Passed by the service manager and not claimed by a listener yet (`LISTEN_FDS`): bound by itself, or by an edged
     /// before this one.
     inherited: Vec<TcpListener>,
@@ -34,12 +39,22 @@ pub(super) struct Sockets {
 pub(super) struct Prepared {
     wanted: HashSet<Binding>,
     fresh: Vec<(Binding, Vec<TcpListener>)>,
+    failed: HashMap<Binding, BindError>,
+}
+
+/// What becomes of an address that cannot be bound, but may be later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Demand {
+    /// The others are served meanwhile: at the start, an edge with one listener is better than none.
+    Some,
+    /// It is an error, unless it was so before: a reload changes all or nothing.
+    All,
 }
 
 impl Sockets {
     pub(super) fn new(inherited: Vec<TcpListener>) -> Self {
         let stale = inherited.iter().filter_map(|socket| socket.local_addr().ok()).collect();
-        Self { open: HashSet::new(), inherited, stale }
+        Self { inherited, stale, ..Self::default() }
     }
 
     /// Binds what these listeners need and what is not open yet. On an error nothing has changed.
@@ -47,28 +62,70 @@ impl Sockets {
         &mut self,
         listeners: &[ListenerSpec],
         workers: usize,
+        demand: Demand,
     ) -> Result<Prepared, BindError> {
-        let addresses: HashSet<SocketAddr> =
-            listeners.iter().flat_map(|spec| spec.bind.iter().copied()).collect();
-        let mut prepared = Prepared { wanted: HashSet::new(), fresh: Vec::new() };
-        for spec in listeners {
-            for &address in &spec.bind {
-                let binding = Binding { listener: Arc::clone(&spec.name), address };
-                if !self.open.contains(&binding) {
-                    // A listener that only got another name keeps its port busy until it is closed: SO_REUSEPORT
-                    // lets the new one in beside it.
-                    let renamed = self.open.iter().any(|open| open.address == address);
-                    let any_v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
-                    let sockets = match self.claim(address, workers) {
-                        Some(sockets) => sockets,
-                        None => listener::bind(address, workers, addresses.contains(&any_v4), renamed)?,
-                    };
-                    prepared.fresh.push((binding.clone(), sockets));
+        let mut prepared = Prepared { wanted: HashSet::new(), fresh: Vec::new(), failed: HashMap::new() };
+        for (binding, v6_only) in bindings(listeners) {
+            if !self.open.contains(&binding) {
+                let address = binding.address;
+                // A listener that only got another name keeps its port busy until it is closed: SO_REUSEPORT
+                // lets the new one in beside it.
+                let renamed = self.open.iter().any(|open| open.address == address);
+                let bound = match self.claim(address, workers) {
+                    Some(sockets) => Ok(sockets),
+                    None => listener::bind(address, workers, v6_only, renamed),
+                };
+                match bound {
+                    Ok(sockets) => prepared.fresh.push((binding.clone(), sockets)),
+                    Err(error)
+                        if error.may_pass()
+                            && (demand == Demand::Some || self.failed.contains_key(&binding)) =>
+                    {
+                        prepared.failed.insert(binding, error);
+                        continue;
+                    }
+                    Err(error) => return Err(error),
                 }
-                prepared.wanted.insert(binding);
             }
+            prepared.wanted.insert(binding);
         }
         Ok(prepared)
+    }
+
+    /// Tries again what could not be bound; says whether there is something new.
+    pub(super) fn retry(&mut self, listeners: &[ListenerSpec], workers: &Workers) -> bool {
+        let mut opened = false;
+        for (binding, v6_only) in bindings(listeners) {
+            // To find out who has it takes a walk through all processes: not again and again.
+            if !self.failed.contains_key(&binding) || listener::is_taken(binding.address, v6_only) {
+                continue;
+            }
+            match listener::bind(binding.address, workers.count(), v6_only, false) {
+                Ok(sockets) => {
+                    self.failed.remove(&binding);
+                    forget(binding.address);
+                    keep(binding.address, &sockets);
+                    workers.listen(&binding, sockets);
+                    self.open.insert(binding);
+                    opened = true;
+                }
+                Err(error) => {
+                    self.failed.insert(binding, error);
+                }
+            }
+        }
+        opened
+    }
+
+    /// Where clients are not accepted, or cannot come, now.
+    pub(super) fn troubles(&self) -> Vec<(Binding, Trouble)> {
+        let closed = self.failed.iter();
+        let closed = closed.map(|(binding, error)| (binding.clone(), Trouble::Closed(error.to_string())));
+        let away = self.open.iter().filter(|binding| {
+            let ip = binding.address.ip();
+            !ip.is_unspecified() && !listener::is_local(binding.address)
+        });
+        closed.chain(away.map(|binding| (binding.clone(), Trouble::Away))).collect()
     }
 
     /// Listens as prepared, and closes what is not wanted any more.
@@ -86,6 +143,7 @@ impl Sockets {
             workers.close(binding);
         }
         self.open = prepared.wanted;
+        self.failed = prepared.failed;
         for unclaimed in self.inherited.drain(..) {
             let address = unclaimed.local_addr().map_or_else(|_| "?".into(), |address| address.to_string());
             tracing::warn!(address, "the service manager passed a socket that no listener binds: closed");
@@ -103,6 +161,18 @@ impl Sockets {
             .inspect_err(|error| tracing::warn!(%address, %error, "a passed socket cannot be used"))
             .ok()
     }
+}
+
+/// Every address of these listeners, and whether it is for IPv6 only: `[::]` beside `0.0.0.0` is.
+fn bindings(listeners: &[ListenerSpec]) -> impl Iterator<Item = (Binding, bool)> {
+    let addresses: HashSet<SocketAddr> =
+        listeners.iter().flat_map(|spec| spec.bind.iter().copied()).collect();
+    listeners.iter().flat_map(|spec| spec.bind.iter().map(|address| (Arc::clone(&spec.name), *address))).map(
+        move |(listener, address)| {
+            let any_v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+            (Binding { listener, address }, addresses.contains(&any_v4))
+        },
+    )
 }
 
 fn adopt(mut sockets: Vec<TcpListener>, workers: usize) -> io::Result<Vec<TcpListener>> {

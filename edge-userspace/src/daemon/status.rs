@@ -1,13 +1,13 @@
 //! The daemon, its connections and its backends as the control API shows them.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Instant};
 
-use super::Daemon;
+use super::{Daemon, troubles::Trouble};
 use crate::{
     connection,
     control::api::{
-        self, BackendCount, ConfigStatus, ConnectionCount, DatapathStatus, ListenerStatus, ReloadStatus,
-        RouteCount, Status, TierStatus, Timestamp,
+        self, BackendCount, BindTrouble, ConfigStatus, ConnectionCount, DatapathStatus, ListenerStatus,
+        ReloadStatus, RouteCount, Status, TierStatus, Timestamp,
     },
     datapath::Tier,
     pool::{self, BackendState},
@@ -42,6 +42,7 @@ impl Daemon {
                     protocol: listener.spec.protocol,
                     protocols: listener.spec.protocols.clone(),
                     bind: listener.spec.bind.clone(),
+                    troubles: bind_troubles(self.troubles.of(name)),
                     connections,
                     accepted: connections + ended,
                     mss: self.segments.of(name).map(|clamp| clamp.mss),
@@ -66,20 +67,21 @@ impl Daemon {
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
-            started: Timestamp(self.started),
-            uptime_seconds: self.started.elapsed().unwrap_or_default().as_secs_f64(),
+            started: Timestamp(self.started.wall()),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
             draining: shown.draining,
             config: ConfigStatus {
                 path: self.config.clone(),
-                loaded: Timestamp(shown.loaded),
+                loaded: Timestamp(shown.loaded.wall()),
                 last_reload: shown.last_reload.as_ref().map(|reload| ReloadStatus {
-                    time: Timestamp(reload.time),
+                    time: Timestamp(reload.time.wall()),
                     successful: reload.error.is_none(),
                     error: reload.error.clone(),
                 }),
             },
             datapath: DatapathStatus { allowed: shown.settings.daemon.datapath, tiers: self.tiers() },
             listeners,
+            troubles: self.troubles.lines().into_iter().chain(self.edge.access_log.trouble()).collect(),
             connections: ConnectionCount {
                 now: live.len() as u64 + census.live,
                 total: live.len() as u64 + census.live + ended,
@@ -110,6 +112,15 @@ impl Daemon {
             tier(Tier::Flow, self.edge.flows.is_none().then_some("`edgectl doctor` says why")),
         ]
     }
+}
+
+fn bind_troubles(troubles: Vec<(SocketAddr, Trouble)>) -> Vec<BindTrouble> {
+    let shown = |(bind, trouble): (SocketAddr, Trouble)| BindTrouble {
+        bind,
+        listening: trouble == Trouble::Away,
+        reason: trouble.to_string(),
+    };
+    troubles.into_iter().map(shown).collect()
 }
 
 fn api_backends(daemon: &Daemon) -> Vec<api::Backend> {

@@ -108,8 +108,11 @@ async fn beat() {
 async fn work(edge: Arc<Edge>, mut inbox: mpsc::UnboundedReceiver<Order>) {
     tokio::spawn(beat());
     let mut accepting: HashMap<Binding, (AbortHandle, Arc<TcpListener>)> = HashMap::new();
+    let mut ending = false;
     while let Some(order) = inbox.recv().await {
         match order {
+            // An address that came while the daemon began to end.
+            Order::Listen(..) if ending => {}
             Order::Listen(binding, socket) => match TcpListener::from_std(socket) {
                 Ok(socket) => {
                     let socket = Arc::new(socket);
@@ -141,7 +144,10 @@ async fn work(edge: Arc<Edge>, mut inbox: mpsc::UnboundedReceiver<Order>) {
             Order::Answer(answer) => {
                 let _ = answer.send(());
             }
-            Order::CloseAll => accepting.drain().for_each(|(_, (accept, _))| accept.abort()),
+            Order::CloseAll => {
+                ending = true;
+                accepting.drain().for_each(|(_, (accept, _))| accept.abort());
+            }
         }
     }
 }

@@ -4,24 +4,48 @@ use std::{future::Future, io, net::TcpListener, sync::Arc};
 
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{Request, State},
     http::{HeaderName, HeaderValue, StatusCode, header},
+    middleware::{self, Next},
     response::{Html, IntoResponse, Response},
     routing::get,
 };
 use serde::Serialize;
 
-use super::metrics::{CONTENT_TYPE, Snapshot};
-use crate::control::{
-    Operator,
-    api::{Backend, Route, Status},
-    http,
+use super::{
+    hosts::{self, Misdirected},
+    metrics::{CONTENT_TYPE, Snapshot},
+};
+use crate::{
+    control::{
+        Operator,
+        api::{Backend, Route, Status},
+        http,
+    },
+    host::HostName,
 };
 
 /// The daemon as the admin address sees it.
 pub trait Observed: Operator {
     /// Everything that is counted.
     fn metrics(&self) -> Snapshot;
+
+    /// Whether clients are served, from memory.
+    fn health(&self) -> Health;
+
+    /// Names of this machine that requests may be for.
+    fn admin_hosts(&self) -> Vec<HostName>;
+}
+
+/// Whether clients are served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// No new connections are taken: the daemon ends.
+    pub draining: bool,
+    /// Listeners that no client can reach.
+    pub closed: Vec<Arc<str>>,
+    /// What is not as it is configured, each in a line.
+    pub troubles: Vec<String>,
 }
 
 /// What the dashboard shows: no clients, since whoever reaches this address may read it.
@@ -56,7 +80,8 @@ fn router<O: Observed>(observed: Arc<O>) -> Router {
         .fallback(async || {
             (StatusCode::NOT_FOUND, "there are /, /overview.json, /metrics and /healthz, and nothing else\n")
         })
-        .layer(axum::middleware::map_response(async |response| with_headers(response)))
+        .layer(middleware::from_fn_with_state(Arc::clone(&observed), for_us::<O>))
+        .layer(middleware::map_response(async |response| with_headers(response)))
         .with_state(observed)
 }
 
@@ -79,11 +104,33 @@ async fn overview<O: Observed>(State(observed): State<Arc<O>>) -> Response {
     }
 }
 
-/// For a load balancer in front, or a watchdog: whether new connections are taken.
-async fn healthz<O: Observed>(State(observed): State<Arc<O>>) -> (StatusCode, &'static str) {
-    match off_the_runtime(observed, |observed| observed.status().draining).await {
-        Some(false) => (StatusCode::OK, "ok\n"),
-        _ => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+/// For a load balancer in front, or a watchdog: whether new connections are taken, on every listener.
+async fn healthz<O: Observed>(State(observed): State<Arc<O>>) -> (StatusCode, String) {
+    let Health { draining, closed, troubles } = observed.health();
+    let (status, first) = match (draining, &*closed) {
+        (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "draining".to_owned()),
+        (false, []) => (StatusCode::OK, "ok".to_owned()),
+        (false, closed) => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("no client can reach {}", closed.join(", ")))
+        }
+    };
+    let lines = std::iter::once(first).chain(troubles);
+    (status, lines.map(|line| line + "\n").collect())
+}
+
+/// Answers only what is meant for this address; see [`hosts`].
+async fn for_us<O: Observed>(State(observed): State<Arc<O>>, request: Request, next: Next) -> Response {
+    match hosts::check(request.uri(), request.headers(), &observed.admin_hosts()) {
+        Ok(()) => next.run(request).await,
+        Err(Misdirected::Name(name)) => (
+            StatusCode::MISDIRECTED_REQUEST,
+            format!(
+                "{name} is not a name of this machine: ask for an address or localhost, or list the name in \
+                 daemon.admin_hosts\n"
+            ),
+        )
+            .into_response(),
+        Err(Misdirected::Malformed) => (StatusCode::BAD_REQUEST, "one Host is needed\n").into_response(),
     }
 }
 

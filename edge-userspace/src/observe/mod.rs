@@ -2,5 +2,6 @@
 
 pub mod access_log;
 pub mod admin;
+mod hosts;
 pub mod metrics;
 pub mod timings;

@@ -68,9 +68,23 @@ pub enum StateError {
         /// What is wrong with the backup.
         backup: String,
     },
+    /// The thread that writes ended before it was done, as when the daemon ends.
+    #[error("the state was not written: {0}")]
+    Interrupted(io::Error),
     /// The state cannot be written as TOML.
     #[error("the state cannot be written as TOML: {0}")]
     Unwritable(#[from] toml::ser::Error),
+}
+
+impl StateError {
+    /// Whether it only says that nothing can be written now: a full or read-only disk, or too few rights.
+    pub fn is_unwritable(&self) -> bool {
+        use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+        matches!(self, Self::Io { action, source, .. } if *action != "read" && matches!(
+            source.kind(),
+            PermissionDenied | QuotaExceeded | ReadOnlyFilesystem | StorageFull
+        ))
+    }
 }
 
 impl fmt::Display for Recovery {

@@ -3,6 +3,9 @@
 //! A change is written to a new file, made durable and renamed over the old one, first for the backup and then for
 //! the file itself. Whatever moment the power goes, each of the two is whole, and both hold every change that was
 //! answered for.
+//!
+//! A directory that cannot be written to (a disk that is full or read-only, a file system that is not mounted yet) stops
+//! no start as long as it can be read: only changes at run time are refused until it can be.
 
 use std::{
     fs,
@@ -28,8 +31,8 @@ const NEW: &str = "new";
 #[derive(Debug)]
 pub struct StateStore {
     dir: PathBuf,
-    /// The lock goes with the descriptor.
-    _lock: fs::File,
+    /// The lock goes with the descriptor. `None` where there was no file to lock, and none could be made.
+    lock: Option<fs::File>,
 }
 
 /// What [`StateStore::open`] finds.
@@ -41,6 +44,8 @@ pub struct Opened {
     pub state: State,
     /// What was mended on the way, for the log and the status.
     pub recovery: Option<Recovery>,
+    /// Why nothing can be kept at the moment.
+    pub obstacle: Option<StateError>,
 }
 
 /// One of the two copies, as it was found.
@@ -58,12 +63,16 @@ impl StateStore {
     /// [`StateError::Busy`] while another process has it. Where both copies are damaged, that is an error and never
     /// an empty state.
     pub fn open(dir: &Path) -> Result<Opened, StateError> {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o750)
-            .create(dir)
-            .map_err(failed("make the directory", dir))?;
-        let store = Self { dir: dir.to_owned(), _lock: lock(dir)? };
+        let mut obstacle = Obstacle(None);
+        let lock = match obstacle.pass(make(dir))? {
+            Some(()) => {
+                let (lock, unwritable) = lock(dir)?;
+                obstacle.0 = unwritable;
+                lock
+            }
+            None => None,
+        };
+        let store = Self { dir: dir.to_owned(), lock };
         let (file, backup) = (store.dir.join(FILE), store.dir.join(BACKUP));
         let (state, recovery) = match (read(&file)?, read(&backup)?) {
             (Copy::Missing, Copy::Missing) => (State::default(), None),
@@ -71,23 +80,28 @@ impl StateStore {
                 let recovery = match copy {
                     Copy::Good { text: same, .. } if same == text => None,
                     // The file was edited by hand, or the machine stopped between the two.
-                    Copy::Good { .. } | Copy::Missing => store.restore(&backup, &text).map(|()| None)?,
-                    Copy::Broken(reason) => Some(store.recover(&backup, Some(reason), &text, &file)?),
+                    Copy::Good { .. } | Copy::Missing => {
+                        obstacle.pass(store.restore(&backup, &text))?;
+                        None
+                    }
+                    Copy::Broken(reason) => {
+                        obstacle.pass(store.recover(&backup, Some(reason), &text, &file))?
+                    }
                 };
                 (state, recovery)
             }
             (Copy::Missing, Copy::Good { text, state }) => {
-                (state, Some(store.recover(&file, None, &text, &backup)?))
+                (state, obstacle.pass(store.recover(&file, None, &text, &backup))?)
             }
             (Copy::Broken(reason), Copy::Good { text, state }) => {
-                (state, Some(store.recover(&file, Some(reason), &text, &backup)?))
+                (state, obstacle.pass(store.recover(&file, Some(reason), &text, &backup))?)
             }
             (one, other) => {
                 let (one, other) = (one.damage(&file), other.damage(&backup));
                 return Err(StateError::Unreadable { path: file, file: one, backup: other });
             }
         };
-        Ok(Opened { store, state, recovery })
+        Ok(Opened { store, state, recovery, obstacle: obstacle.0 })
     }
 
     /// Keeps a state: when this returns, it survives the loss of power.
@@ -97,6 +111,14 @@ impl StateStore {
     /// The state that was kept before still is.
     pub fn save(&mut self, state: &State) -> Result<(), StateError> {
         let text = state.to_text()?;
+        if self.lock.is_none() {
+            make(&self.dir)?;
+            let (lock, unwritable) = lock(&self.dir)?;
+            self.lock = lock;
+            if let Some(error) = unwritable {
+                return Err(error);
+            }
+        }
         // The backup first: where it fails, the file that counts is as it was.
         replace(&self.dir.join(BACKUP), &text)?;
         replace(&self.dir.join(FILE), &text)?;
@@ -131,6 +153,28 @@ impl StateStore {
         let dir = fs::File::open(&self.dir).map_err(failed("open", &self.dir))?;
         dir.sync_all().map_err(failed("make durable", &self.dir))
     }
+}
+
+/// The first thing that kept the directory from being written to.
+struct Obstacle(Option<StateError>);
+
+impl Obstacle {
+    /// The value; `None` after an error that only says that nothing can be written now. Others are passed on.
+    fn pass<T>(&mut self, result: Result<T, StateError>) -> Result<Option<T>, StateError> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if error.is_unwritable() => {
+                self.0.get_or_insert(error);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn make(dir: &Path) -> Result<(), StateError> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o750).create(dir);
+    made.map_err(failed("make the directory", dir))
 }
 
 /// Puts a text in the place of a file, whole or not at all.
@@ -177,12 +221,19 @@ fn aside(path: &Path) -> PathBuf {
     aside
 }
 
-/// Takes the lock of the directory, and writes in it whose it is.
-fn lock(dir: &Path) -> Result<fs::File, StateError> {
+/// Takes the lock of the directory, and writes in it whose it is. Where nothing can be written, says so too; then there
+/// is a lock only where there is a file to lock.
+fn lock(dir: &Path) -> Result<(Option<fs::File>, Option<StateError>), StateError> {
     let path = dir.join(LOCK);
     let mut options = fs::OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o640);
-    let mut file = options.open(&path).map_err(failed("open", &path))?;
+    let (mut file, unwritable) = match options.open(&path).map_err(failed("open", &path)) {
+        Err(error) if error.is_unwritable() => match fs::File::open(&path) {
+            Ok(file) => (file, Some(error)),
+            Err(_) => return Ok((None, Some(error))),
+        },
+        opened => (opened?, None),
+    };
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -194,9 +245,9 @@ fn lock(dir: &Path) -> Result<fs::File, StateError> {
         }
         Err(error) => return Err(failed("lock", &path)(error.into())),
     }
-    file.set_len(0).map_err(failed("write", &path))?;
-    writeln!(file, "{}", std::process::id()).map_err(failed("write", &path))?;
-    Ok(file)
+    // For the one who meets the lock. On a full disk it is held without.
+    let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+    Ok((Some(file), unwritable))
 }
 
 fn read(path: &Path) -> Result<Copy, StateError> {
@@ -428,6 +479,17 @@ mod tests {
             "cannot make the directory DIR/state.toml/sub: Not a directory (os error 20); `state_dir` in [daemon] \
              must be a directory that edged may write to"
         );
+    }
+
+    #[test]
+    fn what_cannot_be_written_now_is_told_from_what_is_wrong() {
+        let error = |action, number| failed(action, Path::new("x"))(io::Error::from_raw_os_error(number));
+        for number in [libc::EROFS, libc::ENOSPC, libc::EDQUOT, libc::EACCES] {
+            assert!(error("create", number).is_unwritable(), "{number}");
+        }
+        // What cannot be read may hold routes.
+        assert!(!error("read", libc::EACCES).is_unwritable());
+        assert!(!error("make the directory", libc::ENOTDIR).is_unwritable());
     }
 
     #[test]

@@ -30,6 +30,9 @@ pub struct Status {
     pub datapath: DatapathStatus,
     /// Who accepts.
     pub listeners: Vec<ListenerStatus>,
+    /// What is not as it is configured and may pass by itself, each in a line; those of listeners are among it.
+    #[serde(default)]
+    pub troubles: Vec<String>,
     /// Connections of all listeners.
     pub connections: ConnectionCount,
     /// Bytes from clients to backends.
@@ -100,12 +103,26 @@ pub struct ListenerStatus {
     pub protocols: Vec<Spoken>,
     /// Where it accepts.
     pub bind: Vec<SocketAddr>,
+    /// Those of `bind` where no client comes in now.
+    #[serde(default)]
+    pub troubles: Vec<BindTrouble>,
     /// Connections now.
     pub connections: u64,
     /// Connections accepted.
     pub accepted: u64,
     /// The largest segment that clients are asked to send, in bytes; `null` where no way home limits it.
     pub mss: Option<u16>,
+}
+
+/// Why no client comes in at an address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BindTrouble {
+    /// The address.
+    pub bind: SocketAddr,
+    /// It is listened on, and clients are accepted once the machine has it.
+    pub listening: bool,
+    /// What is wrong.
+    pub reason: String,
 }
 
 /// Connections of all listeners.

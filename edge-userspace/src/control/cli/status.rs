@@ -5,11 +5,20 @@ use super::{
     table::{Cell, Column, Table},
     units,
 };
-use crate::{control::api::Status, listener::Protocol};
+use crate::{
+    control::api::Status,
+    listener::{Protocol, holder},
+};
 
 /// The summary and the listeners.
 pub(super) fn lines(status: &Status, output: Output) -> Vec<String> {
     let mut lines = summary(status, output);
+    let closed = status.listeners.iter().flat_map(|listener| &listener.troubles);
+    for trouble in closed.filter(|trouble| !trouble.listening) {
+        if let Some(holder) = holder(trouble.bind) {
+            lines.push(format!("{} {} is held by {holder}", " ".repeat(14), trouble.bind));
+        }
+    }
     lines.push(String::new());
     lines.extend(listeners(status).lines(output.colours));
     lines
@@ -67,6 +76,9 @@ pub(super) fn summary(status: &Status, output: Output) -> Vec<String> {
     if !status.rejected.is_empty() {
         let reasons = status.rejected.iter().map(|(reason, count)| format!("{count} {reason}"));
         say("rejected", reasons.collect::<Vec<_>>().join(", "));
+    }
+    for trouble in &status.troubles {
+        say("trouble", output.paint(&printable(trouble), Colour::Red));
     }
     if status.blocked_packets > 0 {
         say("blocked", format!("{} packets", status.blocked_packets));

@@ -1,0 +1,34 @@
+//! The runtime state on its way to the disk: written by a thread that may wait, so that a slow disk delays the answer to
+//! the one call and nothing else. Health checks and the watchdog share the control runtime.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::troubles::{Part, Troubles};
+use crate::config::state::{State, StateError, StateStore};
+
+/// Keeps the state.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    store: Arc<Mutex<StateStore>>,
+    troubles: Arc<Troubles>,
+}
+
+impl Keeper {
+    pub(super) fn new(store: StateStore, troubles: Arc<Troubles>) -> Self {
+        Self { store: Arc::new(Mutex::new(store)), troubles }
+    }
+
+    /// [`StateStore::save`] off the runtime: when this returns, the state is on disk.
+    ///
+    /// The caller holds the lock of all changes meanwhile, so that saves come one after the other.
+    pub(super) async fn save(&self, state: &State) -> Result<(), StateError> {
+        let (store, state) = (Arc::clone(&self.store), state.clone());
+        let save = move || store.lock().unwrap_or_else(PoisonError::into_inner).save(&state);
+        let saved = match tokio::task::spawn_blocking(save).await {
+            Ok(saved) => saved,
+            Err(error) => Err(StateError::Interrupted(error.into())),
+        };
+        self.troubles.note(Part::State, saved.as_ref().err().map(ToString::to_string));
+        saved
+    }
+}

@@ -1,0 +1,120 @@
+//! Taking up what was not there when edged started: addresses of listeners and of `daemon.admin`, ports that another
+//! program had, the control socket's directory.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use sd_notify::NotifyState;
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+
+use super::{
+    Daemon,
+    segments::stirring,
+    service::{notify, told_to_end},
+    troubles::Part,
+};
+use crate::{
+    control::{self, ControlSocket},
+    listener,
+    observe::admin,
+};
+
+/// Between two attempts without an event: nobody tells when another program lets a port go.
+const EVERY: Duration = Duration::from_secs(5);
+/// The rest between two looks, however much happens.
+const REST: Duration = Duration::from_millis(200);
+
+impl Daemon {
+    /// Tries again what could not be bound, and looks which addresses are there, for as long as the daemon lives: when
+    /// the kernel says that an address or a device changed, and now and then.
+    pub(super) async fn keep_listening(&self) {
+        let mut stirred = self.segments.stirred();
+        loop {
+            sleep(REST).await;
+            tokio::select! {
+                () = stirring(stirred.as_mut()) => {}
+                () = sleep(EVERY) => {}
+            }
+            self.look_at_listeners().await;
+        }
+    }
+
+    async fn look_at_listeners(&self) {
+        let mut steering = self.steering.lock().await;
+        if self.shown().draining {
+            return;
+        }
+        let steering = &mut *steering;
+        if steering.sockets.retry(&steering.settings.listeners, &self.workers) {
+            self.announce();
+        }
+        self.note_listeners(&steering.sockets);
+    }
+
+    /// Answers on `daemon.admin` until `ended`; while it cannot be bound, tries again. Returns after the first attempt.
+    pub(super) fn open_admin(self: &Arc<Self>, address: SocketAddr, ended: watch::Receiver<bool>) {
+        let first = self.bind_admin(address);
+        let daemon = Arc::clone(self);
+        tokio::spawn(async move {
+            let mut bound = first;
+            let mut stirred = daemon.segments.stirred();
+            let listener = loop {
+                match bound {
+                    Some(listener) => break listener,
+                    None => tokio::select! {
+                        () = stirring(stirred.as_mut()) => sleep(REST).await,
+                        () = sleep(EVERY) => {}
+                        () = told_to_end(ended.clone()) => return,
+                    },
+                }
+                bound = daemon.bind_admin(address);
+            };
+            if let Err(error) = admin::serve(listener, Arc::clone(&daemon), told_to_end(ended)).await {
+                daemon.troubles.note(Part::Admin, Some(error.to_string()));
+            }
+        });
+    }
+
+    fn bind_admin(&self, address: SocketAddr) -> Option<std::net::TcpListener> {
+        let bound = listener::bind(address, 1, false, false);
+        self.troubles.note(Part::Admin, bound.as_ref().err().map(ToString::to_string));
+        bound.ok()?.pop()
+    }
+
+    /// Answers on the control socket until `ended`. Where it could not be made, tries again.
+    pub(super) async fn serve_control(
+        self: Arc<Self>,
+        socket: Result<ControlSocket, control::BindError>,
+        path: PathBuf,
+        ended: watch::Receiver<bool>,
+    ) -> std::io::Result<()> {
+        let mut bound = socket;
+        let socket = loop {
+            match bound {
+                Ok(socket) => break socket,
+                Err(error) => self.troubles.note(Part::Control, Some(error.to_string())),
+            }
+            if timeout(EVERY, told_to_end(ended.clone())).await.is_ok() {
+                return Ok(());
+            }
+            bound = ControlSocket::bind(&path);
+        };
+        self.troubles.note(Part::Control, None);
+        control::serve(socket, self, told_to_end(ended)).await
+    }
+
+    /// Keeps what the status shows, and the service manager, in step with what listens.
+    pub(super) fn note_listeners(&self, sockets: &super::Sockets) {
+        self.troubles.note_listeners(sockets.troubles());
+        self.tell_manager();
+    }
+
+    /// The line that `systemctl status` shows.
+    pub(super) fn tell_manager(&self) {
+        if let Some(line) = self.troubles.news() {
+            notify(&[NotifyState::Status(&line)]);
+        }
+    }
+}
