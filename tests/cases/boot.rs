@@ -101,7 +101,7 @@ fn addresses_that_come_later_are_served_from_then_on() -> Result<()> {
         // What home's way carries is announced there as on the other listeners.
         let mss = |name: &str| {
             let listeners = status["listeners"].as_array().into_iter().flatten();
-            listeners.filter(|one| one["name"] == *name).map(|one| one["mss"].clone()).next()
+            listeners.filter(|one| one["name"] == *name).find_map(|one| one.get("mss").cloned())
         };
         ensure!(mss("inner") == mss("https") && mss("inner").is_some_and(|mss| mss.is_u64()), "{status}");
         ensure!(wait_for_health(lab, &admin, 200)? == "ok\n");

@@ -61,6 +61,14 @@ fn slow_disk(lab: &Lab) -> Result<()> {
         ])
         .start()?;
     let edgectl = edged.edgectl();
+    let is = |state: &str| {
+        edgectl.until(&["backends", "list"], |backends| {
+            let all = backends.as_array().context("a list")?;
+            let backend = all.iter().find(|backend| backend["to"] == first).context("not listed")?;
+            ensure!(backend["state"] == state, "{backend}");
+            Ok(())
+        })
+    };
     let over = AtomicBool::new(false);
     let longest = std::thread::scope(|scope| {
         let watching = scope.spawn(|| -> Result<Duration> {
@@ -82,15 +90,11 @@ fn slow_disk(lab: &Lab) -> Result<()> {
                 Ok::<_, lab::Error>(started.elapsed())
             });
             // Meanwhile a backend dies, which its checks notice, and other calls are answered.
+            is("up")?;
+            let died = Instant::now();
             drop(one);
-            let asked = Instant::now();
-            edgectl.until(&["backends", "list"], |backends| {
-                let all = backends.as_array().context("a list")?;
-                let dead = all.iter().find(|backend| backend["to"] == first).context("not listed")?;
-                ensure!(dead["state"] == "down", "{dead}");
-                Ok(())
-            })?;
-            let noticed = asked.elapsed();
+            is("down")?;
+            let noticed = died.elapsed();
             ensure!(!adding.is_finished(), "the disk was not slow: {noticed:?}");
             ensure!(greeting(lab, "pool.example")? == "two");
             let took = adding.join().map_err(|_| lab::Error::msg("a panic"))??;

@@ -11,7 +11,7 @@ use crate::{config::state::Block, moment::Moment, shield::ShieldError};
 /// A look at the clock.
 const EVERY: Duration = Duration::from_secs(1);
 /// 2026-01-01: this program is younger.
-const EARLIEST: Duration = Duration::from_secs(1_767_225_600);
+const EARLIEST: Duration = Duration::from_hours(20_454 * 24);
 
 /// Whether the clock can be right.
 pub(super) fn is_plausible(now: SystemTime) -> bool {
@@ -41,10 +41,12 @@ fn outcomes(
         .iter()
         .filter_map(|block| {
             let until = block.until?;
-            let outcome = match loaded.contains(block) {
-                true if block.has_ended(now) => Outcome::Over,
-                true => Outcome::Until(until),
-                false => Outcome::Ends(in_kernel(block.cidr)?),
+            let outcome = if !loaded.contains(block) {
+                Outcome::Ends(in_kernel(block.cidr)?)
+            } else if block.has_ended(now) {
+                Outcome::Over
+            } else {
+                Outcome::Until(until)
             };
             Some((block.cidr, outcome))
         })

@@ -61,13 +61,13 @@ impl Daemon {
             let mut bound = first;
             let mut stirred = daemon.segments.stirred();
             let listener = loop {
-                match bound {
-                    Some(listener) => break listener,
-                    None => tokio::select! {
-                        () = stirring(stirred.as_mut()) => sleep(REST).await,
-                        () = sleep(EVERY) => {}
-                        () = told_to_end(ended.clone()) => return,
-                    },
+                if let Some(listener) = bound {
+                    break listener;
+                }
+                tokio::select! {
+                    () = stirring(stirred.as_mut()) => sleep(REST).await,
+                    () = sleep(EVERY) => {}
+                    () = told_to_end(ended.clone()) => return,
                 }
                 bound = daemon.bind_admin(address);
             };

@@ -129,7 +129,7 @@ impl Troubles {
         listeners.chain(parts).collect()
     }
 
-    /// The line for the service manager (`STATUS=` of sd_notify(3)), where it is another one than before.
+    /// The line for the service manager (`STATUS=` in `sd_notify(3)`), where it is another one than before.
     pub(super) fn news(&self) -> Option<String> {
         let line = match &*self.lines() {
             [] => "serving".to_owned(),

@@ -146,7 +146,9 @@ async fn work(edge: Arc<Edge>, mut inbox: mpsc::UnboundedReceiver<Order>) {
             }
             Order::CloseAll => {
                 ending = true;
-                accepting.drain().for_each(|(_, (accept, _))| accept.abort());
+                for (_, (accept, _)) in accepting.drain() {
+                    accept.abort();
+                }
             }
         }
     }

@@ -264,10 +264,11 @@ impl Writer {
     }
 
     fn flush(&mut self) {
-        match self.output.as_mut().map(|output| output.flush()) {
-            Some(Ok(())) if self.tried.is_none() => *self.trouble() = None,
-            Some(Err(error)) => self.note(&error),
-            _ => {}
+        let Some(output) = &mut self.output else { return };
+        match output.flush() {
+            Ok(()) if self.tried.is_none() => *self.trouble() = None,
+            Ok(()) => {}
+            Err(error) => self.note(&error),
         }
     }
 
