@@ -49,7 +49,7 @@ const _: () = {
     assert!(48 + 8 + size_of::<Label>() + 8 <= 512);
     assert!(size_of::<FlowEvent>() == 136);
     assert!(size_of::<Pending>() == 44);
-    assert!(size_of::<Handshake>() == 20);
+    assert!(size_of::<Handshake>() == 36);
     // Hidden padding would be uninitialised bytes given to the kernel.
     assert!(core::mem::offset_of!(Flow, id) == 112 && core::mem::offset_of!(Flow, flags) == 64);
 };

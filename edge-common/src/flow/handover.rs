@@ -17,9 +17,12 @@ pub struct Pending {
     pub watch: [u32; 2],
 }
 
-/// What the kernel keeps beside a socket: the numbers at ESTABLISHED, and how its SYN should look.
+/// What the kernel keeps beside a socket: the numbers at ESTABLISHED, how its SYN should look, and what its packets
+/// look like on the wire.
 ///
-/// The daemon writes [`Self::wishes`] before `connect`; the `sock_ops` program writes the rest.
+/// The daemon writes [`Self::wishes`] before `connect`; the programs write the rest. What the wire shows is noted only
+/// while the daemon compares (`FLOW_COMPARING`). Each of these fields is a word of its own: processors that note
+/// different things at the same time do not undo each other's.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Handshake {
@@ -33,6 +36,16 @@ pub struct Handshake {
     pub flags: u32,
     /// [`NO_TIMESTAMPS`] … : changes to the SYN that this socket sends, [`MAY_FINISH`] and [`HANDING_OVER`].
     pub wishes: u32,
+    /// The index of the device on which a packet arrived with the socket's own addresses, and with numbers that it may
+    /// expect; 0 before.
+    pub arrives_by: u32,
+    /// The index of the device through which a packet left in the same way; 0 before.
+    pub leaves_by: u32,
+    /// The mark (`skb->mark`) of that packet.
+    pub mark: u32,
+    /// 1 once a packet of this socket left with other addresses or sequence numbers than the socket's: NAT or
+    /// SYNPROXY.
+    pub translated: u32,
 }
 
 /// [`Handshake::flags`]: the numbers are there.

@@ -16,10 +16,10 @@ use crate::{
         Frame, IPV4, IPV4_HEADER, IPV6, IPV6_HEADER, Payload, TCP_ACK, TCP_CHECKSUM, TCP_HEADER, TCP_SYN,
         USUAL_HEADER, ip_header,
     },
-    maps::{count, flow as find},
+    maps::{count, flow as find, is_comparing},
     options,
     redirect::redirect,
-    socket, state, too_big,
+    socket, state, too_big, wire,
 };
 
 /// `PACKET_HOST` (`linux/if_packet.h`): addressed to this machine.
@@ -46,7 +46,14 @@ fn look<const L2: usize, const V6: bool>(skb: *mut __sk_buff) -> i32 {
             match find(&key) {
                 // SAFETY: valid until the program ends; see `maps::flow` for who else writes.
                 Some(flow) => carry(skb, &frame, &key, unsafe { &mut *flow }),
-                None => TC_ACT_OK,
+                None => {
+                    if is_comparing() && (frame.tcp_word(12) >> 8) as u8 & (TCP_SYN | TCP_ACK) == TCP_ACK {
+                        let (theirs, own) =
+                            (u32::from_be(frame.tcp_word(4)), u32::from_be(frame.tcp_word(8)));
+                        wire::arrives::<V6>(skb, &key, wire::Numbers { theirs, own });
+                    }
+                    TC_ACT_OK
+                }
             }
         }
         Payload::Icmp => too_big::translate::<L2, V6>(skb),

@@ -5,6 +5,7 @@
 //!   still owes its side a FIN says so in its [`Handshake`].
 //! - What a socket repeats while its connection becomes a flow acknowledges as much as the flow has, and is stamped as
 //!   late as what the flow has carried.
+//! - What leaves is compared with the socket that sent it, while the daemon asks for it (see `wire`).
 //! - A SYN to a backend offers what the client offered: options it did not are turned into NOPs. The daemon asks
 //!   for it in the socket's [`Handshake`]; `skb->mark` belongs to the tunnels.
 
@@ -13,8 +14,8 @@ use aya_ebpf::{
     helpers::generated::{bpf_sk_storage_get, bpf_skb_store_bytes},
 };
 use edge_common::flow::{
-    FlowKey, FlowReason, HANDING_OVER, Handshake, MAY_FINISH, NO_SACK, NO_TIMESTAMPS, NO_WINDOW_SCALE,
-    WITH_ECN,
+    ESTABLISHED, FlowKey, FlowReason, HANDING_OVER, Handshake, MAY_FINISH, NO_SACK, NO_TIMESTAMPS,
+    NO_WINDOW_SCALE, WITH_ECN,
 };
 
 use crate::{
@@ -22,8 +23,8 @@ use crate::{
     frame::{
         Frame, IPV4, IPV6, Payload, TCP_ACK, TCP_CHECKSUM, TCP_FIN, TCP_HEADER, TCP_RST, TCP_SYN, ip_header,
     },
-    maps::{count, flow as find, handshakes},
-    options, state,
+    maps::{count, flow as find, handshakes, is_comparing},
+    options, state, wire,
 };
 
 /// The flags ECE and CWR in the fourth word of a TCP header, in memory order: together with SYN they offer ECN
@@ -71,7 +72,23 @@ fn guard<const L2: usize, const V6: bool>(skb: *mut __sk_buff) -> i32 {
     if !is_syn && flags & TCP_ACK == 0 {
         return TC_ACT_OK;
     }
-    let wanted = wishes(skb);
+    let noted = handshake(skb);
+    if !is_syn
+        && is_comparing()
+        && let Some(noted) = noted
+    {
+        // SAFETY: the storage of the socket whose packet this is, and so lives as long as it.
+        let noted = unsafe { &mut *noted };
+        if noted.flags & ESTABLISHED != 0 && noted.leaves_by == 0 {
+            let numbers = wire::Numbers {
+                own: u32::from_be(frame.tcp_word(4)),
+                theirs: u32::from_be(frame.tcp_word(8)),
+            };
+            wire::leaves::<V6>(skb, &frame.key().reversed(), numbers, noted);
+        }
+    }
+    // SAFETY: as above.
+    let wanted = noted.map_or(0, |noted| unsafe { (*noted).wishes });
     if is_syn && wanted & SHAPES != 0 {
         shape_syn::<L2, V6>(skb, word, wanted & SHAPES);
     } else if !is_syn && wanted & HANDING_OVER != 0 {
@@ -116,22 +133,23 @@ fn raise<const L2: usize, const V6: bool>(skb: *mut __sk_buff, offset: usize, wo
 
 #[inline(always)]
 fn is_wanted_fin(skb: *mut __sk_buff, flags: u8) -> bool {
-    flags & TCP_RST == 0 && wishes(skb) & MAY_FINISH != 0
+    // SAFETY: the storage of the socket whose packet this is, and so lives as long as it.
+    flags & TCP_RST == 0 && handshake(skb).is_some_and(|noted| unsafe { (*noted).wishes } & MAY_FINISH != 0)
 }
 
-/// [`Handshake::wishes`] of the socket that sends the packet.
+/// What is noted of the socket that sends the packet.
 #[inline(always)]
-fn wishes(skb: *mut __sk_buff) -> u32 {
+fn handshake(skb: *mut __sk_buff) -> Option<*mut Handshake> {
     // SAFETY: the context of the program, and a helper that takes any socket but none; the storage, where there
     // is one, lives as long as the socket, and that as long as its packet.
     unsafe {
         let socket = (*skb).__bindgen_anon_2.sk;
         if socket.is_null() {
-            return 0;
+            return None;
         }
         let handshake = bpf_sk_storage_get(handshakes(), socket.cast(), core::ptr::null_mut(), 0);
         let handshake = handshake.cast::<Handshake>();
-        if handshake.is_null() { 0 } else { (*handshake).wishes }
+        if handshake.is_null() { None } else { Some(handshake) }
     }
 }
 

@@ -32,6 +32,7 @@ mod redirect;
 mod socket;
 mod state;
 mod too_big;
+mod wire;
 
 use aya_ebpf::{
     macros::{classifier, sock_ops},

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{HashMap, PerCpuArray, RingBuf, SkStorage},
+    btf_maps::{Array, HashMap, PerCpuArray, RingBuf, SkStorage},
     macros::btf_map,
 };
 use edge_common::flow::{
@@ -25,6 +25,10 @@ static FLOW_REASONS: PerCpuArray<u64, { FlowReason::COUNT as usize }> = PerCpuAr
 /// What is known of a socket's handshake, kept with the socket.
 #[btf_map]
 static HANDSHAKES: SkStorage<Handshake> = SkStorage::new();
+
+/// How many connections the daemon compares with the wire just now. Packets are looked at only while it is not 0.
+#[btf_map]
+static FLOW_COMPARING: Array<u32, 1> = Array::new();
 
 /// Flows whose hand-over is not finished, by id, written by the daemon and pinned with the rest. A daemon that finds
 /// one at its start knows that the other died in the middle of it.
@@ -49,6 +53,12 @@ pub(crate) fn flow(key: &FlowKey) -> Option<*mut Flow> {
 #[inline(always)]
 pub(crate) fn pending(id: u64) -> Option<*mut Pending> {
     FLOWS_PENDING.get_ptr_mut(id)
+}
+
+/// Whether the daemon compares connections with the wire.
+#[inline(always)]
+pub(crate) fn is_comparing() -> bool {
+    FLOW_COMPARING.get(0).is_some_and(|connections| *connections != 0)
 }
 
 #[inline(always)]

@@ -7,7 +7,7 @@ use aya_ebpf::{
 use edge_common::flow::FlowKey;
 
 /// `BPF_F_CURRENT_NETNS` (`linux/bpf.h`).
-const CURRENT_NETNS: u64 = -1_i64 as u64;
+pub(crate) const CURRENT_NETNS: u64 = -1_i64 as u64;
 /// `TCP_LISTEN` (`net/tcp_states.h`).
 const LISTEN: u32 = 10;
 
@@ -30,15 +30,31 @@ impl Numbers {
     }
 }
 
+/// The addresses of a key in the shape that the kernel looks sockets up by (`struct bpf_sock_tuple`): both addresses
+/// and both ports, without anything between.
+pub(crate) struct Tuple([u32; 3]);
+
+impl Tuple {
+    #[inline(always)]
+    pub(crate) fn of(key: &FlowKey) -> Self {
+        Self([key.source[3], key.destination[3], key.ports])
+    }
+
+    /// Where it is, and its size. A key of IPv6 has that shape itself.
+    #[inline(always)]
+    pub(crate) fn raw<const V6: bool>(&self, key: &FlowKey) -> (*const bpf_sock_tuple, u32) {
+        if V6 {
+            ((&raw const *key).cast(), size_of::<FlowKey>() as u32)
+        } else {
+            ((&raw const self.0).cast(), size_of_val(&self.0) as u32)
+        }
+    }
+}
+
 #[inline(never)]
 fn look<const V6: bool>(skb: *mut __sk_buff, key: &FlowKey, numbers: &mut Numbers) -> u32 {
-    // `struct bpf_sock_tuple` is both addresses and both ports, without anything between: a key of IPv6 has that shape.
-    let v4 = [key.source[3], key.destination[3], key.ports];
-    let (tuple, size) = if V6 {
-        ((&raw const *key).cast::<bpf_sock_tuple>(), size_of::<FlowKey>() as u32)
-    } else {
-        ((&raw const v4).cast(), size_of_val(&v4) as u32)
-    };
+    let tuple = Tuple::of(key);
+    let (tuple, size) = tuple.raw::<V6>(key);
     // SAFETY: helpers that check their arguments. The socket is held until it is released, and read before.
     unsafe {
         let socket: *mut bpf_sock = bpf_sk_lookup_tcp(skb.cast(), tuple.cast_mut(), size, CURRENT_NETNS, 0);

@@ -112,6 +112,13 @@ impl Edge {
         }
     }
 
+    /// Keeps connection tracking free of flows, for as long as the daemon lives.
+    pub async fn tend_tracks(&self) {
+        if let Some(flows) = &self.flows {
+            flows.tier().tend_tracks().await;
+        }
+    }
+
     /// Takes note of what the programs have reported.
     pub fn flows_happened(&self, events: &mut FlowEvents) {
         if let Some(flows) = &self.flows {

@@ -17,7 +17,7 @@ use self::{sweep::Census, unfinished::Suspect};
 use super::{Edge, Outcome, Passport, admission::SourceSlot};
 use crate::{
     datapath::{End, Side, StopReason, flow::FlowTier},
-    kernel::{FlowPair, KernelError, monotonic},
+    kernel::{Ends, FlowPair, KernelError, monotonic},
     tally::FlowSum,
 };
 
@@ -164,6 +164,8 @@ impl Flows {
                 return;
             }
             flows += 1;
+            // An earlier daemon may have ended before it could.
+            self.tier.is_flow(flow.id, key);
             self.tier.ports().take_for_flow(flow.to.destination(), flow.to.source().port());
             if flow.has(REPORTED) {
                 reported.insert(flow.id);
@@ -197,13 +199,17 @@ impl Flows {
                 _ => !lock(&self.accounted).insert(event.id),
             };
             let is_up = event.direction == u32::from(UP);
-            if event.kind == REPLACED {
+            if event.kind == CLOSED {
+                self.tier.is_flow(event.id, if is_up { event.key } else { event.to.reversed() });
+            } else {
                 let (to, from) = (event.to, event.key);
                 let (backend, port) = if is_up {
                     (to.destination(), to.source().port())
                 } else {
                     (from.source(), from.destination().port())
                 };
+                let local = if is_up { to.source() } else { from.destination() };
+                self.tier.was_flow(Ends { local, peer: backend });
                 self.tier.ports().give_back(backend, port);
                 lock(&self.places).remove(&event.id);
             }

@@ -8,7 +8,7 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{HashMap, Map, MapData, MapError, PerCpuArray, SkStorage},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage},
 };
 use edge_common::flow::{
     Flow, FlowKey, FlowReason, HANDING_OVER, Handshake, LABEL_BYTES, Label, MAY_FINISH, PEER_FIN_ACKED,
@@ -27,6 +27,7 @@ pub(super) const FLOWS_PENDING: &str = "FLOWS_PENDING";
 pub(super) const FLOW_LABELS: &str = "FLOW_LABELS";
 pub(super) const FLOW_REASONS: &str = "FLOW_REASONS";
 const HANDSHAKES: &str = "HANDSHAKES";
+const FLOW_COMPARING: &str = "FLOW_COMPARING";
 
 /// `BPF_NOEXIST`: an entry that is there already is an error.
 const NOEXIST: u64 = 1;
@@ -86,6 +87,7 @@ pub struct FlowTable {
     /// How many there may be.
     label_limit: u32,
     handshakes: SkStorage<MapData, Handshake>,
+    comparing: Comparing,
     /// The flows once more, for what aya has no call for.
     descriptor: OwnedFd,
 }
@@ -109,6 +111,7 @@ impl FlowTable {
             label_limit,
             labels,
             handshakes: take(ebpf, object, HANDSHAKES)?,
+            comparing: Comparing(take(ebpf, object, FLOW_COMPARING)?),
             descriptor,
         })
     }
@@ -275,6 +278,12 @@ impl FlowTable {
         self.wish(socket, HANDING_OVER)
     }
 
+    /// Has the programs note, from now on or no longer, what the wire shows of sockets ([`Handshake::arrives_by`] and
+    /// what follows it), for so many connections.
+    pub fn compare(&mut self, connections: u32) -> Result<(), KernelError> {
+        self.comparing.0.set(0, connections, 0).map_err(map("writing to", FLOW_COMPARING))
+    }
+
     fn wish(&mut self, socket: impl AsFd, wish: u32) -> Result<(), KernelError> {
         let noted = self.handshake(&socket)?.unwrap_or_default();
         self.note(socket, Handshake { wishes: noted.wishes | wish, ..noted })
@@ -283,6 +292,15 @@ impl FlowTable {
     fn note(&mut self, socket: impl AsFd, handshake: Handshake) -> Result<(), KernelError> {
         let inserted = self.handshakes.insert(&socket.as_fd().as_raw_fd(), handshake, 0);
         inserted.map_err(map("writing to", HANDSHAKES))
+    }
+}
+
+/// How many connections are compared with the wire, for the programs to see.
+struct Comparing(Array<MapData, u32>);
+
+impl fmt::Debug for Comparing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Comparing").finish_non_exhaustive()
     }
 }
 

@@ -10,6 +10,7 @@ mod batch;
 pub mod capability;
 mod cgroup;
 mod clock;
+mod conntrack;
 mod error;
 mod finding;
 mod flow;
@@ -18,6 +19,7 @@ mod flow_table;
 mod inherit;
 mod interface;
 mod load;
+mod netlink_message;
 mod object;
 mod pin;
 mod pin_lock;
@@ -27,11 +29,13 @@ mod route_lookup;
 mod shield;
 mod sockmap;
 pub mod tcp;
+mod xfrm;
 
 use std::path::PathBuf;
 
 pub use arrival::arrival_device;
 pub use clock::{boot_time, monotonic};
+pub use conntrack::{Conntrack, Ends, Fill};
 pub use error::KernelError;
 pub use finding::{Finding, State};
 pub use flow::{FlowProgram, remove_filters};
@@ -43,9 +47,10 @@ pub use object::Objects;
 pub use pin::{DEFAULT_PINS, uninstall};
 pub use pin_lock::{PinLock, PinsBusy, lock_pins};
 pub use revive::{Standing, ask_peer, reset_peer};
-pub use route_lookup::RouteLookup;
+pub use route_lookup::{RouteLookup, RouteQuestion, RouteWay};
 pub use shield::{Prefix, ShieldProgram};
 pub use sockmap::{DEFAULT_CREDIT, Joined, JoinedSocket, NotJoined, Progress, Sockmap};
+pub use xfrm::Policies;
 
 /// What the daemon wants of the kernel.
 #[derive(Clone, Debug)]

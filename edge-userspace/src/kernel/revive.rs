@@ -5,7 +5,10 @@ use std::{io, net::SocketAddr};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::tcp::{self, Queue};
+use super::{
+    Ends,
+    tcp::{self, Queue},
+};
 
 /// One side of a connection, as it stands.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +23,13 @@ pub struct Standing {
     pub expected: u32,
     /// The index of the device that leads to it.
     pub device: u32,
+}
+
+impl Standing {
+    /// The addresses.
+    pub const fn ends(&self) -> Ends {
+        Ends { local: self.local, peer: self.peer }
+    }
 }
 
 /// Sends a reset to the peer.

@@ -7,16 +7,72 @@ use rtnetlink::{
     packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
-        route::{RouteAttribute, RouteFlags, RouteMessage},
+        route::{RouteAttribute, RouteMessage},
     },
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
+
+/// What decides on the way of a packet.
+#[derive(Clone, Copy, Debug)]
+pub struct RouteQuestion {
+    /// Where it comes from; `None` before that is known.
+    pub source: Option<IpAddr>,
+    /// Where it goes.
+    pub destination: IpAddr,
+    /// The ports there, of TCP. `None` for a packet whose ports the kernel does not look at.
+    pub ports: Option<(u16, u16)>,
+    /// `skb->mark`.
+    pub mark: u32,
+    /// The device that it has to leave by.
+    pub device: Option<u32>,
+    /// Whose socket sends it; `None` for this process's.
+    pub user: Option<u32>,
+}
+
+/// The way of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteWay {
+    /// The index of the device that it leaves by.
+    pub device: u32,
+    /// The router there; `None` where the destination is on the link.
+    pub next_hop: Option<RouteAttribute>,
+}
+
+impl RouteQuestion {
+    fn message(&self) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        let header = &mut message.header;
+        (header.address_family, header.destination_prefix_length) = match self.destination {
+            IpAddr::V4(_) => (AddressFamily::Inet, 32),
+            IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+        };
+        let attributes = &mut message.attributes;
+        attributes.push(RouteAttribute::Destination(self.destination.into()));
+        if let Some(source) = self.source {
+            header.source_prefix_length = header.destination_prefix_length;
+            attributes.push(RouteAttribute::Source(source.into()));
+            attributes.push(RouteAttribute::IpProto(TCP));
+        }
+        if let Some((source, destination)) = self.ports {
+            attributes.extend([RouteAttribute::Sport(source), RouteAttribute::Dport(destination)]);
+        }
+        if self.mark != 0 {
+            attributes.push(RouteAttribute::Mark(self.mark));
+        }
+        attributes.extend(self.device.map(RouteAttribute::Oif));
+        attributes.extend(self.user.map(RouteAttribute::Uid));
+        message
+    }
+}
 
 /// A netlink socket for questions about routes.
 pub struct RouteLookup {
     socket: Socket,
     sequence: u32,
 }
+
+/// `IPPROTO_TCP`.
+const TCP: u8 = 6;
 
 impl std::fmt::Debug for RouteLookup {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -34,21 +90,22 @@ impl RouteLookup {
         Ok(Self { socket, sequence: 0 })
     }
 
-    /// The index of the device that packets to `address` leave by; with `device`, only a route through that one
-    /// counts. Without a route it is an error.
-    pub fn device(&mut self, address: IpAddr, device: Option<u32>) -> io::Result<u32> {
-        let mut question = RouteMessage::default();
-        (question.header.address_family, question.header.destination_prefix_length) = match address {
-            IpAddr::V4(_) => (AddressFamily::Inet, 32),
-            IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+    /// The index of the device that packets to `address` leave by. Without a route it is an error.
+    pub fn device(&mut self, address: IpAddr) -> io::Result<u32> {
+        let question = RouteQuestion {
+            source: None,
+            destination: address,
+            ports: None,
+            mark: 0,
+            device: None,
+            user: None,
         };
-        question.attributes.push(RouteAttribute::Destination(address.into()));
-        if let Some(device) = device {
-            // Without this the kernel takes everything for being on the link of a given device.
-            question.header.flags = RouteFlags::FibMatch;
-            question.attributes.push(RouteAttribute::Oif(device));
-        }
-        let mut message = NetlinkMessage::from(RouteNetlinkMessage::GetRoute(question));
+        self.way(&question).map(|way| way.device)
+    }
+
+    /// The way of packets, as the rules and tables have it. Without a route it is an error.
+    pub fn way(&mut self, question: &RouteQuestion) -> io::Result<RouteWay> {
+        let mut message = NetlinkMessage::from(RouteNetlinkMessage::GetRoute(question.message()));
         message.header.flags = NLM_F_REQUEST;
         self.sequence = self.sequence.wrapping_add(1);
         message.header.sequence_number = self.sequence;
@@ -59,7 +116,7 @@ impl RouteLookup {
         self.answer()
     }
 
-    fn answer(&self) -> io::Result<u32> {
+    fn answer(&self) -> io::Result<RouteWay> {
         loop {
             let (octets, _) = self.socket.recv_from_full()?;
             let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&octets)
@@ -74,7 +131,11 @@ impl RouteLookup {
                         RouteAttribute::Oif(index) => Some(*index),
                         _ => None,
                     });
-                    device.ok_or_else(|| io::Error::other("the route names no device"))
+                    let device = device.ok_or_else(|| io::Error::other("the route names no device"))?;
+                    let next_hop = route.attributes.into_iter().find(|attribute| {
+                        matches!(attribute, RouteAttribute::Gateway(_) | RouteAttribute::Via(_))
+                    });
+                    Ok(RouteWay { device, next_hop })
                 }
                 NetlinkPayload::Error(error) => Err(error.to_io()),
                 _ => Err(io::Error::new(io::ErrorKind::InvalidData, "no answer about a route")),
@@ -91,8 +152,19 @@ mod tests {
     fn loopback_is_reached_by_the_loopback_device() {
         let mut lookup = RouteLookup::open().unwrap();
         for _ in 0..3 {
-            assert_eq!(lookup.device("127.0.0.1".parse().unwrap(), None).unwrap(), 1);
+            assert_eq!(lookup.device("127.0.0.1".parse().unwrap()).unwrap(), 1);
         }
-        assert!(lookup.device("192.0.2.1".parse().unwrap(), Some(1)).is_err());
+        let local = "127.0.0.1".parse().unwrap();
+        let question = RouteQuestion {
+            source: Some(local),
+            destination: local,
+            ports: Some((443, 50_000)),
+            mark: 7,
+            device: None,
+            user: Some(0),
+        };
+        assert_eq!(lookup.way(&question).unwrap(), RouteWay { device: 1, next_hop: None });
+        let foreign = RouteQuestion { source: "192.0.2.1".parse().ok(), ..question };
+        assert!(lookup.way(&foreign).is_err(), "that address is not here");
     }
 }

@@ -70,6 +70,10 @@ pub struct TcpInfo {
     pub bytes_acked: u64,
     /// Octets received in order; the FIN counts as one.
     pub bytes_received: u64,
+    /// Segments sent, those without data too.
+    pub segments_out: u32,
+    /// Segments received, those without data too.
+    pub segments_in: u32,
     /// Octets in the send queue that were not sent once.
     pub not_sent: u32,
 }
@@ -121,6 +125,8 @@ impl TcpInfo {
             retransmitted: word(100),
             bytes_acked: long(120),
             bytes_received: long(128),
+            segments_out: word(136),
+            segments_in: word(140),
             not_sent: word(144),
         }
     }
@@ -266,6 +272,15 @@ pub fn leave_repair(socket: impl AsFd) -> io::Result<()> {
 /// Brings a frozen connection back with a window probe, which the peer answers (`tcp_send_window_probe`).
 pub fn leave_repair_asking(socket: impl AsFd) -> io::Result<()> {
     set(socket, libc::IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_OFF)
+}
+
+/// Has the peer of a live connection answer something: sends what a keep-alive asks with (RFC 9293 §3.8.4), at once.
+/// Needs `CAP_NET_ADMIN`.
+pub fn ask(socket: impl AsFd) -> io::Result<()> {
+    let socket = socket.as_fd();
+    enter_repair(socket)?;
+    leave_repair_asking(socket)?;
+    Ok(set_socket_reuseaddr(socket, true)?)
 }
 
 /// Timestamps are agreed on a frozen connection, and `now` is what its clock shows, or one less: the kernel keeps the

@@ -217,7 +217,7 @@ mod tests {
             rcv_nxt: number.wrapping_mul(7),
             ts_recent: number / 3,
             flags: ESTABLISHED | HAS_TIMESTAMPS,
-            wishes: 0,
+            ..Handshake::default()
         };
         let info = TcpInfo {
             state: TcpInfo::ESTABLISHED,

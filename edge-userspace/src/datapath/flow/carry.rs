@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 
 use super::{
+    confirm::{Confirmed, confirm},
     drive::{Handed, hand_over},
     tier::{FlowTier, Stay},
 };
@@ -96,6 +97,15 @@ async fn attempt(
     meter: &Meter,
     stop: &Stop,
 ) -> Attempt {
+    let survey = match confirm(tier, &mut relay, meter, stop).await {
+        Confirmed::Yes(survey) => survey,
+        Confirmed::End(end) => return Attempt::Over(Fate::Ended(relay.finish(end, meter).await)),
+        Confirmed::No(reason) => {
+            stays(tier, &reason);
+            relay.keep_alive();
+            return if reason.is_passing() { Attempt::Later(relay) } else { Attempt::Never(relay) };
+        }
+    };
     match approach(&mut relay, meter, stop).await {
         Approach::Quiet => {}
         Approach::End(end) => return Attempt::Over(Fate::Ended(relay.finish(end, meter).await)),
@@ -104,7 +114,7 @@ async fn attempt(
             return Attempt::Later(relay);
         }
     }
-    match hand_over(tier, relay.into_pair(), passenger, meter).await {
+    match hand_over(tier, relay.into_pair(), &survey, passenger, meter).await {
         Handed::Carried => Attempt::Over(Fate::HandedOver),
         Handed::Cut(failure) => Attempt::Over(cut(failure)),
         Handed::Stay(pair, reason) => {

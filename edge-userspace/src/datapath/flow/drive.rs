@@ -12,6 +12,7 @@ use tokio::{net::TcpStream, time::sleep};
 use super::{
     agreement::Account,
     handover::{Action, Event, Failure, Handover, Numbers, Outcome, Sides},
+    survey::Survey,
     tier::{FlowTier, Stay},
 };
 use crate::{
@@ -45,10 +46,11 @@ pub(super) enum Handed {
 pub(super) async fn hand_over(
     tier: &FlowTier,
     pair: Pair,
+    survey: &Survey,
     passenger: &impl Passenger,
     meter: &Meter,
 ) -> Handed {
-    let (flows, written) = match prepare(tier, &pair, passenger, meter) {
+    let (flows, written) = match prepare(tier, &pair, survey, passenger, meter) {
         Ok(prepared) => prepared,
         Err(stay) => return Handed::Stay(pair, stay),
     };
@@ -91,6 +93,7 @@ pub(super) async fn hand_over(
             // Frozen, they close without a word, before anybody is told that nothing is pending.
             drop(pair);
             finish(tier, flows.up.id);
+            tier.is_flow(flows.up.id, flows.up_key);
             Handed::Carried
         }
         Outcome::Cut(failure) => {
@@ -126,6 +129,7 @@ fn finish(tier: &FlowTier, id: u64) {
 fn prepare(
     tier: &FlowTier,
     pair: &Pair,
+    survey: &Survey,
     passenger: &impl Passenger,
     meter: &Meter,
 ) -> Result<(FlowPair, Sides<u32>), Stay> {
@@ -139,7 +143,7 @@ fn prepare(
         bytes_down: meter.down(),
         now: monotonic(),
     };
-    let flows = tier.agree(&pair.client, &pair.backend, &account)?;
+    let flows = tier.agree(pair, survey, &account)?;
     // What a side was sent, in its own numbers: what the other side has sent, translated.
     let reached = |flow: &Flow| flow.sent().wrapping_add(flow.seq_delta);
     Ok((flows, Sides { client: reached(&flows.down), backend: reached(&flows.up) }))

@@ -1,15 +1,19 @@
 //! The flow tier: a connection is handed to the packet path and needs neither sockets nor daemon any more.
 //!
-//! [`carry`] says when, [`agreement`] whether and with which numbers, [`handover`] in which steps, [`drive`] takes
-//! them. The packets themselves are rewritten in the kernel (`edge-ebpf/src/flow`).
+//! [`carry`] says when, [`survey`] and [`confirm`] whether its packets go the way that a flow's would, [`agreement`]
+//! with which numbers, [`handover`] in which steps, [`drive`] takes them. The packets themselves are rewritten in the kernel (`edge-ebpf/src/flow`).
 
 pub mod agreement;
 pub(super) mod carry;
+mod confirm;
 mod drive;
 pub mod handover;
 mod ports;
+mod survey;
 mod tier;
+mod tracks;
 mod trust;
+mod wire;
 
 pub use carry::OLD_ENOUGH;
 pub use ports::{DEFAULT_PORTS, PortLease, Ports};

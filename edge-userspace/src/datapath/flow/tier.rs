@@ -22,15 +22,17 @@ use thiserror::Error;
 use super::{
     agreement::{self, Account, Leg, Mismatch},
     ports::{PortLease, Ports},
+    survey::{self, Surroundings, Survey},
+    tracks::{self, Tracks},
     trust::{Distrusted, MEMORY, Trust},
 };
 use crate::{
+    datapath::Pair,
     kernel::{
-        FlowPair, FlowProgram, FlowReasons, FlowTable, InstallError, KernelError, RouteLookup, Standing,
-        arrival_device, ask_peer, reset_peer,
+        Ends, FlowPair, FlowProgram, FlowReasons, FlowTable, InstallError, KernelError, Standing, ask_peer,
+        reset_peer,
         tcp::{self, TcpInfo},
     },
-    source::source_of,
 };
 
 /// What most devices carry.
@@ -53,9 +55,21 @@ pub enum Stay {
     /// Its local port is not one of those kept for flows: they were all taken, or it was connected beforehand.
     #[error("its port is not one of those kept for flows")]
     Port,
-    /// The client's packets come by one device and go by another.
-    #[error("its client is reached by another device than it comes from")]
+    /// Packets of a side come by one device and go by another.
+    #[error("one of its sides is reached by another device than its packets come by")]
     Asymmetric,
+    /// On the wire it has other addresses or sequence numbers than at its sockets.
+    #[error("NAT or SYNPROXY on this machine changes its packets")]
+    Translated,
+    /// A rule of policy routing, by port, mark or user, leads its packets another way than a flow's.
+    #[error("policy routing leads its packets another way than those of a flow")]
+    PolicyRoute,
+    /// The kernel encrypts its packets, and would not those of a flow.
+    #[error("an IPsec policy is for its packets")]
+    Ipsec,
+    /// A side has not shown how its packets look on the wire.
+    #[error("a side was silent when it was asked")]
+    Unconfirmed,
     /// Flows of several sources to this backend have failed a short while ago.
     #[error("flows to its backend have failed, it is left alone for a while")]
     Distrusted,
@@ -90,6 +104,7 @@ impl Stay {
                 | Self::DistrustedSource
                 | Self::Lossy
                 | Self::Quota
+                | Self::Unconfirmed
         )
     }
 
@@ -107,6 +122,10 @@ impl Stay {
             Self::Kernel(_) => "device",
             Self::Port => "port",
             Self::Asymmetric => "asymmetric_route",
+            Self::Translated => "translated",
+            Self::PolicyRoute => "policy_route",
+            Self::Ipsec => "ipsec",
+            Self::Unconfirmed => "unconfirmed",
             Self::Distrusted => "distrusted",
             Self::DistrustedSource => "distrusted_source",
             Self::Lossy => "lossy_client",
@@ -165,7 +184,8 @@ pub struct FlowTier {
     program: Mutex<FlowProgram>,
     table: Mutex<FlowTable>,
     reasons: FlowReasons,
-    routes: Mutex<RouteLookup>,
+    surroundings: Surroundings,
+    tracks: Tracks,
     ports: Arc<Ports>,
     trust: Mutex<Trust>,
     crowded: Mutex<Vec<IpAddr>>,
@@ -179,13 +199,12 @@ impl FlowTier {
         let table = program.table()?;
         let reasons = program.reasons()?;
         program.adopt()?;
-        let call = "opening a netlink socket";
-        let routes = RouteLookup::open().map_err(|source| KernelError::Call { call, source })?;
         Ok(Self {
             program: Mutex::new(program),
             table: Mutex::new(table),
             reasons,
-            routes: Mutex::new(routes),
+            surroundings: Surroundings::new()?,
+            tracks: Tracks::new(),
             ports: Arc::new(Ports::new(ports)),
             trust: Mutex::default(),
             crowded: Mutex::default(),
@@ -251,51 +270,27 @@ impl FlowTier {
     /// The index of the device that a socket's packets to an address leave by.
     fn device_to(&self, socket: impl AsFd, address: IpAddr) -> io::Result<u32> {
         match tcp::bound_index(socket)? {
-            0 => lock(&self.routes).device(address.to_canonical(), None),
+            0 => self.surroundings.device_to(address),
             bound => Ok(bound),
         }
     }
 
-    /// The entries for a flow of these two sockets, on devices that carry flows.
-    pub fn agree(&self, client: impl AsFd, backend: impl AsFd, account: &Account) -> Result<FlowPair, Stay> {
-        let (client_ends, backend_ends) = (Ends::of(&client)?, Ends::of(&backend)?);
-        if !self.ports.contains(backend_ends.local.port()) {
-            return Err(Stay::Port);
-        }
-        let source = client_ends.peer.ip().to_canonical();
-        let doubt = lock(&self.trust).doubt(source, backend_ends.peer.ip(), Instant::now());
-        match doubt {
-            Some(Distrusted::Backend) => return Err(Stay::Distrusted),
-            Some(Distrusted::Source) => return Err(Stay::DistrustedSource),
-            None => {}
-        }
-        if lock(&self.crowded).contains(&source_of(source)) {
-            return Err(Stay::Quota);
-        }
-        let arrived = arrival_device(&client)?;
-        if lock(&self.routes).device(source, Some(arrived)).ok() != Some(arrived) {
-            return Err(Stay::Asymmetric);
-        }
-        let device = self.device_to(&backend, backend_ends.peer.ip())?;
-        {
-            let mut program = self.program();
-            program.attach(arrived)?;
-            program.attach(device)?;
-        }
-        let client = self.leg(&client, client_ends, arrived, 0)?;
-        let backend = self.leg(&backend, backend_ends, device, 1)?;
+    /// The entries for a flow of these two sockets, whose ways are known.
+    pub(super) fn agree(&self, pair: &Pair, survey: &Survey, account: &Account) -> Result<FlowPair, Stay> {
+        let client = self.leg(&pair.client, &survey.client, 0)?;
+        let backend = self.leg(&pair.backend, &survey.backend, 1)?;
         Ok(agreement::agree(&client, &backend, account)?)
     }
 
     /// `syns`: how many SYNs the kernel counts among the acknowledged bytes.
-    fn leg(&self, socket: impl AsFd, ends: Ends, device: u32, syns: u64) -> Result<Leg, Stay> {
+    fn leg(&self, socket: impl AsFd, way: &survey::Leg, syns: u64) -> Result<Leg, Stay> {
         let mut handshake = self.table().handshake(&socket)?.ok_or(Mismatch::Unseen)?;
         let clock = if handshake.flags & HAS_TIMESTAMPS != 0 { tcp::timestamp(&socket)? } else { 0 };
         let read = tcp::read_so_far(&socket)?;
         let (written, info) = tcp::written(&socket)?;
         let unacknowledged = u32::try_from(written - info.bytes_acked).unwrap_or(u32::MAX);
         let written = written.saturating_sub(syns);
-        let Ends { local, peer } = ends;
+        let survey::Leg { ends: Ends { local, peer }, device, .. } = *way;
         // What the kernel's own handshake agreed to is in its account; what a changed SYN asked for is in the note.
         if info.options & TcpInfo::ECN != 0 {
             handshake.flags |= HAS_ECN;
@@ -331,6 +326,7 @@ impl FlowTier {
         let Some(pair) = self.now(pair).filter(|now| !now.is_closed()) else { return false };
         self.take(&pair);
         for (standing, _) in legs(&pair) {
+            self.tracks.admit(&standing.ends());
             if let Err(error) = reset_peer(&standing) {
                 // It will be told by the stack when it sends something.
                 tracing::debug!(peer = %standing.peer, %error, "a peer of a flow cannot be reset");
@@ -343,6 +339,7 @@ impl FlowTier {
     /// which takes note of it.
     pub fn ask(&self, pair: &FlowPair, direction: u8, with_timestamp: bool) {
         let (standing, timestamp) = legs(pair)[usize::from(direction & 1)];
+        self.tracks.admit(&standing.ends());
         if let Err(error) = ask_peer(&standing, timestamp.filter(|_| with_timestamp)) {
             tracing::debug!(peer = %standing.peer, %error, "a peer of a flow cannot be asked");
         }
@@ -350,11 +347,17 @@ impl FlowTier {
 
     /// A flow as it is now, unless a SYN has given its addresses to another connection.
     fn now(&self, pair: &FlowPair) -> Option<FlowPair> {
-        let now = self.table().pair(&pair.up_key).unwrap_or_default();
-        now.filter(|now| now.up.id == pair.up.id)
+        self.flow(pair.up.id, &pair.up_key)
+    }
+
+    /// The flow with this number at this key, if it is there.
+    pub(super) fn flow(&self, id: u64, up_key: &FlowKey) -> Option<FlowPair> {
+        self.table().pair(up_key).unwrap_or_default().filter(|now| now.up.id == id)
     }
 
     fn take(&self, pair: &FlowPair) {
+        // Before: then no other connection has these addresses yet.
+        self.tracks.forget(&tracks::ends_of(pair));
         if let Err(error) = self.table().remove(&pair.up_key, &pair.down_key()) {
             tracing::warn!(error = error.words(), "a flow cannot be removed");
         }
@@ -381,6 +384,33 @@ impl FlowTier {
         }
     }
 
+    /// Nothing of this flow goes to the stack any more: connection tracking need not keep it.
+    pub fn is_flow(&self, id: u64, up_key: FlowKey) {
+        self.tracks.is_flow(id, up_key);
+    }
+
+    /// The same of a flow whose addresses are another connection's from now on: only the leg to its backend is sure to
+    /// have none.
+    pub fn was_flow(&self, backend: Ends) {
+        self.tracks.forget(&[backend]);
+    }
+
+    pub(super) fn tracks(&self) -> &Tracks {
+        &self.tracks
+    }
+
+    pub(super) fn surroundings(&self) -> &Surroundings {
+        &self.surroundings
+    }
+
+    pub(super) fn doubt(&self, client: IpAddr, backend: IpAddr) -> Option<Distrusted> {
+        lock(&self.trust).doubt(client, backend, Instant::now())
+    }
+
+    pub(super) fn is_crowded(&self, source: IpAddr) -> bool {
+        lock(&self.crowded).contains(&source)
+    }
+
     /// These sources have as many flows as they may have.
     pub fn set_crowded(&self, sources: Vec<IpAddr>) {
         *lock(&self.crowded) = sources;
@@ -399,25 +429,7 @@ impl FlowTier {
     }
 }
 
-/// Both addresses of a socket.
-#[derive(Clone, Copy)]
-struct Ends {
-    local: SocketAddr,
-    peer: SocketAddr,
-}
-
-impl Ends {
-    fn of(socket: &impl AsFd) -> io::Result<Self> {
-        let socket = SockRef::from(socket);
-        let canonical = |address: socket2::SockAddr| {
-            let address = address.as_socket().ok_or(io::ErrorKind::Unsupported)?;
-            Ok::<_, io::Error>(SocketAddr::new(address.ip().to_canonical(), address.port()))
-        };
-        Ok(Self { local: canonical(socket.local_addr()?)?, peer: canonical(socket.peer_addr()?)? })
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

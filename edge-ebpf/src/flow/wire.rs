@@ -1,0 +1,94 @@
+//! Whether the wire shows of a connection what its socket believes: the same addresses and numbers, arriving and
+//! leaving. A flow is found by what the wire shows, so only such a connection may become one. Between socket and wire
+//! are NAT (`nf_nat`, other programs of tc), SYNPROXY (which changes sequence numbers) and IPsec.
+//!
+//! A packet is compared by looking for the socket with the packet's own addresses: where NAT changes them, there is
+//! none, or one with other numbers.
+
+use core::ptr::null_mut;
+
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_sock},
+    helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_release, bpf_sk_storage_get, bpf_tcp_sock},
+};
+use edge_common::flow::{FlowKey, Handshake};
+
+use crate::{
+    maps::handshakes,
+    socket::{CURRENT_NETNS, Tuple},
+    state::is_after,
+};
+
+/// How far a packet's numbers may be from the socket's: above the largest window, and far below what a SYN cookie or
+/// another stack's initial number differs by.
+const NEAR: u32 = 1 << 24;
+
+/// The numbers of a packet as the socket names them.
+#[derive(Clone, Copy)]
+pub(crate) struct Numbers {
+    /// Of the peer's stream.
+    pub(crate) theirs: u32,
+    /// Of the socket's own.
+    pub(crate) own: u32,
+}
+
+/// Notes the device on which a packet arrived that is the socket's as it is.
+#[inline(always)]
+pub(crate) fn arrives<const V6: bool>(skb: *mut __sk_buff, key: &FlowKey, numbers: Numbers) {
+    // SAFETY: the context of the program.
+    let device = unsafe { (*skb).ingress_ifindex };
+    look::<V6>(skb, key, &numbers, device);
+}
+
+/// Notes how a packet of the socket left. `key` is of the answers to it, `own` what is noted of the socket.
+#[inline(always)]
+pub(crate) fn leaves<const V6: bool>(
+    skb: *mut __sk_buff,
+    key: &FlowKey,
+    numbers: Numbers,
+    own: &mut Handshake,
+) {
+    if look::<V6>(skb, key, &numbers, 0) == 0 {
+        own.translated = 1;
+        return;
+    }
+    // SAFETY: the context of the program.
+    unsafe { (own.mark, own.leaves_by) = ((*skb).mark, (*skb).ifindex) }
+}
+
+/// Whether there is a socket that packets with this key are for as they are; notes the `device`, unless it is 0, as
+/// the one by which they arrive.
+#[inline(never)]
+fn look<const V6: bool>(skb: *mut __sk_buff, key: &FlowKey, numbers: &Numbers, device: u32) -> u32 {
+    let tuple = Tuple::of(key);
+    let (tuple, size) = tuple.raw::<V6>(key);
+    // SAFETY: helpers that check their arguments. The socket is held until it is released, and read before; its
+    // storage lives as long as it.
+    unsafe {
+        let socket: *mut bpf_sock = bpf_sk_lookup_tcp(skb.cast(), tuple.cast_mut(), size, CURRENT_NETNS, 0);
+        if socket.is_null() {
+            return 0;
+        }
+        let mut is_near = 0;
+        // A listening socket has no handshake of its own.
+        let handshake = bpf_sk_storage_get(handshakes(), socket.cast(), null_mut(), 0).cast::<Handshake>();
+        let tcp = bpf_tcp_sock(socket);
+        if !handshake.is_null()
+            && !tcp.is_null()
+            && near(numbers.theirs, (*tcp).rcv_nxt)
+            && near(numbers.own, (*tcp).snd_nxt)
+        {
+            is_near = 1;
+            if device != 0 {
+                (*handshake).arrives_by = device;
+            }
+        }
+        bpf_sk_release(socket.cast());
+        is_near
+    }
+}
+
+#[inline(always)]
+fn near(a: u32, b: u32) -> bool {
+    is_after(a.wrapping_add(NEAR), b) && is_after(b.wrapping_add(NEAR), a)
+}

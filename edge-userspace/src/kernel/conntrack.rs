@@ -1,0 +1,252 @@
+//! The kernel's connection tracking (`nf_conntrack`), by ctnetlink: entries of connections that need none any more are
+//! deleted, and how full the table is.
+//!
+//! A stateful firewall tracks every connection of the machine, those of edged too. The packets of a flow pass it by, so
+//! it never sees their end: an entry would stay for five days (`nf_conntrack_tcp_timeout_established`), and a small
+//! machine has room for a few thousand. Where `nf_conntrack` is not loaded, nothing here does anything.
+//!
+//! Sources: `linux/netfilter/nfnetlink_conntrack.h`, `net/netfilter/nf_conntrack_netlink.c`.
+
+use std::{
+    fmt, fs, io,
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use rtnetlink::sys::{Socket, protocols::NETLINK_NETFILTER};
+
+use super::netlink_message::{self as netlink, CREATE, REQUEST, Writer};
+
+// Kinds of messages: the subsystem is the upper byte.
+const NEW: u16 = 1 << 8;
+const DELETE: u16 = (1 << 8) | 2;
+
+// Attributes.
+const TUPLE_ORIG: u16 = 1;
+const TUPLE_REPLY: u16 = 2;
+const STATUS: u16 = 3;
+const PROTOINFO: u16 = 4;
+const TIMEOUT: u16 = 7;
+const TUPLE_IP: u16 = 1;
+const TUPLE_PROTO: u16 = 2;
+const PROTO_NUM: u16 = 1;
+const PROTO_SRC_PORT: u16 = 2;
+const PROTO_DST_PORT: u16 = 3;
+const PROTOINFO_TCP: u16 = 1;
+const TCP_STATE: u16 = 1;
+const TCP_FLAGS_ORIGINAL: u16 = 4;
+const TCP_FLAGS_REPLY: u16 = 5;
+
+/// `TCP_CONNTRACK_ESTABLISHED`.
+const ESTABLISHED: u8 = 3;
+/// `IP_CT_TCP_FLAG_BE_LIBERAL`: windows are not checked. Flags, then the mask of those that are set.
+const BE_LIBERAL: [u8; 2] = [8, 8];
+/// `IPS_SEEN_REPLY`, by which packets of both directions count as established, and `IPS_CONFIRMED`, which every new
+/// entry has and must keep.
+const SEEN_REPLY: u32 = 2 | 8;
+
+/// How long an entry of [`Conntrack::admit`] lives: a reset or a question and its answer.
+const ADMITTED: Duration = Duration::from_secs(10);
+/// Messages a call: what comes back for each fits the socket's buffer.
+const BATCH: usize = 64;
+/// How long the answer to whether anything is tracked at all counts.
+const EVERY: Duration = Duration::from_secs(1);
+
+const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
+const LIMIT: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+
+/// A connection as a socket here has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// The address here.
+    pub local: SocketAddr,
+    /// The peer's.
+    pub peer: SocketAddr,
+}
+
+/// How full the table of this network namespace is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fill {
+    /// Connections that are tracked.
+    pub entries: u64,
+    /// How many there may be; beyond, the kernel drops the packets of new ones.
+    pub limit: u64,
+}
+
+impl Fill {
+    /// As it is now; `None` where nothing is tracked, because the module is not loaded.
+    pub fn now() -> Option<Self> {
+        let number = |path| fs::read_to_string(path).ok()?.trim().parse().ok();
+        Some(Self { entries: number(COUNT)?, limit: number(LIMIT)? })
+    }
+
+    /// Whether new connections are about to be dropped: nine tenths are taken.
+    pub const fn is_nearly_full(self) -> bool {
+        self.limit != 0 && self.entries >= self.limit - self.limit / 10
+    }
+}
+
+/// A netlink socket to the table. Needs `CAP_NET_ADMIN`.
+pub struct Conntrack {
+    socket: Socket,
+    writer: Writer,
+    /// Whether the module was loaded, and when that was looked at.
+    is_loaded: Option<(bool, Instant)>,
+    /// Whether connections were ever seen to be tracked here.
+    has_tracked: bool,
+}
+
+impl fmt::Debug for Conntrack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Conntrack").field("has_tracked", &self.has_tracked).finish_non_exhaustive()
+    }
+}
+
+impl Conntrack {
+    /// Opens the socket, in the network namespace of this thread. Loads no module.
+    pub fn open() -> io::Result<Self> {
+        let socket = netlink::open(NETLINK_NETFILTER)?;
+        // An answer need not repeat the question.
+        let _ = socket.set_cap_ack(true);
+        Ok(Self { socket, writer: Writer::default(), is_loaded: None, has_tracked: false })
+    }
+
+    /// Deletes the entries of these connections; says how many there were.
+    ///
+    /// An entry is found by what a socket here sends: this is one of its two tuples, whatever NAT does to the packet
+    /// further on (`nf_conntrack_find_get`).
+    pub fn forget(&mut self, connections: &[Ends]) -> io::Result<usize> {
+        if !self.is_loaded() {
+            return Ok(0);
+        }
+        let mut deleted = 0;
+        for batch in connections.chunks(BATCH) {
+            for ends in batch {
+                self.writer.message(DELETE, REQUEST, &header(ends.peer), |message| {
+                    tuple(message, TUPLE_ORIG, ends.local, ends.peer);
+                });
+            }
+            self.writer.send(&self.socket)?;
+            deleted += batch.len() - self.missing()?;
+        }
+        self.has_tracked |= deleted != 0;
+        Ok(deleted)
+    }
+
+    /// Has the firewall take the next packets of a connection for established ones, for a few seconds: without an entry
+    /// it would drop a reset or a question that has no socket behind it as invalid. Does nothing where nothing was ever
+    /// tracked.
+    pub fn admit(&mut self, ends: &Ends) -> io::Result<()> {
+        // What is there expects other numbers.
+        self.forget(&[*ends])?;
+        if !self.has_tracked || !self.is_loaded() {
+            return Ok(());
+        }
+        let timeout = u32::try_from(ADMITTED.as_secs()).unwrap_or(1);
+        self.writer.message(NEW, REQUEST | CREATE, &header(ends.peer), |message| {
+            tuple(message, TUPLE_ORIG, ends.local, ends.peer);
+            tuple(message, TUPLE_REPLY, ends.peer, ends.local);
+            message.attribute(TIMEOUT, &timeout.to_be_bytes());
+            message.attribute(STATUS, &SEEN_REPLY.to_be_bytes());
+            message.nested(PROTOINFO, |info| {
+                info.nested(PROTOINFO_TCP, |tcp| {
+                    tcp.attribute(TCP_STATE, &[ESTABLISHED]);
+                    tcp.attribute(TCP_FLAGS_ORIGINAL, &BE_LIBERAL);
+                    tcp.attribute(TCP_FLAGS_REPLY, &BE_LIBERAL);
+                });
+            });
+        });
+        self.writer.send(&self.socket)?;
+        self.missing().map(drop)
+    }
+
+    /// Whether the module is there. Asking the kernel by netlink would load it.
+    fn is_loaded(&mut self) -> bool {
+        if let Some((is_loaded, then)) = self.is_loaded
+            && then.elapsed() < EVERY
+        {
+            return is_loaded;
+        }
+        let fill = Fill::now();
+        self.has_tracked |= fill.is_some_and(|fill| fill.entries != 0);
+        self.is_loaded = Some((fill.is_some(), Instant::now()));
+        fill.is_some()
+    }
+
+    /// Reads what the kernel says to the messages of one call, which it does within it: how many entries were not
+    /// there (or there already).
+    fn missing(&self) -> io::Result<usize> {
+        let (mut missing, mut failure) = (0, None);
+        loop {
+            let octets = match self.socket.recv_from_full() {
+                Ok((octets, _)) => octets,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // Some of what it said found no room, and is not missed.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => continue,
+                Err(error) => return Err(error),
+            };
+            for (kind, payload) in netlink::messages(&octets) {
+                match (kind == netlink::ERROR).then(|| netlink::error(payload)).flatten() {
+                    None => {}
+                    Some(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EEXIST)) => {
+                        missing += 1;
+                    }
+                    Some(error) => failure = Some(error),
+                }
+            }
+        }
+        failure.map_or(Ok(missing), Err)
+    }
+}
+
+/// `struct nfgenmsg`: family, version, resource.
+fn header(peer: SocketAddr) -> [u8; 4] {
+    let family = if peer.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    [u8::try_from(family).unwrap_or(0), 0, 0, 0]
+}
+
+fn tuple(message: &mut Writer, kind: u16, source: SocketAddr, destination: SocketAddr) {
+    message.nested(kind, |tuple| {
+        tuple.nested(TUPLE_IP, |ip| {
+            for (place, address) in [(0, source.ip()), (1, destination.ip())] {
+                // CTA_IP_V4_SRC, CTA_IP_V4_DST, CTA_IP_V6_SRC, CTA_IP_V6_DST.
+                match address {
+                    IpAddr::V4(v4) => ip.attribute(1 + place, &v4.octets()),
+                    IpAddr::V6(v6) => ip.attribute(3 + place, &v6.octets()),
+                }
+            }
+        });
+        tuple.nested(TUPLE_PROTO, |proto| {
+            proto.attribute(PROTO_NUM, &[6]);
+            proto.attribute(PROTO_SRC_PORT, &source.port().to_be_bytes());
+            proto.attribute(PROTO_DST_PORT, &destination.port().to_be_bytes());
+        });
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nine_tenths_are_nearly_full() {
+        let fill = |entries, limit| Fill { entries, limit };
+        assert!(!fill(899, 1000).is_nearly_full() && fill(900, 1000).is_nearly_full());
+        assert!(fill(7, 5).is_nearly_full() && !fill(7, 0).is_nearly_full());
+    }
+
+    #[test]
+    fn what_is_not_tracked_is_forgotten_quietly() {
+        let mut conntrack = Conntrack::open().unwrap();
+        let ends =
+            |local: &str, peer: &str| Ends { local: local.parse().unwrap(), peer: peer.parse().unwrap() };
+        let both = [ends("192.0.2.1:443", "192.0.2.2:1"), ends("[2001:db8::1]:443", "[2001:db8::2]:1")];
+        match conntrack.forget(&both) {
+            Ok(deleted) => assert_eq!(deleted, 0),
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(libc::EPERM), "{error}");
+                eprintln!("skipped: ctnetlink needs CAP_NET_ADMIN here");
+            }
+        }
+    }
+}
