@@ -1,6 +1,7 @@
 //! What `edgectl doctor` sees: the daemon looks at itself and its surroundings.
 
 mod certificates;
+mod firewall;
 mod headers;
 mod missing;
 mod ways;
@@ -53,6 +54,10 @@ impl Daemon {
         checks.extend(ways::hellos(&homes).await);
         checks.extend(certificates::look(&homes).await);
         checks.extend(headers::look(&running).await);
+        checks.push(firewall::conntrack());
+        if let Some(flows) = &self.edge.flows {
+            checks.extend(firewall::hindrances(flows));
+        }
         checks.push(pipes());
         checks.extend(self.findings.iter().cloned().map(kernel_check));
         if let Ok(probe) = tokio::task::spawn_blocking(kernel::probe::probe).await {

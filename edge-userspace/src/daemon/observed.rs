@@ -11,6 +11,7 @@ use crate::{
     },
     datapath::Tier,
     host::HostName,
+    kernel::Fill,
     observe::{
         admin::{Health, Observed},
         metrics::{Ended, Snapshot},
@@ -86,6 +87,7 @@ impl Observed for Daemon {
                 })
                 .collect(),
             blocked_packets: self.shielding.dropped(),
+            conntrack: Fill::now().map(|fill| (fill.entries, fill.limit)),
             flow: edge.flows.as_ref().map(super::flows::measured),
             reload_successful: self.shown().last_reload.as_ref().is_none_or(|reload| reload.error.is_none()),
         }

@@ -6,10 +6,11 @@ use super::{Daemon, troubles::Trouble};
 use crate::{
     connection,
     control::api::{
-        self, BackendCount, BindTrouble, ConfigStatus, ConnectionCount, DatapathStatus, ListenerStatus,
-        ReloadStatus, RouteCount, Status, TierStatus, Timestamp,
+        self, BackendCount, BindTrouble, ConfigStatus, ConnectionCount, ConntrackStatus, DatapathStatus,
+        ListenerStatus, ReloadStatus, RouteCount, Status, TierStatus, Timestamp,
     },
     datapath::Tier,
+    kernel::Fill,
     pool::{self, BackendState},
 };
 
@@ -93,6 +94,7 @@ impl Daemon {
             routes: RouteCount { file: (running.routes.len() - runtime) as u64, runtime: runtime as u64 },
             backends,
             blocked_packets: self.shielding.dropped(),
+            conntrack: Fill::now().map(|Fill { entries, limit }| ConntrackStatus { entries, limit }),
         }
     }
 }

@@ -37,6 +37,8 @@ pub struct Snapshot {
     pub backends: Vec<(Arc<str>, String, bool)>,
     /// Packets of blocked sources that were dropped.
     pub blocked_packets: u64,
+    /// Connections that the kernel tracks, and how many there may be; `None` where it tracks none.
+    pub conntrack: Option<(u64, u64)>,
     /// The flow tier, where there is one.
     pub flow: Option<FlowCounts>,
     /// Whether the configuration of the file is the one that runs.
@@ -111,6 +113,13 @@ impl Collector for Snapshot {
         counter(e, "edge_rejected", "Clients that were refused, by reason")?.counts(self.rejected())?;
         let help = "Packets of blocked sources that were dropped";
         counter(e, "edge_blocked_packets", help)?.count(self.blocked_packets)?;
+        if let Some((entries, limit)) = self.conntrack {
+            let value = |number| i64::try_from(number).unwrap_or(i64::MAX);
+            let help = "Connections of this machine that the kernel tracks (nf_conntrack)";
+            gauge(e, "edge_conntrack_entries", help)?.value(value(entries))?;
+            let help = "How many it may track; beyond, packets of new ones are dropped";
+            gauge(e, "edge_conntrack_limit", help)?.value(value(limit))?;
+        }
         if let Some(FlowCounts { packets, stays }) = &self.flow {
             let help = "Packets that met the flow tier, by what became of them";
             counter(e, "edge_flow_packets", help)?.counts(by("fate", packets))?;
@@ -275,6 +284,7 @@ mod tests {
                 ("caddy".into(), "b".into(), false),
             ],
             blocked_packets: 5,
+            conntrack: Some((12, 8192)),
             reload_successful: true,
         }
     }
@@ -300,6 +310,8 @@ mod tests {
             "edge_rejected_total{reason=\"no_route\"} 2",
             "edge_rejected_total{reason=\"hello_timeout\"} 1",
             "edge_blocked_packets_total 5",
+            "edge_conntrack_entries 12",
+            "edge_conntrack_limit 8192",
             "edge_config_last_reload_successful 1",
             "edge_build_info{version=\"0.1.0\"} 1",
             "# TYPE edge_connect_seconds histogram",

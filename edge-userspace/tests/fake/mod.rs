@@ -237,6 +237,7 @@ impl Operator for Fake {
             routes: RouteCount { file: 0, runtime: self.routes().len() as u64 },
             backends: BackendCount { up: 1, down: 0, drained: 0 },
             blocked_packets: 0,
+            conntrack: None,
         }
     }
 

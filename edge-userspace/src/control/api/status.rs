@@ -47,6 +47,18 @@ pub struct Status {
     pub backends: BackendCount,
     /// Packets of blocked sources that were dropped.
     pub blocked_packets: u64,
+    /// The kernel's connection tracking; `null` where it is not loaded.
+    #[serde(default)]
+    pub conntrack: Option<ConntrackStatus>,
+}
+
+/// The kernel's connection tracking, in the daemon's network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConntrackStatus {
+    /// Connections of the whole machine that are tracked now.
+    pub entries: u64,
+    /// How many there may be; beyond, the kernel drops the packets of new ones.
+    pub limit: u64,
 }
 
 /// The configuration that runs.

@@ -83,6 +83,12 @@ pub(super) fn summary(status: &Status, output: Output) -> Vec<String> {
     if status.blocked_packets > 0 {
         say("blocked", format!("{} packets", status.blocked_packets));
     }
+    if let Some(conntrack) = status.conntrack {
+        say(
+            "conntrack",
+            format!("{} of {} entries, of the whole machine", conntrack.entries, conntrack.limit),
+        );
+    }
     lines
 }
 
