@@ -55,6 +55,22 @@ mod flow {
     );
 }
 
+/// And behind a stateful firewall, which sees the beginning of a flow alone.
+mod flow_behind_a_firewall {
+    macro_rules! with_flow {
+        ($($case:ident),+ $(,)?) => {
+            $(#[test] fn $case() -> lab::Result<()> { crate::behind_firewall(|| super::$case("flow")) })+
+        };
+    }
+    with_flow!(
+        fifty_connections_both_ways_at_once,
+        bytes_after_the_clients_fin,
+        bytes_after_the_backends_fin,
+        two_thousand_connections,
+        connections_that_end_with_their_answer,
+    );
+}
+
 fn hello() -> Vec<u8> {
     ClientHello::new(NAME).post_quantum().records()
 }

@@ -18,7 +18,7 @@ use lab::{
 };
 use serde_json::Value;
 
-use crate::{carrying::exchange, case, echo_once, tunnel_case, ways::by};
+use crate::{behind_firewall, carrying::exchange, case, echo_once, tunnel_case, ways::by};
 
 const MIB: u64 = 1 << 20;
 pub(crate) const NAME: &str = "flow.example";
@@ -81,6 +81,11 @@ pub(crate) fn reset_is_seen(stream: &mut TcpStream) -> Result<()> {
 #[test]
 fn flows_outlive_the_daemon_and_are_accounted_for_by_the_next_one() -> Result<()> {
     case(|lab| outlive(lab, 4, 256 * MIB, 2))
+}
+
+#[test]
+fn flows_outlive_the_daemon_behind_a_firewall() -> Result<()> {
+    behind_firewall(|| case(|lab| outlive(lab, 4, 64 * MIB, 1)))
 }
 
 /// Exchanges this many bytes both ways on each of some flows, while the daemon is killed and started so many times.

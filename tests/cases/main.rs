@@ -9,6 +9,7 @@ mod control;
 mod endings;
 mod failover;
 mod figures;
+mod firewall;
 mod flow;
 mod flow_attacks;
 mod flow_hardships;
@@ -33,6 +34,7 @@ mod unit;
 mod ways;
 
 use std::{
+    cell::Cell,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
 };
@@ -44,9 +46,24 @@ use lab::{
     stream,
 };
 
+thread_local! {
+    /// Whether the edge of this thread's labs has a firewall.
+    static FIREWALLED: Cell<bool> = const { Cell::new(false) };
+}
+
 /// Runs a case in a plain lab, or says why it cannot.
 fn case(body: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
-    if require::all(&[Need::Namespaces]) { Lab::case(body) } else { Ok(()) }
+    let is_firewalled = FIREWALLED.get();
+    let needs: &[Need] =
+        if is_firewalled { &[Need::Namespaces, Need::Firewall] } else { &[Need::Namespaces] };
+    let plan = if is_firewalled { Lab::plan().firewalled() } else { Lab::plan() };
+    if require::all(needs) { plan.case(body) } else { Ok(()) }
+}
+
+/// Runs a case on an edge with a stateful firewall. All cases at once: `EDGE_LAB_FIREWALL=1 cargo test -p edge-tests`.
+fn behind_firewall(case: impl FnOnce() -> Result<()>) -> Result<()> {
+    FIREWALLED.set(true);
+    case()
 }
 
 /// The same in a lab with routers.

@@ -11,6 +11,7 @@ pub mod clients;
 pub mod dns;
 pub mod edged;
 pub mod failover;
+pub mod firewall;
 pub mod forge;
 pub mod hello;
 pub mod host;

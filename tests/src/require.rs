@@ -19,6 +19,8 @@ pub enum Need {
     Tunnel,
     /// The kernel's own WireGuard.
     KernelTunnel,
+    /// Connection tracking and NAT by nftables, in this kernel and as a program.
+    Firewall,
     /// The kernel's emulator of lines with delay and loss (`sch_netem`).
     Netem,
 }
@@ -49,6 +51,9 @@ impl Need {
                 let device = "ip link add probe0 type wireguard";
                 in_namespace(device).err().map(|error| format!("no WireGuard in this kernel: {error}"))
             }
+            Self::Firewall => can_translate().err().map(|error| {
+                format!("no NAT by nftables ({error}): apt-get install nftables, modprobe nft_masq")
+            }),
             Self::Netem => {
                 let qdisc = "tc qdisc add dev lo root netem delay 1ms";
                 in_namespace(qdisc).err().map(|error| format!("no sch_netem in this kernel: {error}"))
@@ -58,7 +63,7 @@ impl Need {
 
     /// Whether no package brings it.
     fn is_of_the_kernel(self) -> bool {
-        matches!(self, Self::KernelTunnel | Self::Netem)
+        matches!(self, Self::KernelTunnel | Self::Netem | Self::Firewall)
     }
 }
 
@@ -110,6 +115,15 @@ pub fn newer(program: &str) -> Option<PathBuf> {
 fn can_make_namespace() -> Result<(), String> {
     in_namespace("ip link add probe0 type veth peer name probe1")
         .map_err(|error| format!("{error} (a container without CAP_SYS_ADMIN?)"))
+}
+
+/// Has nft look, without changing anything, whether the kernel takes rules that track and translate.
+fn can_translate() -> Result<(), String> {
+    let rules = "add table ip edge_probe; add chain ip edge_probe c { type nat hook postrouting priority 100; }; \
+                 add rule ip edge_probe c ct state new masquerade";
+    let output = Command::new("nft").args(["--check", rules]).output().map_err(|error| error.to_string())?;
+    let complaint = String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or_default().to_owned();
+    if output.status.success() { Ok(()) } else { Err(complaint) }
 }
 
 /// Runs a command of `ip` or `tc` in a namespace that is made for it and removed again.

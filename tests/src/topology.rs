@@ -11,7 +11,7 @@
 //! side.
 
 use std::{
-    fs,
+    env, fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::{
@@ -24,6 +24,7 @@ use anyhow::{Context, Result};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{
+    firewall,
     host::Host,
     netns::{self, NetNs},
     process,
@@ -60,12 +61,14 @@ pub const SECOND_HOME_V6: Ipv6Addr = Ipv6Addr::new(0xfd64, 1, 0, 0, 0, 0, 0, 2);
 
 /// What kind of lab is wanted.
 #[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is asked for on its own")]
 pub struct Plan {
     name: Option<String>,
     tunnels: usize,
     relayed: bool,
     forwarding: bool,
     routers: bool,
+    firewalled: bool,
 }
 
 impl Plan {
@@ -101,6 +104,13 @@ impl Plan {
     #[must_use]
     pub fn routers(mut self) -> Self {
         self.routers = true;
+        self
+    }
+
+    /// A stateful firewall stands on the edge, see [`firewall`]. It takes `nft`.
+    #[must_use]
+    pub fn firewalled(mut self) -> Self {
+        self.firewalled = true;
         self
     }
 
@@ -230,6 +240,9 @@ impl Lab {
             wanted.then(|| Tunnel::between(&edge, &home, line, &tag, plan.relayed)).transpose()
         };
         let (tunnel, second) = (tunnel(1, &FIRST)?, tunnel(2, &SECOND)?);
+        if plan.firewalled || env::var_os(firewall::EVERYWHERE).is_some() {
+            firewall::stateful(&edge)?;
+        }
         Ok(Self { client, edge, home, tunnel, second, routers, guard })
     }
 
