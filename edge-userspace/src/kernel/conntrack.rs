@@ -160,6 +160,28 @@ impl Conntrack {
         self.missing().map(drop)
     }
 
+    /// Has the tracker believe these connections whatever their windows: while a connection becomes a flow, it sees only
+    /// some of its packets, and a firewall would drop as invalid what a socket still repeats. What is not tracked is left
+    /// alone.
+    pub fn loosen(&mut self, connections: &[Ends]) -> io::Result<()> {
+        if !self.is_loaded() || !self.has_tracked {
+            return Ok(());
+        }
+        for ends in connections {
+            self.writer.message(NEW, REQUEST, &header(ends.peer), |message| {
+                tuple(message, TUPLE_ORIG, ends.local, ends.peer);
+                message.nested(PROTOINFO, |info| {
+                    info.nested(PROTOINFO_TCP, |tcp| {
+                        tcp.attribute(TCP_FLAGS_ORIGINAL, &BE_LIBERAL);
+                        tcp.attribute(TCP_FLAGS_REPLY, &BE_LIBERAL);
+                    });
+                });
+            });
+        }
+        self.writer.send(&self.socket)?;
+        self.missing().map(drop)
+    }
+
     /// Whether the module is there. Asking the kernel by netlink would load it.
     fn is_loaded(&mut self) -> bool {
         if let Some((is_loaded, then)) = self.is_loaded

@@ -300,6 +300,7 @@ impl FlowTier {
 
     /// Notes the hand-over and installs the flow.
     pub fn install(&self, pair: &FlowPair, pending: &Pending) -> Result<(), InstallError> {
+        self.tracks.loosen(&tracks::ends_of(pair));
         let mut table = self.table();
         table.begin(pair.up.id, pending)?;
         if let Err(error) = table.install(pair) {

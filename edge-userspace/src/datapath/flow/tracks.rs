@@ -76,6 +76,15 @@ impl Tracks {
         }
     }
 
+    /// Has the firewall let pass what the sockets of a connection repeat while it becomes a flow.
+    pub(super) fn loosen(&self, ends: &[Ends]) {
+        if let Some(open) = &mut *lock(&self.conntrack)
+            && let Err(error) = open.loosen(ends)
+        {
+            tracing::debug!(%error, "the firewall may drop what sockets repeat during a hand-over");
+        }
+    }
+
     /// Has the firewall let a reset or a question of a flow's pass.
     pub(super) fn admit(&self, ends: &Ends) {
         if let Some(open) = &mut *lock(&self.conntrack)
