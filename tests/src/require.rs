@@ -19,6 +19,8 @@ pub enum Need {
     Tunnel,
     /// The kernel's own WireGuard.
     KernelTunnel,
+    /// Devices of this kind, in the words of `ip link add … type`.
+    Device(&'static str),
     /// The kernel's emulator of lines with delay and loss (`sch_netem`).
     Netem,
 }
@@ -49,6 +51,15 @@ impl Need {
                 let device = "ip link add probe0 type wireguard";
                 in_namespace(device).err().map(|error| format!("no WireGuard in this kernel: {error}"))
             }
+            Self::Device(kind) => {
+                let of_its_own = format!("ip link add probe0 type {kind}");
+                let upon_another = format!(
+                    "ip link add below type veth peer name far; ip link add link below name probe0 type {kind}{}",
+                    if kind == "vlan" { " id 10" } else { "" }
+                );
+                let commands = if matches!(kind, "vlan" | "macvlan") { upon_another } else { of_its_own };
+                in_namespace(&commands).err().map(|error| format!("no {kind} in this kernel: {error}"))
+            }
             Self::Netem => {
                 let qdisc = "tc qdisc add dev lo root netem delay 1ms";
                 in_namespace(qdisc).err().map(|error| format!("no sch_netem in this kernel: {error}"))
@@ -58,7 +69,7 @@ impl Need {
 
     /// Whether no package brings it.
     fn is_of_the_kernel(self) -> bool {
-        matches!(self, Self::KernelTunnel | Self::Netem)
+        matches!(self, Self::KernelTunnel | Self::Netem | Self::Device(_))
     }
 }
 
@@ -112,14 +123,16 @@ fn can_make_namespace() -> Result<(), String> {
         .map_err(|error| format!("{error} (a container without CAP_SYS_ADMIN?)"))
 }
 
-/// Runs a command of `ip` or `tc` in a namespace that is made for it and removed again.
-fn in_namespace(command: &str) -> Result<(), String> {
+/// Runs commands of `ip` or `tc`, `;` between them, in a namespace that is made for them and removed again.
+fn in_namespace(commands: &str) -> Result<(), String> {
     let name = format!("edge-probe-{}-{:?}", std::process::id(), std::thread::current().id());
     let name = name.replace(['(', ')'], "");
     iproute2("ip", &["netns", "add", &name])?;
-    let (program, rest) = command.split_once(' ').unwrap_or((command, ""));
-    let arguments: Vec<_> = ["-n", &name].into_iter().chain(rest.split(' ')).collect();
-    let outcome = iproute2(program, &arguments);
+    let outcome = commands.split("; ").try_for_each(|command| {
+        let (program, rest) = command.split_once(' ').unwrap_or((command, ""));
+        let arguments: Vec<_> = ["-n", &name].into_iter().chain(rest.split(' ')).collect();
+        iproute2(program, &arguments)
+    });
     iproute2("ip", &["netns", "del", &name])?;
     outcome
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -22,6 +23,7 @@ use crate::{
         timings::Timings,
     },
     proxy_protocol::tlv,
+    shield::BlockedSources,
 };
 
 /// What every connection shares: the running state, the registry, the limits and where accounts go.
@@ -43,6 +45,8 @@ pub struct Edge {
     pub tiers: Tiers,
     /// Connections that go on without sockets, where this machine can carry them.
     pub flows: Option<Flows>,
+    /// Sources that are refused at accept.
+    pub blocked: Arc<BlockedSources>,
     /// What makes the numbers of this process unique among all.
     pub run: u64,
 }
@@ -137,6 +141,33 @@ impl Edge {
                 stopped
             }
         }
+    }
+
+    /// Ends all connections of sources that are blocked; says how many. To be called when somebody is blocked, after
+    /// [`Self::blocked`] has them: a connection that comes meanwhile is either among those or finds itself blocked.
+    pub fn stop_blocked(&self) -> usize {
+        let hold = |address: SocketAddr| self.blocked.hold(address.ip());
+        self.stop(
+            StopReason::Blocked,
+            |connection| hold(connection.peer) || hold(connection.client()),
+            |flow| hold(flow.peer()) || hold(flow.client),
+        )
+    }
+
+    /// Whether this peer is blocked. Such a connection is counted and has no line in the access log: its packets are
+    /// dropped unseen on other devices.
+    pub fn refuses(&self, listener: &Arc<str>, peer: SocketAddr) -> bool {
+        let refused = self.blocked.hold(peer.ip());
+        if refused {
+            self.endings.count(Ending {
+                listener: Arc::clone(listener),
+                route: None,
+                datapath: None,
+                result: Outcome::Blocked.label(),
+                refused: true,
+            });
+        }
+        refused
     }
 
     /// Brings all counters up to date.

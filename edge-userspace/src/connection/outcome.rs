@@ -10,6 +10,8 @@ use crate::{
 pub enum Outcome {
     /// It was carried.
     Carried(End),
+    /// Its source is blocked.
+    Blocked,
     /// Its source may not connect here.
     Denied,
     /// Its source has as many connections as it may have.
@@ -32,6 +34,9 @@ pub enum Outcome {
     Stopped(StopReason),
 }
 
+/// The same word, be it refused or ended.
+const BLOCKED: &str = "blocked";
+
 impl Outcome {
     /// `close` in the access log.
     pub fn label(self) -> &'static str {
@@ -44,9 +49,10 @@ impl Outcome {
                 StopReason::Operator => "closed_by_operator",
                 StopReason::RouteRemoved => "route_removed",
                 StopReason::Shutdown => "shutdown",
-                StopReason::Blocked => "blocked",
+                StopReason::Blocked => BLOCKED,
                 StopReason::TunnelGone => "tunnel_gone",
             },
+            Self::Blocked => BLOCKED,
             Self::Denied => "denied",
             Self::SourceLimit => "source_limit",
             Self::SourceRate => "source_rate",

@@ -197,6 +197,11 @@ async fn open(
         connection.is_announced(header.map_err(|_| Outcome::ProxyHeaderTimeout)??);
     }
     let source = connection.client().ip();
+    // The peer was looked at when it was accepted. Since then it may have been blocked: only now is the connection among
+    // those that a block ends.
+    if edge.blocked.hold(connection.peer.ip()) || edge.blocked.hold(source) {
+        return Err(Outcome::Blocked.into());
+    }
     if !listener.admits(source) {
         return Err(Outcome::Denied.into());
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::{Daemon, status};
 use crate::{
-    control::api::{Check, CheckStatus, DoctorReport},
+    control::api::{Check, CheckStatus, DoctorReport, Guard, GuardedBy},
     datapath::{LARGER_PIPES, SMALL_PIPES, are_pipes_large},
     kernel::{self, Finding},
     pool::BackendState,
@@ -53,6 +53,7 @@ impl Daemon {
         checks.extend(ways::hellos(&homes).await);
         checks.extend(certificates::look(&homes).await);
         checks.extend(headers::look(&running).await);
+        checks.extend(shield(&super::blocks::guards(&self.shielding)));
         checks.push(pipes());
         checks.extend(self.findings.iter().cloned().map(kernel_check));
         if let Ok(probe) = tokio::task::spawn_blocking(kernel::probe::probe).await {
@@ -60,6 +61,29 @@ impl Daemon {
         }
         DoctorReport { checks }
     }
+}
+
+/// Where blocked sources cost no more than a packet, and where they cost a connection.
+fn shield(guards: &[Guard]) -> Vec<Check> {
+    let check = |guard: &Guard| {
+        let name = format!("shield on {}", guard.device);
+        match (guard.by, &guard.reason) {
+            (GuardedBy::Accept, reason) => {
+                let reason = reason.as_deref().unwrap_or("its packets are not dropped");
+                Check::new(
+                    name,
+                    CheckStatus::Warn,
+                    format!("blocked sources are refused at accept alone: {reason}"),
+                )
+            }
+            (by, _) => Check::new(
+                name,
+                CheckStatus::Ok,
+                format!("packets of blocked sources are dropped ({})", by.name()),
+            ),
+        }
+    };
+    guards.iter().map(check).collect()
 }
 
 fn pipes() -> Check {

@@ -6,6 +6,7 @@
 mod blocks;
 mod build;
 mod clock;
+mod devices;
 mod examine;
 mod flows;
 mod following;
@@ -178,6 +179,9 @@ impl Daemon {
         tiers::provide(&tiers, &kernel.objects, &settings, &state.routes)?;
         let access_log = AccessLog::open(&settings.daemon.access_log)
             .map_err(|error| DaemonError::System("cannot open daemon.access_log", error))?;
+        let mut following = Following::new(&settings.resolver, settings.tunnel);
+        // Before anybody is accepted.
+        let shielding = Shielding::new(&mut kernel, &state.blocks, &following);
         let mut kept = Kept::default();
         let built = build(&settings, &state.routes, &mut kept);
         let edge = Arc::new(Edge {
@@ -189,6 +193,7 @@ impl Daemon {
             endings: Endings::default(),
             tiers,
             flows,
+            blocked: shielding.sources(),
             run: fastrand::u64(..),
         });
         if let Some(events) = &mut events
@@ -212,10 +217,9 @@ impl Daemon {
             .map_err(|error| DaemonError::System("cannot start a worker", error))?;
         sockets.commit(prepared, &workers);
         troubles.note_listeners(sockets.troubles());
-        let mut following = Following::new(&settings.resolver, settings.tunnel);
         following.set(built.checks, &settings.resolver, settings.tunnel);
-        let shielding = Shielding::new(&mut kernel, &state.blocks, following.tunnels());
-        shielding.follow(&settings);
+        shielding.look(&edge);
+        shielding.follow(&settings, &edge);
         let segments = Segments::new(following.stirred());
         for warning in &built.warnings {
             tracing::warn!("{warning}");
@@ -294,7 +298,7 @@ impl Daemon {
         steering.sockets.commit(prepared, &self.workers);
         self.note_listeners(&steering.sockets);
         warnings.extend(self.troubles.lines());
-        self.shielding.follow(&steering.settings);
+        self.shielding.follow(&steering.settings, &self.edge);
         for warning in &warnings {
             tracing::warn!("{warning}");
         }

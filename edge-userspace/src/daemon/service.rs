@@ -94,6 +94,10 @@ pub async fn run(options: &Options) -> Result<(), DaemonError> {
     });
     tokio::spawn({
         let daemon = Arc::clone(&daemon);
+        async move { daemon.follow_devices().await }
+    });
+    tokio::spawn({
+        let daemon = Arc::clone(&daemon);
         let tunnels = daemon.steering.lock().await.following.tunnels();
         async move { daemon.sever(tunnels).await }
     });

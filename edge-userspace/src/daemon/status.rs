@@ -93,6 +93,7 @@ impl Daemon {
             routes: RouteCount { file: (running.routes.len() - runtime) as u64, runtime: runtime as u64 },
             backends,
             blocked_packets: self.shielding.dropped(),
+            shield: super::blocks::guards(&self.shielding),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! Minimum kernel: 6.1; tc links from 6.6 on, before that filters of clsact with a priority and handle of our own.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, fs, io,
     path::{Path, PathBuf},
 };
@@ -22,13 +22,15 @@ use edge_common::flow::{Flow, FlowKey, Label, Pending};
 use tracing::info;
 
 use super::{
-    Interface, KernelError, Objects,
+    Framing, Interface, KernelError, Objects,
     cgroup::open_own_cgroup,
     flow_events::{FLOW_EVENTS, FlowEvents},
     flow_table::{FLOW_LABELS, FLOW_REASONS, FLOWS, FLOWS_PENDING, FlowReasons, FlowTable},
     interfaces,
+    link_device::device_of,
     load::{Shape, load},
     pin::Pins,
+    pin_name,
 };
 
 const OBJECT: &str = "flow";
@@ -43,9 +45,6 @@ const MAPS: [Shape; 5] = [
 const ESTABLISHED: &str = "established";
 /// At the hooks of [`Hook::ALL`], for devices with Ethernet headers and without.
 const CLASSIFIERS: [[&str; 2]; 2] = [["ingress_l2", "egress_l2"], ["ingress_l3", "egress_l3"]];
-
-/// The pin of a link is called so, with the hook and the interface's name behind it.
-const LINK: &str = "link-";
 
 /// Where a filter of clsact is, so that another daemon finds it: any number that nobody else is likely to use.
 const PRIORITY: u16 = 0xed9e;
@@ -142,7 +141,7 @@ impl FlowProgram {
         let name = found.name;
         let names = names.ok_or_else(|| error(format!("{name} has a link header that is not Ethernet's")))?;
         for (hook, program_name) in Hook::ALL.into_iter().zip(names) {
-            let pin = self.pin(hook, &name);
+            let pin = self.pin(hook, index);
             let program = classifier(&mut self.ebpf, program_name)?;
             if self.uses_tcx {
                 attach_link(program, program_name, hook, &name, &pin)?;
@@ -151,8 +150,24 @@ impl FlowProgram {
             }
         }
         info!(device = name, tcx = self.uses_tcx, "packets of flows are carried here");
-        self.attached.retain(|_, attached| *attached != name);
         self.attached.insert(index, name);
+        Ok(())
+    }
+
+    /// Forgets devices that are gone, so that another one which gets the index of such a one is attached to.
+    pub fn forget_gone(&mut self) -> Result<(), KernelError> {
+        let there = interfaces()?;
+        let (directory, uses_tcx) = (&self.directory, self.uses_tcx);
+        self.attached.retain(|index, name| {
+            let Some(found) = there.iter().find(|found| found.index == *index) else { return false };
+            name.clone_from(&found.name);
+            // A filter goes with its device; a link is on none then.
+            !uses_tcx
+                || Hook::ALL.iter().all(|hook| {
+                    let pin = directory.join(pin_name::link(*index, Some(hook.name())));
+                    device_of(&pin).ok() == Some(*index)
+                })
+        });
         Ok(())
     }
 
@@ -162,16 +177,25 @@ impl FlowProgram {
         if !self.uses_tcx {
             return self.adopt_filters();
         }
-        for name in self.left_behind()? {
-            let found = interfaces()?.into_iter().find(|found| found.name == name);
-            match found {
-                Some(found) => self.attach(found.index)?,
-                None => {
-                    for hook in Hook::ALL {
-                        // Gone by itself, or taken away by hand.
-                        let _ = fs::remove_file(self.pin(hook, &name));
-                    }
+        for hook in Hook::ALL {
+            let error = |source| KernelError::File { call: "reading", path: self.directory.clone(), source };
+            for pin_name::Found { path, device } in
+                pin_name::links(&self.directory, Some(hook.name())).map_err(error)?
+            {
+                let pin = self.pin(hook, device);
+                if path != pin && device != 0 {
+                    // An earlier version's, called by the device's name.
+                    let error = |source| KernelError::File { call: "renaming", path: path.clone(), source };
+                    fs::rename(&path, pin).map_err(error)?;
+                } else if device == 0 {
+                    // Its device is gone; perhaps the pin was taken away by hand.
+                    let _ = fs::remove_file(path);
                 }
+            }
+        }
+        for device in self.left_behind()? {
+            if interfaces()?.iter().any(|found| found.index == device) {
+                self.attach(device)?;
             }
         }
         Ok(())
@@ -189,24 +213,16 @@ impl FlowProgram {
         Ok(())
     }
 
-    /// The interfaces that an earlier daemon left a link on and that this one has not attached to.
-    fn left_behind(&self) -> Result<Vec<String>, KernelError> {
+    /// The devices that an earlier daemon left a link on and that this one has not attached to, by index.
+    fn left_behind(&self) -> Result<BTreeSet<u32>, KernelError> {
         let error = |source| KernelError::File { call: "reading", path: self.directory.clone(), source };
-        let mut names: Vec<String> = fs::read_dir(&self.directory)
-            .map_err(error)?
-            .flatten()
-            .filter_map(|entry| {
-                let name = entry.file_name().to_string_lossy().into_owned();
-                let rest = name.strip_prefix(LINK)?;
-                Hook::ALL
-                    .iter()
-                    .find_map(|hook| Some(rest.strip_prefix(hook.name())?.strip_prefix('-')?.to_owned()))
-            })
-            .filter(|name| !self.attached.values().any(|attached| attached == name))
-            .collect();
-        names.sort_unstable();
-        names.dedup();
-        Ok(names)
+        let mut left = BTreeSet::new();
+        for hook in Hook::ALL {
+            let links = pin_name::links(&self.directory, Some(hook.name())).map_err(error)?;
+            left.extend(links.into_iter().map(|link| link.device));
+        }
+        left.retain(|device| *device != 0 && !self.is_attached(*device));
+        Ok(left)
     }
 
     /// The names of the devices that the programs are attached to.
@@ -214,8 +230,8 @@ impl FlowProgram {
         self.attached.values().map(String::as_str)
     }
 
-    fn pin(&self, hook: Hook, interface: &str) -> PathBuf {
-        self.directory.join(format!("{LINK}{}-{interface}", hook.name()))
+    fn pin(&self, hook: Hook, index: u32) -> PathBuf {
+        self.directory.join(pin_name::link(index, Some(hook.name())))
     }
 }
 
@@ -311,10 +327,11 @@ pub fn remove_filters() -> Result<bool, KernelError> {
 
 /// The programs for an interface, at both hooks; `None` where its packets begin with a header that is not known.
 const fn classifiers_of(interface: &Interface) -> Option<[&'static str; 2]> {
-    match (interface.is_ethernet, interface.is_raw_ip) {
-        (true, _) => Some(CLASSIFIERS[0]),
-        (_, true) => Some(CLASSIFIERS[1]),
-        _ => None,
+    match interface.framing {
+        Framing::Ethernet => Some(CLASSIFIERS[0]),
+        Framing::RawIp => Some(CLASSIFIERS[1]),
+        // What goes out by such a device is redirected rightly only from Linux 6.6 on (`dev_is_mac_header_xmit`).
+        Framing::Encapsulated | Framing::Other => None,
     }
 }
 

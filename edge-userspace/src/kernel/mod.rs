@@ -17,10 +17,13 @@ mod flow_events;
 mod flow_table;
 mod inherit;
 mod interface;
+mod link_device;
 mod load;
+mod netlink;
 mod object;
 mod pin;
 mod pin_lock;
+mod pin_name;
 pub mod probe;
 mod revive;
 mod route_lookup;
@@ -38,13 +41,13 @@ pub use flow::{FlowProgram, remove_filters};
 pub use flow_events::FlowEvents;
 pub use flow_table::{FlowPair, FlowReasons, FlowTable, InstallError};
 pub use inherit::inherited_listeners;
-pub use interface::{Interface, interfaces};
+pub use interface::{Framing, Interface, interfaces};
 pub use object::Objects;
 pub use pin::{DEFAULT_PINS, uninstall};
 pub use pin_lock::{PinLock, PinsBusy, lock_pins};
 pub use revive::{Standing, ask_peer, reset_peer};
 pub use route_lookup::RouteLookup;
-pub use shield::{Prefix, ShieldProgram};
+pub use shield::{Hook, Prefix, ShieldProgram};
 pub use sockmap::{DEFAULT_CREDIT, Joined, JoinedSocket, NotJoined, Progress, Sockmap};
 
 /// What the daemon wants of the kernel.
@@ -58,19 +61,11 @@ pub struct Wanted {
     pub shield: bool,
     /// Whether connections are to be handed to the flow tier.
     pub flow: bool,
-    /// The interfaces that the shield watches; `None` means those of [`Interface::faces_the_world`].
-    pub interfaces: Option<Vec<String>>,
 }
 
 impl Default for Wanted {
     fn default() -> Self {
-        Self {
-            objects: Objects::embedded(),
-            pins: DEFAULT_PINS.into(),
-            shield: true,
-            flow: true,
-            interfaces: None,
-        }
+        Self { objects: Objects::embedded(), pins: DEFAULT_PINS.into(), shield: true, flow: true }
     }
 }
 
@@ -96,7 +91,11 @@ impl Kernel {
         let mut kernel = Self { objects: wanted.objects.clone(), ..Self::default() };
         if wanted.shield {
             let shield = Self::open_shield(wanted);
-            kernel.shield = kernel.or_find(shield, "shield", "blocks and syn_rate have no effect");
+            kernel.shield = kernel.or_find(
+                shield,
+                "shield",
+                "blocked sources are refused at accept alone, and syn_rate has no effect",
+            );
         }
         if wanted.flow {
             let flow = Self::open_flow(wanted);
@@ -117,10 +116,6 @@ impl Kernel {
 
     fn open_shield(wanted: &Wanted) -> Result<ShieldProgram, KernelError> {
         let pins = pin::Pins::open(&wanted.pins)?;
-        let interfaces = match &wanted.interfaces {
-            Some(names) => names.clone(),
-            None => interfaces()?.into_iter().filter(Interface::faces_the_world).map(|i| i.name).collect(),
-        };
-        ShieldProgram::load(&wanted.objects, &pins, interfaces)
+        ShieldProgram::load(&wanted.objects, &pins)
     }
 }

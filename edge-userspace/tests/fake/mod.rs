@@ -237,6 +237,7 @@ impl Operator for Fake {
             routes: RouteCount { file: 0, runtime: self.routes().len() as u64 },
             backends: BackendCount { up: 1, down: 0, drained: 0 },
             blocked_packets: 0,
+            shield: Vec::new(),
         }
     }
 
@@ -271,7 +272,8 @@ impl Operator for Fake {
             ));
         }
         let until = block.duration.map(|duration| Timestamp(then().0 + duration));
-        let block = Block { cidr: block.cidr, until, packets: 0, source: "runtime".into() };
+        let block =
+            Block { cidr: block.cidr, until, packets: 0, source: "runtime".into(), devices: Vec::new() };
         self.state.lock().unwrap().blocks.push(block.clone());
         Ok(block)
     }

@@ -14,7 +14,7 @@ mod status;
 use serde::{Deserialize, Serialize};
 
 pub use backends::{Backend, BackendSelector, BackendState};
-pub use blocks::{AddBlock, Block, RemoveBlock};
+pub use blocks::{AddBlock, Block, Guard, GuardedBy, RemoveBlock};
 pub use connections::{ClosedConnection, Connection};
 pub use doctor::{Check, CheckStatus, DoctorReport};
 pub use fields::{PrefixError, Timestamp, parse_prefix};

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::Timestamp;
+use super::{Guard, Timestamp};
 use crate::{
     datapath::{Choice, Tier},
     listener::Protocol,
@@ -47,6 +47,9 @@ pub struct Status {
     pub backends: BackendCount,
     /// Packets of blocked sources that were dropped.
     pub blocked_packets: u64,
+    /// How blocked sources are kept out, device by device; empty while nobody is blocked.
+    #[serde(default)]
+    pub shield: Vec<Guard>,
 }
 
 /// The configuration that runs.

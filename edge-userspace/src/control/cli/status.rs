@@ -6,7 +6,7 @@ use super::{
     units,
 };
 use crate::{
-    control::api::Status,
+    control::api::{Guard, GuardedBy, Status},
     listener::{Protocol, holder},
 };
 
@@ -80,10 +80,37 @@ pub(super) fn summary(status: &Status, output: Output) -> Vec<String> {
     for trouble in &status.troubles {
         say("trouble", output.paint(&printable(trouble), Colour::Red));
     }
+    if !status.shield.is_empty() {
+        say("shield", guards(&status.shield, output));
+    }
     if status.blocked_packets > 0 {
         say("blocked", format!("{} packets", status.blocked_packets));
     }
     lines
+}
+
+/// How blocked sources are kept out, in one line: `dropped on eth0 (xdp), eth1 (tc); refused at accept on wg0 (why)`.
+pub(super) fn guards(guards: &[Guard], output: Output) -> String {
+    let shown = |which: fn(&&Guard) -> bool, words: fn(&Guard) -> String| {
+        let some: Vec<_> = guards.iter().filter(which).map(words).collect();
+        (!some.is_empty()).then(|| some.join(", "))
+    };
+    let dropped = shown(
+        |guard| guard.by != GuardedBy::Accept,
+        |guard| format!("{} ({})", printable(&guard.device), guard.by.name()),
+    );
+    let refused = shown(
+        |guard| guard.by == GuardedBy::Accept,
+        |guard| {
+            let reason = guard.reason.as_deref().unwrap_or("no reason given");
+            format!("{} ({})", printable(&guard.device), printable(reason))
+        },
+    );
+    let refused =
+        refused.map(|refused| output.paint(&format!("refused at accept alone on {refused}"), Colour::Yellow));
+    let parts: Vec<_> =
+        dropped.map(|dropped| format!("dropped on {dropped}")).into_iter().chain(refused).collect();
+    parts.join("; ")
 }
 
 fn listeners(status: &Status) -> Table {
