@@ -12,11 +12,11 @@ use tokio::{
     task::{AbortHandle, spawn_blocking},
 };
 
-use super::{Daemon, devices, following::Following, operate::not_saved};
+use super::{Daemon, Steering, devices, following::Following, operate::not_saved};
 use crate::{
     config::{
         Settings,
-        state::{self, StateError},
+        state::{self, State, StateError},
     },
     connection::Edge,
     control::{
@@ -137,6 +137,17 @@ fn look(shield: &Mutex<Shield>, edge: &Edge) {
     }
 }
 
+/// Saves a state, or sees to it that what is on disk is what was there: the last step of a save may fail, after which the
+/// new text is there already.
+async fn save(Steering { store, state: old, .. }: &mut Steering, new: &State) -> Result<(), StateError> {
+    let saved = store.save(new).await;
+    if saved.is_err() {
+        // Where that fails as well, the first error says what is wrong.
+        let _ = store.save(old).await;
+    }
+    saved
+}
+
 /// A word of the operator about a prefix: in force and on disk, or neither.
 ///
 /// It is in force first, so that what the kernel refuses is never on disk. A daemon that dies in between leaves the next
@@ -193,7 +204,7 @@ impl Daemon {
             &self.shielding.shield,
             wanted.cidr,
             |shield| shield.block(wanted.cidr, until, &spare),
-            steering.store.save(&state),
+            save(&mut steering, &state),
         )
         .await?;
         steering.state = state;
@@ -212,7 +223,7 @@ impl Daemon {
                 &self.shielding.shield,
                 wanted.cidr,
                 |shield| shield.unblock(wanted.cidr),
-                steering.store.save(&state),
+                save(&mut steering, &state),
             )
             .await?;
         steering.state = state;

@@ -97,8 +97,9 @@ pub struct Interface {
 impl Interface {
     /// Whether packets of clients may come in by this device: all devices face the world that
     ///
-    /// - are up and have an address, since without one nothing is delivered here. (Packets to an address of the
-    ///   loopback may come by a device that has none; there the check at accept keeps blocked sources out.)
+    /// - have an address, since without one nothing is delivered here. (Packets to an address of the loopback may come by
+    ///   a device that has none; there the check at accept keeps blocked sources out.) One that is down counts: it comes
+    ///   up without a moment in which its packets pass.
     /// - carry IP behind a header that is known. The loopback does not: nobody else's packets come by it.
     /// - are no port of a bridge, bond or team. Their packets come by that device, and what a bridge forwards to virtual
     ///   machines and containers is not ours to drop. A port of a VRF keeps its packets, and faces the world.
@@ -106,7 +107,7 @@ impl Interface {
     /// Tunnels face it too: a VPS may be reached through one. Those that lead to backends are left out by whoever knows
     /// the backends, since a list of prefixes that no client can have must not drop what home sends.
     pub fn faces_the_world(&self) -> bool {
-        self.is_up && self.framing != Framing::Other && !self.is_port && !self.addresses.is_empty()
+        self.framing != Framing::Other && !self.is_port && !self.addresses.is_empty()
     }
 }
 
@@ -221,7 +222,7 @@ mod tests {
                 assert!(named(name).faces_the_world(), "{:?}", named(name));
             }
             assert!(!named("port").faces_the_world() && named("port").is_port);
-            assert!(!named("a%2f:b").faces_the_world(), "down");
+            assert!(!named("a%2f:b").faces_the_world(), "no address");
             assert_eq!((named("t0").framing, named("t1").framing), (Framing::RawIp, Framing::Ethernet));
             assert!(named("t0").is_tunnel && named("t1").is_tunnel && !named("eth0.10").is_tunnel);
             assert_eq!(named("t0").addresses[0].to_string(), "10.9.0.1", "its own and not the far end's");

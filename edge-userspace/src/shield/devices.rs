@@ -76,7 +76,7 @@ mod tests {
         // A backend in the same network as clients does not take the shield off it.
         let devices = Devices::sort(all, &[2, 3].into());
         let watched: Vec<_> = devices.watched.iter().map(|device| &*device.name).collect();
-        assert_eq!(watched, ["eth0.10", "wg1", "ppp0"]);
+        assert_eq!(watched, ["eth0.10", "wg1", "ppp0", "eth1"]);
         let others: Vec<_> = devices.others.iter().map(|(name, _)| &**name).collect();
         assert_eq!(others, ["wg0", "ib0"]);
     }
