@@ -1,7 +1,7 @@
 //! Keeps the programs in the kernel on the devices that they belong on: devices come later than the daemon, are renamed,
 //! get their addresses, are deleted and made anew.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use tokio::time::{sleep, timeout};
 
@@ -45,7 +45,7 @@ pub(super) fn sorted(edge: &Edge) -> Result<Devices, KernelError> {
     let mut routes = RouteLookup::open()
         .map_err(|source| KernelError::Call { call: "opening a netlink socket", source })?;
     let mut home = BTreeSet::new();
-    let mut asked: BTreeSet<(Option<Arc<str>>, IpAddr)> = BTreeSet::new();
+    let mut asked: BTreeSet<IpAddr> = BTreeSet::new();
     for backend in edge.running.load().backends() {
         if let Some(device) = backend.device() {
             home.extend(all.iter().filter(|found| *found.name == **device).map(|found| found.index));
@@ -53,7 +53,7 @@ pub(super) fn sorted(edge: &Edge) -> Result<Devices, KernelError> {
         }
         for address in backend.addresses(0) {
             let address = address.ip().to_canonical();
-            if asked.insert((None, address)) {
+            if asked.insert(address) {
                 // One that no route leads to has no device.
                 home.extend(routes.device(address, None));
             }

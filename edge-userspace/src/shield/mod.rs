@@ -9,7 +9,9 @@ mod devices;
 mod ledger;
 mod list;
 mod sources;
+mod spare;
 mod tend;
+mod times;
 
 use std::{
     net::IpAddr,
@@ -17,17 +19,21 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use edge_common::shield::{Block, Counters, MAX_BLOCKS, SynLimit};
+use edge_common::shield::{Block, Counters, MAX_BLOCKS};
 use ipnet::IpNet;
 use thiserror::Error;
 use tracing::warn;
 
-use self::ledger::{Change, Full, Ledger};
 pub use self::{
     devices::{Devices, Guard},
     list::Lists,
     sources::BlockedSources,
     tend::tend,
+};
+use self::{
+    ledger::{Change, Full, Ledger},
+    spare::{cut, is_too_wide},
+    times::{from_boot_time, limit, to_boot_time},
 };
 use crate::kernel::{KernelError, Prefix, ShieldProgram, boot_time};
 
@@ -395,41 +401,10 @@ impl Shield {
     }
 }
 
-/// Whether an IPv6 prefix holds the mapped IPv4 addresses, `::ffff:0:0/96`, without being one of them.
-fn is_too_wide(net: &IpNet) -> bool {
-    matches!(net, IpNet::V6(v6) if v6.prefix_len() < 96 && v6.contains(&std::net::Ipv4Addr::UNSPECIFIED.to_ipv6_mapped()))
-}
-
-/// The first of these addresses that the prefix holds, whichever way it is written.
-fn cut(net: &IpNet, spare: &[IpAddr]) -> Option<IpAddr> {
-    let net = IpNet::from(Prefix::from(*net));
-    spare.iter().find(|address| net.contains(&address.to_canonical())).copied()
-}
-
-fn limit(rate: u32) -> SynLimit {
-    if rate == 0 {
-        return SynLimit::default();
-    }
-    let interval = (1_000_000_000 / u64::from(rate)).max(1);
-    SynLimit { interval, tolerance: interval * u64::from(rate - 1) }
-}
-
-fn to_boot_time(time: SystemTime) -> u64 {
-    let ahead = time.duration_since(SystemTime::now()).unwrap_or_default();
-    // One nanosecond less than forever at most.
-    boot_time().saturating_add(u64::try_from(ahead.as_nanos()).unwrap_or(u64::MAX)).min(Block::FOREVER - 1)
-}
-
-fn from_boot_time(until: u64) -> SystemTime {
-    let now = (SystemTime::now(), boot_time());
-    match until.checked_sub(now.1) {
-        Some(ahead) => now.0 + Duration::from_nanos(ahead),
-        None => now.0 - Duration::from_nanos(now.1 - until),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn net(text: &str) -> IpNet {
@@ -456,7 +431,7 @@ mod tests {
             addresses: vec![[192, 0, 2, 1].into()],
             ..Default::default()
         }];
-        shield.watch(Devices::sort(devices, &Default::default()));
+        shield.watch(Devices::sort(devices, &BTreeSet::new()));
         let guards = shield.guards();
         assert_eq!((&*guards[0].device, guards[0].hook), ("eth0", None));
         shield.unblock(net("192.0.2.0/24")).unwrap();
@@ -476,7 +451,7 @@ mod tests {
         assert_eq!(held(&shield), []);
         shield.block(one, None, &[]).unwrap();
         let again = shield.before(one);
-        shield.block(one, Some(SystemTime::now() + Duration::from_secs(60)), &[]).unwrap();
+        shield.block(one, Some(SystemTime::now() + Duration::from_mins(1)), &[]).unwrap();
         assert!(held(&shield)[0].1.is_some());
         shield.go_back(again).unwrap();
         assert_eq!(held(&shield), [("192.0.2.1/32".into(), None)]);
@@ -494,54 +469,12 @@ mod tests {
             shield.block(net(known), None, &[]).unwrap();
         }
         shield.load_prefixes([(net("192.0.2.1/32"), "feed".into())], &[], false).unwrap();
-        let until = SystemTime::now() + Duration::from_secs(60);
+        let until = SystemTime::now() + Duration::from_mins(1);
         let failed = shield.restore(&[(net("192.0.2.2/32"), Some(until)), (net("192.0.2.3/32"), None)]);
         assert_eq!(failed.len(), 0);
         let blocked = shield.blocked().unwrap();
         let lists: Vec<_> = blocked.iter().map(|block| block.list.is_some()).collect();
         assert_eq!(lists, [true, false, false], "a list goes on blocking the first");
         assert!(blocked[1].until.is_some() && blocked[2].until.is_none());
-    }
-
-    #[test]
-    fn what_must_be_reached_is_found_in_either_spelling() {
-        let spare = ["::ffff:192.0.2.9".parse().unwrap(), "2001:db8::9".parse().unwrap()];
-        for (prefix, cuts) in [
-            ("192.0.2.0/24", true),
-            ("::ffff:192.0.2.0/120", true),
-            ("192.0.3.0/24", false),
-            ("2001:db8::/32", true),
-            ("2001:db9::/32", false),
-            ("0.0.0.0/0", true),
-        ] {
-            assert_eq!(cut(&net(prefix), &spare).is_some(), cuts, "{prefix}");
-        }
-    }
-
-    #[test]
-    fn ipv6_prefixes_that_hold_ipv4_are_too_wide() {
-        for prefix in ["::/0", "::/1", "::/80"] {
-            assert!(is_too_wide(&net(prefix)), "{prefix}");
-        }
-        for prefix in ["2000::/3", "::ffff:0:0/96", "0.0.0.0/0", "::1/128"] {
-            assert!(!is_too_wide(&net(prefix)), "{prefix}");
-        }
-    }
-
-    #[test]
-    fn a_rate_is_a_schedule_with_a_second_of_slack() {
-        assert_eq!(limit(0).interval, 0);
-        assert_eq!(limit(1), SynLimit { interval: 1_000_000_000, tolerance: 0 });
-        assert_eq!(limit(10), SynLimit { interval: 100_000_000, tolerance: 900_000_000 });
-        assert_eq!(limit(u32::MAX).interval, 1, "not 0, which means no limit");
-    }
-
-    #[test]
-    fn times_survive_the_way_to_the_kernels_clock_and_back() {
-        let time = SystemTime::now() + Duration::from_hours(1);
-        let back = from_boot_time(to_boot_time(time));
-        let error = back.duration_since(time).unwrap_or_else(|error| error.duration());
-        assert!(error < Duration::from_secs(1), "{error:?}");
-        assert!(to_boot_time(SystemTime::UNIX_EPOCH) <= boot_time(), "over already");
     }
 }
