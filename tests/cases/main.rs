@@ -11,6 +11,7 @@ mod endings;
 mod failover;
 mod figures;
 mod flow;
+mod flow_abuse;
 mod flow_attacks;
 mod flow_hardships;
 mod flow_limits;

@@ -4,6 +4,7 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -59,6 +60,18 @@ pub fn add_flows(lab: &Lab, client: SocketAddr, edge: SocketAddr, count: u16) ->
         let down = Flow { to: FlowKey::new(edge, client), direction: DOWN, ..common };
         table.insert(FlowKey::new(client, edge), up, 0)?;
         table.insert(up.reverse_key(), down, 0)?;
+    }
+    Ok(())
+}
+
+/// Makes all flows older: none of them has carried a packet for so much longer.
+pub fn age(lab: &Lab, by: Duration) -> Result<()> {
+    let mut table: HashMap<_, FlowKey, Flow> =
+        HashMap::try_from(Map::HashMap(MapData::from_pin(pinned(lab, FLOWS)?)?))?;
+    let entries: Vec<_> = table.iter().collect::<Result<_, _>>()?;
+    for (key, mut flow) in entries {
+        flow.last_seen = flow.last_seen.saturating_sub(u64::try_from(by.as_nanos())?);
+        table.insert(key, flow, 0)?;
     }
     Ok(())
 }

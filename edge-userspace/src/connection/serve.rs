@@ -224,7 +224,7 @@ async fn open(
         .ok_or_else(|| refused(Outcome::NoRoute, tls_version))?;
 
     let speaks = !received.is_empty() || destination.proxy_protocol != ProxyProtocol::Off;
-    let preparation = ForClient { flow: for_flow(edge, &destination, client, connection.peer.ip()), speaks };
+    let preparation = ForClient { flow: for_flow(edge, &destination, client, connection), speaks };
     let connecting = destination.pool.connect_prepared(source, port, Some(&preparation));
     let failed = |error: &dyn Display| {
         tracing::warn!(
@@ -269,15 +269,22 @@ fn destination(
 }
 
 /// How a socket to the backend is made ready for a hand-over, where there may be one.
-fn for_flow(edge: &Edge, destination: &Destination, client: &TcpStream, peer: IpAddr) -> Option<ForFlow> {
+fn for_flow(
+    edge: &Edge,
+    destination: &Destination,
+    client: &TcpStream,
+    connection: &Connection,
+) -> Option<ForFlow> {
     let is_wanted = matches!(destination.datapath, Choice::Auto | Choice::Flow);
     let tier = edge.tiers.flow().filter(|_| is_wanted)?;
-    Some(ForFlow { tier: Arc::clone(tier), client: Options::of(client, peer).ok()? })
+    let options = Options::of(client, connection.peer.ip()).ok()?;
+    Some(ForFlow { tier: Arc::clone(tier), client: connection.client().ip(), options })
 }
 
 struct ForFlow {
     tier: Arc<FlowTier>,
-    client: Options,
+    client: IpAddr,
+    options: Options,
 }
 
 /// Prepares the socket that is a client's way to the backend.
@@ -294,8 +301,8 @@ impl Preparation for ForClient {
             // (`tcp_rcv_synsent_state_process`). What fails costs that packet.
             let _ = set_tcp_quickack(socket, false);
         }
-        let ForFlow { tier, client } = self.flow.as_ref()?;
-        Some(Box::new(tier.prepare(socket, backend, *client)?))
+        let ForFlow { tier, client, options } = self.flow.as_ref()?;
+        Some(Box::new(tier.prepare(socket, backend, *client, *options)?))
     }
 }
 

@@ -8,12 +8,17 @@ use std::{
     time::Duration,
 };
 
-use edge_common::flow::{DOWN, FIN, FLOW_ENTRIES, Flow, PEER_FIN, REPORTED, RESET, UP};
+use edge_common::flow::{DOWN, FIN, FLOW_ENTRIES, Flow, FlowKey, PEER_FIN, REPORTED, RESET, UP};
 
-use super::{FlowEnd, Flows, lock, since};
+use super::{
+    FlowEnd, Flows,
+    evidence::Evidence,
+    keepalive::{Due, Peer, Question},
+    lock, since,
+};
 use crate::{
     connection::{Edge, Passport, Running, account::patience, passport::backend_key},
-    datapath::StopReason,
+    datapath::{Side, StopReason},
     kernel::{FlowPair, KernelError, monotonic},
     source::source_of,
     tally::FlowSum,
@@ -56,19 +61,28 @@ impl Flows {
     ) -> Result<(), KernelError> {
         let now = monotonic();
         let quiet = |flow: &Flow| since(now, flow.last_seen);
+        let mut evidence = Evidence::of(self.tier.suspected());
         let mut sums: HashMap<u32, FlowSum> = HashMap::new();
         let mut candidates = Vec::new();
         let settled = std::mem::take(&mut *lock(&self.settled));
+        let mut due;
         {
+            let mut keepalive = lock(&self.keepalive);
+            due = keepalive.begin(now);
             let accounted = lock(&self.accounted).clone();
             let known = lock(&self.passports).clone();
             // What is not known yet is looked at below, where it becomes known.
-            let may_be_idle = |flow: &Flow| {
+            let may_be_idle = |flow: &Flow, active: u64| {
                 let limit = known.get(&flow.label).map(|passport| limit(passport, idle, flow));
-                limit.is_none_or(|limit| limit.is_some_and(|limit| quiet(flow) >= limit))
+                limit.is_none_or(|limit| limit.is_some_and(|limit| since(now, active) >= limit))
             };
             self.tier.table().each_entry(|key, flow| {
-                if flow.direction == UP && (may_be_idle(&flow) || flow.has(REPORTED) || is_stalling(&flow)) {
+                keepalive.look_at(&key, &flow, &mut due);
+                evidence.look_at(&key, &flow);
+                let active = || keepalive.active(flow.id).unwrap_or(flow.last_seen);
+                if flow.direction == UP
+                    && (may_be_idle(&flow, active()) || flow.has(REPORTED) || is_stalling(&flow))
+                {
                     candidates.push(key);
                 }
                 if !accounted.contains(&flow.id) {
@@ -81,21 +95,48 @@ impl Flows {
                     }
                 }
             })?;
+            keepalive.end();
         }
+        self.keep_alive(edge, due, now);
         let mut stalling = HashMap::new();
         for key in candidates {
             let pair = self.tier.table().pair(&key)?;
             if let Some(pair) = pair {
-                self.judge(edge, &pair, quiet(&pair.up).min(quiet(&pair.down)), idle);
+                let active = lock(&self.keepalive).active(pair.up.id);
+                let idle_for = active.map_or(quiet(&pair.up).min(quiet(&pair.down)), |then| since(now, then));
+                self.judge(edge, &pair, idle_for, idle);
                 if is_stalling(&pair.up) {
                     stalling.insert(pair.up.id, self.hold_against(&pair));
                 }
             }
         }
         *lock(&self.stalling) = stalling;
+        self.weigh(evidence, now);
         self.publish(&edge.running.load(), &sums, &settled);
         self.forget_labels(&sums)?;
         self.limit_sources(sums.values().map(|sum| sum.live).sum())
+    }
+
+    /// Asks whose turn it is, and ends the flows of peers that are gone.
+    fn keep_alive(&self, edge: &Edge, mut due: Due, now: u64) {
+        for Peer { up_key, id, direction } in std::mem::take(&mut due.gone) {
+            if let Some(pair) = self.pair(&up_key, id) {
+                let side = if direction == UP { Side::Client } else { Side::Backend };
+                self.end(edge, &pair, FlowEnd::Gone(side));
+            }
+        }
+        for Question { peer: Peer { up_key, id, direction }, .. } in due.questions() {
+            let Some(pair) = self.pair(&up_key, id) else { continue };
+            // Some peers drop a segment without a timestamp where timestamps are agreed, some one with an old one.
+            let with_timestamp = lock(&self.keepalive).unanswered(id, direction).is_multiple_of(2);
+            if self.tier.ask(&pair, direction, with_timestamp) {
+                lock(&self.keepalive).asks(&pair, direction, now);
+            }
+        }
+    }
+
+    fn pair(&self, up_key: &FlowKey, id: u64) -> Option<FlowPair> {
+        self.tier.table().pair(up_key).unwrap_or_default().filter(|pair| pair.up.id == id)
     }
 
     fn judge(&self, edge: &Edge, pair: &FlowPair, quiet: Duration, idle: Option<Duration>) {

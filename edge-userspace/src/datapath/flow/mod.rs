@@ -14,3 +14,4 @@ mod trust;
 pub use carry::OLD_ENOUGH;
 pub use ports::{DEFAULT_PORTS, PortLease, Ports};
 pub use tier::{FlowTier, Options, Stay};
+pub use trust::Suspected;

@@ -5,12 +5,15 @@
 
 use std::{
     collections::HashMap,
-    io,
+    io::{
+        self,
+        ErrorKind::{HostUnreachable, NetworkDown, NetworkUnreachable},
+    },
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     os::fd::{AsFd, BorrowedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use edge_common::flow::{
@@ -22,7 +25,7 @@ use thiserror::Error;
 use super::{
     agreement::{self, Account, Leg, Mismatch},
     ports::{PortLease, Ports},
-    trust::{Distrusted, MEMORY, Trust},
+    trust::{Distrusted, MEMORY, Suspected, Trust, Way},
 };
 use crate::{
     kernel::{
@@ -50,16 +53,16 @@ pub enum Stay {
     /// The device cannot be used.
     #[error("{}", .0.words())]
     Kernel(#[from] KernelError),
-    /// Its local port is not one of those kept for flows: they were all taken, or it was connected beforehand.
+    /// Its local port is not one of those kept for flows: none was left for it, or it was connected beforehand.
     #[error("its port is not one of those kept for flows")]
     Port,
     /// The client's packets come by one device and go by another.
     #[error("its client is reached by another device than it comes from")]
     Asymmetric,
-    /// Flows of several sources to this backend have failed a short while ago.
+    /// Flows of several networks to this backend have failed a short while ago, and hardly any works.
     #[error("flows to its backend have failed, it is left alone for a while")]
     Distrusted,
-    /// A flow of this source to this backend has.
+    /// A flow of this source, or several of its network, to this backend have.
     #[error("a flow of its source to its backend has failed, they are left alone for a while")]
     DistrustedSource,
     /// What is lost on the way to its client is better repeated from here.
@@ -214,9 +217,15 @@ impl FlowTier {
     }
 
     /// Readies a socket that is about to connect to `backend` for a hand-over later: a port of the range, and a SYN
-    /// that offers what the client offered. `None` where there is no port; then the connection stays on sockets.
-    pub fn prepare(&self, socket: BorrowedFd<'_>, backend: SocketAddr, client: Options) -> Option<PortLease> {
-        let lease = self.ports.lease(backend)?;
+    /// that offers what the client offered. `None` where no port is left for this client: it stays on sockets.
+    pub fn prepare(
+        &self,
+        socket: BorrowedFd<'_>,
+        backend: SocketAddr,
+        client: IpAddr,
+        options: Options,
+    ) -> Option<PortLease> {
+        let lease = self.ports.lease(backend, client)?;
         let any: SocketAddr = if backend.is_ipv4() {
             ([0, 0, 0, 0], lease.port()).into()
         } else {
@@ -229,13 +238,13 @@ impl FlowTier {
             tracing::debug!(%backend, port = lease.port(), %error, "a port cannot be bound");
             return None;
         }
-        if let Some(octets) = client.max_segment(backend.ip())
+        if let Some(octets) = options.max_segment(backend.ip())
             && let Err(error) = tcp::set_max_segment(socket, octets)
         {
             tracing::debug!(%backend, %error, "an MSS stays as it is");
         }
-        if client.wishes() != 0
-            && let Err(error) = self.shape(socket, backend, client)
+        if options.wishes() != 0
+            && let Err(error) = self.shape(socket, backend, options)
         {
             tracing::debug!(%backend, %error, "a SYN goes as it is");
         }
@@ -313,7 +322,7 @@ impl FlowTier {
             return Err(error);
         }
         let to = pair.up.to;
-        self.ports.take_for_flow(to.destination(), to.source().port());
+        self.ports.take_for_flow(to.destination(), to.source().port(), pair.up_key.source().ip());
         Ok(())
     }
 
@@ -340,11 +349,15 @@ impl FlowTier {
     }
 
     /// Asks the sender of a direction how far it is, with a timestamp or without. Its answer passes through the flow,
-    /// which takes note of it.
-    pub fn ask(&self, pair: &FlowPair, direction: u8, with_timestamp: bool) {
+    /// which takes note of it. `false` where there is no way to the peer now, so that its silence says nothing.
+    pub fn ask(&self, pair: &FlowPair, direction: u8, with_timestamp: bool) -> bool {
         let (standing, timestamp) = legs(pair)[usize::from(direction & 1)];
-        if let Err(error) = ask_peer(&standing, timestamp.filter(|_| with_timestamp)) {
-            tracing::debug!(peer = %standing.peer, %error, "a peer of a flow cannot be asked");
+        match ask_peer(&standing, timestamp.filter(|_| with_timestamp)) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::debug!(peer = %standing.peer, %error, "a peer of a flow cannot be asked");
+                !matches!(error.kind(), HostUnreachable | NetworkDown | NetworkUnreachable)
+            }
         }
     }
 
@@ -362,22 +375,38 @@ impl FlowTier {
         self.ports.give_back(to.destination(), to.source().port());
     }
 
-    /// A flow does not work: connections of its source to its backend stay on sockets for a while, and those of all
-    /// sources where it is not the only one.
+    /// A flow does not work: connections of its source to its backend stay on sockets for a while. Whether the backend
+    /// is to blame, [`Self::judge`] says.
     pub fn failed(&self, pair: &FlowPair, reason: &str) {
         let (client, backend) = (pair.up_key.source().ip(), pair.up.to.destination().ip());
-        let distrusted = lock(&self.trust).failed(client, backend, Instant::now());
-        let minutes = MEMORY.as_secs() / 60;
-        match distrusted {
-            Some(Distrusted::Backend) => tracing::warn!(
-                %backend, reason,
-                "flows to this backend do not work: its connections stay on sockets for {minutes} minutes"
-            ),
-            Some(Distrusted::Source) => tracing::info!(
+        if lock(&self.trust).failed(client, backend, Instant::now()) {
+            let minutes = MEMORY.as_secs() / 60;
+            tracing::info!(
                 %client, %backend, reason,
                 "a flow does not work: connections of its source to this backend stay on sockets for {minutes} minutes"
-            ),
-            None => {}
+            );
+        }
+    }
+
+    /// A flow was seen to work, so long ago.
+    pub fn worked(&self, client: IpAddr, backend: IpAddr, ago: Duration) {
+        let now = Instant::now();
+        lock(&self.trust).worked(client, backend, now.checked_sub(ago).unwrap_or(now));
+    }
+
+    /// Of whose flows it matters whether they work, for [`Self::judge`].
+    pub fn suspected(&self) -> Suspected {
+        lock(&self.trust).suspected()
+    }
+
+    /// Decides whether these backends are to blame for the flows that have failed.
+    pub fn judge(&self, suspected: &Suspected) {
+        for (Way { backend, .. }, pause) in lock(&self.trust).judge(suspected, Instant::now()) {
+            let minutes = pause.as_secs() / 60;
+            tracing::warn!(
+                %backend,
+                "flows to this backend do not work: its connections stay on sockets for {minutes} minutes"
+            );
         }
     }
 
