@@ -15,6 +15,7 @@ mod flow_abuse;
 mod flow_attacks;
 mod flow_hardships;
 mod flow_limits;
+mod flow_long_paths;
 mod flow_stays;
 mod hellos;
 mod kernel;

@@ -66,12 +66,16 @@ pub struct TcpInfo {
     pub rtt: Duration,
     /// The MSS that was announced to the peer.
     pub announced_mss: u32,
+    /// Round-trip time by what was received, smoothed; 0 where too little was.
+    pub receive_rtt: Duration,
     /// Octets that the peer acknowledged; the SYN counts as one when it was sent from here.
     pub bytes_acked: u64,
     /// Octets received in order; the FIN counts as one.
     pub bytes_received: u64,
     /// Octets in the send queue that were not sent once.
     pub not_sent: u32,
+    /// The shortest round-trip time of the last minutes (`net.ipv4.tcp_min_rtt_wlen`).
+    pub shortest_rtt: Duration,
 }
 
 impl TcpInfo {
@@ -118,16 +122,18 @@ impl TcpInfo {
             path_mtu: word(60),
             rtt: Duration::from_micros(word(68).into()),
             announced_mss: word(84),
+            receive_rtt: Duration::from_micros(word(92).into()),
             retransmitted: word(100),
             bytes_acked: long(120),
             bytes_received: long(128),
             not_sent: word(144),
+            shortest_rtt: Duration::from_micros(word(148).into()),
         }
     }
 }
 
-/// Up to and including `tcpi_notsent_bytes`, which came with Linux 4.6.
-const TCP_INFO_LENGTH: libc::socklen_t = 148;
+/// Up to and including `tcpi_min_rtt`, which came with Linux 4.6.
+const TCP_INFO_LENGTH: libc::socklen_t = 152;
 const TCP_INFO_SIZE: usize = TCP_INFO_LENGTH as usize;
 
 const INT: libc::socklen_t = 4;

@@ -8,6 +8,7 @@ pub(super) mod carry;
 mod drive;
 pub mod handover;
 mod ports;
+mod round_trip;
 mod tier;
 mod trust;
 

@@ -68,6 +68,9 @@ pub enum Stay {
     /// What is lost on the way to its client is better repeated from here.
     #[error("its client's line loses packets, and home is far")]
     Lossy,
+    /// It streams, and the whole path is much longer than its sender believes.
+    #[error("it streams, and the path is much longer than its sender's part of it")]
+    Stretched,
     /// Its source has as many flows as it may have.
     #[error("its source has as many flows as it may have")]
     Quota,
@@ -92,6 +95,7 @@ impl Stay {
                 | Self::Distrusted
                 | Self::DistrustedSource
                 | Self::Lossy
+                | Self::Stretched
                 | Self::Quota
         )
     }
@@ -113,6 +117,7 @@ impl Stay {
             Self::Distrusted => "distrusted",
             Self::DistrustedSource => "distrusted_source",
             Self::Lossy => "lossy_client",
+            Self::Stretched => "longer_path",
             Self::Quota => "source_quota",
         }
     }
