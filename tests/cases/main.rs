@@ -33,6 +33,7 @@ mod segments;
 mod slow_disk;
 mod timeouts;
 mod unit;
+mod urgent;
 mod ways;
 
 use std::{

@@ -1,18 +1,11 @@
 //! Reading what a client asks for, before anything is sent anywhere.
 
-use std::{
-    future::poll_fn,
-    io,
-    mem::MaybeUninit,
-    task::{Poll, ready},
-};
-
-use rustix::net::{RecvFlags, recv};
-use tokio::{io::Interest, net::TcpStream, time::timeout};
+use tokio::{net::TcpStream, time::timeout};
 
 use super::{account::Asked, postgres};
 use crate::{
     listener::ListenerSpec,
+    receive::receive,
     sniff::{
         Rejection, Sniff, Spoken,
         http::RequestHeadReader,
@@ -21,9 +14,6 @@ use crate::{
         tls::ClientHelloReader,
     },
 };
-
-/// Room for the hellos of today's browsers in one read.
-const ROOM: usize = 4096;
 
 /// The hello, and every byte read so far: they go to the backend unchanged.
 #[derive(Debug)]
@@ -120,37 +110,9 @@ pub(super) async fn read_until<T>(
     }
 }
 
-/// Reads once. What comes is received on the stack and only then given memory, as much as it is: connections in
-/// the act of opening are many, and what they leave free between what stays is lost.
 async fn read_more(client: &TcpStream, received: &mut Vec<u8>) -> Result<(), NoHello> {
-    let read = poll_fn(|cx| {
-        loop {
-            ready!(client.poll_read_ready(cx))?;
-            match receive(client, received) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => return Poll::Ready(read),
-            }
-        }
-    });
-    match read.await {
+    match receive(client, received).await {
         Ok(1..) => Ok(()),
         Ok(0) | Err(_) => Err(NoHello::Gone),
-    }
-}
-
-/// A read that does not fill the room has emptied the socket, whose readiness is then cleared at once: the next
-/// one would only say `EAGAIN`.
-fn receive(client: &TcpStream, received: &mut Vec<u8>) -> io::Result<usize> {
-    let mut room = [MaybeUninit::<u8>::uninit(); ROOM];
-    let mut read = 0;
-    let result = client.try_io(Interest::READABLE, || {
-        let ((bytes, _), _) = recv(client, &mut room, RecvFlags::empty())?;
-        received.extend_from_slice(bytes);
-        read = bytes.len();
-        if 0 < read && read < ROOM { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-    });
-    match result {
-        Err(error) if read == 0 => Err(error),
-        _ => Ok(read),
     }
 }

@@ -33,6 +33,16 @@ pub struct Pair {
     pub backend: TcpStream,
 }
 
+impl Pair {
+    /// Whether urgent bytes stay in the streams, where they are skipped by default.
+    pub(super) fn keep_urgent(&self, keep: bool) {
+        for socket in [&self.client, &self.backend] {
+            // It fails on no socket.
+            let _ = tcp::keep_urgent(socket, keep);
+        }
+    }
+}
+
 /// What goes to the backend before anything else.
 #[derive(Debug, Default)]
 pub struct Preread {

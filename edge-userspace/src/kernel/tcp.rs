@@ -173,6 +173,27 @@ pub fn receive_queue(socket: impl AsFd) -> io::Result<u64> {
     Ok(rustix::io::ioctl_fionread(socket)?)
 }
 
+/// Whether the next octet to be read is an urgent one (`SIOCATMARK`).
+pub fn is_at_mark(socket: impl AsFd) -> io::Result<bool> {
+    // asm-generic/sockios.h
+    const SIOCATMARK: libc::c_ulong = 0x8905;
+    let mut answer = MaybeUninit::<libc::c_int>::uninit();
+    // SAFETY: the kernel writes one int where the call succeeds. The number is cast to the type that this libc takes.
+    let result =
+        unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCATMARK as _, answer.as_mut_ptr()) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: written by the successful call.
+    Ok(unsafe { answer.assume_init() } != 0)
+}
+
+/// Leaves urgent octets in the stream, where they would be skipped otherwise (`SO_OOBINLINE`). Only then do
+/// [`receive_queue`] and [`read_so_far`] count what stands behind one.
+pub fn keep_urgent(socket: impl AsFd, keep: bool) -> io::Result<()> {
+    Ok(rustix::net::sockopt::set_socket_oobinline(socket, keep)?)
+}
+
 /// Octets that user space has read. The queue and the count are two questions: asked until nothing has come
 /// in between.
 pub fn read_so_far(socket: impl AsFd) -> io::Result<u64> {
