@@ -6,6 +6,7 @@ mod carrying;
 mod clients;
 mod configuration;
 mod control;
+mod crowds;
 mod devices;
 mod endings;
 mod failover;

@@ -24,7 +24,8 @@ const NAME: &str = "urgent.example";
 /// Stands for an urgent byte in what is sent; the rest does not have it.
 const URGENT: u8 = b'!';
 /// First, last, alone, several, and two in a row.
-const SCRIPTS: [&str; 6] = ["aaaaaaaa!bbbbbbbb", "!bbbbbbbb", "aaaaaaaa!", "!", "aaaa!bbbb!cccc!dddd", "aaaa!!bbbb"];
+const SCRIPTS: [&str; 6] =
+    ["aaaaaaaa!bbbbbbbb", "!bbbbbbbb", "aaaaaaaa!", "!", "aaaa!bbbb!cccc!dddd", "aaaa!!bbbb"];
 
 macro_rules! with_each_tier {
     ($($case:ident),+ $(,)?) => {
@@ -95,12 +96,7 @@ fn connected(lab: &Lab, listener: &TcpListener) -> Result<(TcpStream, TcpStream)
 }
 
 /// The same once the tier carries: after bulk, where that decides.
-fn carried(
-    lab: &Lab,
-    edged: &Edged,
-    listener: &TcpListener,
-    tier: &str,
-) -> Result<(TcpStream, TcpStream)> {
+fn carried(lab: &Lab, edged: &Edged, listener: &TcpListener, tier: &str) -> Result<(TcpStream, TcpStream)> {
     const BULK: u64 = 8 << 20;
     let (mut client, mut home) = connected(lab, listener)?;
     home.write_all(b"answer")?;
@@ -127,7 +123,12 @@ fn carried(
 }
 
 /// Has everything reach the edge before the daemon looks, so that one event stands for all of it.
-fn at_one_look(edged: &Edged, from: &Host, stream: &TcpStream, act: impl FnOnce() -> Result<()>) -> Result<()> {
+fn at_one_look(
+    edged: &Edged,
+    from: &Host,
+    stream: &TcpStream,
+    act: impl FnOnce() -> Result<()>,
+) -> Result<()> {
     edged.signal(Signal::STOP)?;
     let done = act().and_then(|()| acknowledged(from, stream.local_addr()?));
     edged.signal(Signal::CONT)?;
@@ -172,7 +173,9 @@ fn up_to_the_dot(stream: &mut TcpStream) -> Result<Vec<u8>> {
     let mut got = Vec::new();
     while got.last() != Some(&b'.') {
         let mut byte = [0];
-        stream.read_exact(&mut byte).with_context(|| format!("after {:?}", got.escape_ascii().to_string()))?;
+        stream
+            .read_exact(&mut byte)
+            .with_context(|| format!("after {:?}", got.escape_ascii().to_string()))?;
         got.extend(byte);
     }
     Ok(got)
@@ -191,7 +194,8 @@ fn an_end_behind_loses_nothing(tier: &str) -> Result<()> {
                     say(&mut from, text.as_bytes())?;
                     Ok(from.shutdown(Shutdown::Write)?)
                 })?;
-                let (got, end) = stream::read_to_end(&mut to).with_context(|| format!("{text}, {from_home}"))?;
+                let (got, end) =
+                    stream::read_to_end(&mut to).with_context(|| format!("{text}, {from_home}"))?;
                 ensure!(
                     is_whole(tier, text.as_bytes(), &got) && end == End::Fin,
                     "{text} (from home: {from_home}) came as {}, then {end:?}",

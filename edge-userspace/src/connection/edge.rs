@@ -10,7 +10,7 @@ use std::{
 use arc_swap::ArcSwap;
 
 use super::{
-    Admission, Connection, FlowView, Flows, Outcome, Registry, Running,
+    Admission, Connection, FlowView, Flows, HelloMemory, Outcome, Registry, Running,
     admission::SourceSlot,
     flows::{FlowAccount, FlowEnd},
     passport::Passport,
@@ -35,6 +35,8 @@ pub struct Edge {
     pub registry: Registry,
     /// How many there may be.
     pub admission: Arc<Admission>,
+    /// How much memory first bytes may take.
+    pub hello_memory: Arc<HelloMemory>,
     /// A line for each connection that ended.
     pub access_log: AccessLog,
     /// How long hellos and connects take.

@@ -2,10 +2,9 @@
 
 use tokio::{net::TcpStream, time::timeout};
 
-use super::{account::Asked, postgres};
+use super::{account::Asked, postgres, received::Received};
 use crate::{
     listener::ListenerSpec,
-    receive::receive,
     sniff::{
         Rejection, Sniff, Spoken,
         http::RequestHeadReader,
@@ -19,7 +18,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Hello {
     pub(super) asked: Asked,
-    pub(super) received: Vec<u8>,
+    pub(super) received: Received,
     /// The version that an alert to this client carries.
     pub(super) tls_version: u16,
 }
@@ -31,32 +30,32 @@ pub(super) enum NoHello {
     Gone,
     /// It took too long.
     Late,
+    /// There is no memory for more of it.
+    NoMemory,
     /// It can become none.
     Rejected(Rejection),
 }
 
-/// Reads the PROXY header; what came behind it stays in `received`.
+/// Reads the PROXY header. It stays in `received` until [`Received::behind`] takes it away.
 pub(super) async fn read_proxy_header(
-    client: &mut TcpStream,
-    received: &mut Vec<u8>,
+    client: &TcpStream,
+    received: &mut Received,
 ) -> Result<ProxyHeader, NoHello> {
-    let header = read_until(client, received, proxy_header).await?;
-    received.drain(..header.len);
-    Ok(header)
+    read_until(client, received, proxy_header).await
 }
 
 /// What the client speaks: the listener's one protocol, or what the first bytes tell. One that waits for its server,
 /// where there are such, is taken for one of SSH. `None` on a tcp listener, where nothing is read.
 pub(super) async fn read_protocol(
-    client: &mut TcpStream,
+    client: &TcpStream,
     listener: &ListenerSpec,
-    received: &mut Vec<u8>,
+    received: &mut Received,
 ) -> Result<Option<Spoken>, NoHello> {
     if listener.protocols.is_empty() {
         return Ok(listener.protocol.spoken());
     }
-    if received.is_empty() && listener.protocols.contains(&Spoken::Ssh) {
-        match timeout(listener.silence_timeout, read_more(client, received)).await {
+    if received.bytes.is_empty() && listener.protocols.contains(&Spoken::Ssh) {
+        match timeout(listener.silence_timeout, received.read(client)).await {
             Ok(read) => read?,
             Err(_) => return Ok(Some(Spoken::Ssh)),
         }
@@ -69,7 +68,7 @@ pub(super) async fn read(
     client: &mut TcpStream,
     protocol: Option<Spoken>,
     max_bytes: usize,
-    mut received: Vec<u8>,
+    mut received: Received,
 ) -> Result<Hello, NoHello> {
     let mut asked = Asked { protocol, ..Asked::default() };
     let mut tls_version = 0;
@@ -94,25 +93,18 @@ pub(super) async fn read(
 
 /// Reads until `sniff` has an answer. It bounds what is kept: it rejects what grows too large.
 pub(super) async fn read_until<T>(
-    client: &mut TcpStream,
-    received: &mut Vec<u8>,
+    client: &TcpStream,
+    received: &mut Received,
     mut sniff: impl FnMut(&[u8]) -> Sniff<T>,
 ) -> Result<T, NoHello> {
     loop {
-        if !received.is_empty() {
-            match sniff(received) {
+        if !received.bytes.is_empty() {
+            match sniff(&received.bytes) {
                 Sniff::Complete(found) => return Ok(found),
                 Sniff::Rejected(rejection) => return Err(NoHello::Rejected(rejection)),
                 Sniff::Incomplete => {}
             }
         }
-        read_more(client, received).await?;
-    }
-}
-
-async fn read_more(client: &TcpStream, received: &mut Vec<u8>) -> Result<(), NoHello> {
-    match receive(client, received).await {
-        Ok(1..) => Ok(()),
-        Ok(0) | Err(_) => Err(NoHello::Gone),
+        received.read(client).await?;
     }
 }

@@ -22,6 +22,8 @@ pub enum Outcome {
     Rejected(Rejection),
     /// No complete PROXY header in time.
     ProxyHeaderTimeout,
+    /// There is no memory for its first bytes.
+    HelloMemory,
     /// No complete hello in time.
     HelloTimeout,
     /// It went away before it had said what it wants.
@@ -51,6 +53,7 @@ impl Outcome {
                 StopReason::Shutdown => "shutdown",
                 StopReason::Blocked => BLOCKED,
                 StopReason::TunnelGone => "tunnel_gone",
+                StopReason::HelloMemory => "hello_memory",
             },
             Self::Blocked => BLOCKED,
             Self::Denied => "denied",
@@ -58,6 +61,7 @@ impl Outcome {
             Self::SourceRate => "source_rate",
             Self::Rejected(rejection) => rejection.label(),
             Self::ProxyHeaderTimeout => "proxy_header_timeout",
+            Self::HelloMemory => "hello_memory",
             Self::HelloTimeout => "hello_timeout",
             Self::Gone => "client_gone",
             Self::NoRoute => "no_route",

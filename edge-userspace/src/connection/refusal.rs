@@ -48,12 +48,7 @@ fn answer(outcome: Outcome, protocol: Option<Spoken>, tls_version: u16) -> Answe
 }
 
 /// Refuses the client. Returns when it has closed, or has had the time to.
-pub(super) async fn refuse(
-    client: TcpStream,
-    outcome: Outcome,
-    protocol: Option<Spoken>,
-    tls_version: u16,
-) {
+pub(super) async fn refuse(client: TcpStream, outcome: Outcome, protocol: Option<Spoken>, tls_version: u16) {
     let answer = answer(outcome, protocol, tls_version);
     let bytes: &[u8] = match &answer {
         Answer::Alert(record) => record,

@@ -218,14 +218,13 @@ impl Daemon {
         let was = self.find_block(wanted.cidr)?;
         let mut state = steering.state.clone();
         state.blocks.retain(|block| block.cidr != wanted.cidr);
-        let list =
-            lasting(
-                &self.shielding.shield,
-                wanted.cidr,
-                |shield| shield.unblock(wanted.cidr),
-                save(&mut steering, &state),
-            )
-            .await?;
+        let list = lasting(
+            &self.shielding.shield,
+            wanted.cidr,
+            |shield| shield.unblock(wanted.cidr),
+            save(&mut steering, &state),
+        )
+        .await?;
         steering.state = state;
         if let Some(list) = list {
             tracing::warn!(cidr = %wanted.cidr, list = &*list, "goes on being blocked by a list");

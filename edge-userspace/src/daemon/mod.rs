@@ -7,6 +7,7 @@ mod blocks;
 mod build;
 mod clock;
 mod devices;
+mod ebb;
 mod examine;
 mod flows;
 mod following;
@@ -28,7 +29,7 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -37,6 +38,7 @@ pub use service::{Options, run};
 use self::{
     blocks::Shielding,
     build::{Built, Kept, build},
+    ebb::Ebb,
     following::Following,
     keeping::Keeper,
     segments::Segments,
@@ -49,10 +51,10 @@ use crate::{
         ConfigError, Settings,
         state::{self, Opened, State, StateError, StateStore},
     },
-    connection::{Admission, Edge, Endings, Registry},
+    connection::{Admission, Edge, Endings, HelloMemory, Registry},
     control,
     datapath::{Tier, Tiers},
-    kernel::{Finding, Kernel, Objects, PinsBusy},
+    kernel::{Finding, Kernel, Objects, PinsBusy, give_back_memory},
     listener::BindError,
     moment::Moment,
     observe::{access_log::AccessLog, timings::Timings},
@@ -63,6 +65,13 @@ use crate::{
 const RESERVED_DESCRIPTORS: u64 = 256;
 /// Descriptors that a connection holds: its two sockets.
 const DESCRIPTORS_A_CONNECTION: u64 = 2;
+/// Memory that a connection is reckoned with, in bytes: two idle sockets of the kernel, the task, and as much again
+/// for what they hold now and then.
+const MEMORY_A_CONNECTION: u64 = 16 << 10;
+/// One source may have one in so many connections ...
+const SHARE_OF_A_SOURCE: usize = 8;
+/// ... or so many, where there are few.
+const LEAST_SHARE: usize = 128;
 
 /// Why the daemon cannot start, or a reload changes nothing.
 #[derive(Debug, thiserror::Error)]
@@ -188,6 +197,7 @@ impl Daemon {
             running: ArcSwap::from_pointee(built.running),
             registry: Registry::default(),
             admission: Arc::new(Admission::new(connection_limit(settings.limits.connections))),
+            hello_memory: Arc::new(HelloMemory::new(settings.limits.hello_memory)),
             access_log,
             timings: Timings::default(),
             endings: Endings::default(),
@@ -294,6 +304,7 @@ impl Daemon {
         let mut warnings = needs_restart(&steering.settings, &settings);
         steering.settings = settings;
         self.edge.admission.set_limit(connection_limit(steering.settings.limits.connections));
+        self.edge.hello_memory.set_limit(steering.settings.limits.hello_memory);
         warnings.extend(self.swap(steering));
         steering.sockets.commit(prepared, &self.workers);
         self.note_listeners(&steering.sockets);
@@ -328,15 +339,21 @@ impl Daemon {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends idle connections and keeps the counters current, for as long as the daemon lives.
+    /// Ends idle connections, keeps the counters current and gives back memory, for as long as the daemon lives.
     async fn sweep(&self) {
         /// How often counters are brought up to date, and how exact `idle_timeout` is at most.
         const EVERY: Duration = Duration::from_secs(1);
         const AT_LEAST: Duration = Duration::from_millis(50);
+        let mut ebb = Ebb::default();
         loop {
             let idle = self.edge.running.load().idle_timeout;
             tokio::time::sleep(idle.map_or(EVERY, |idle| (idle / 8).clamp(AT_LEAST, EVERY))).await;
             self.edge.sweep(idle);
+            let (first_bytes, _) = self.edge.hello_memory.usage();
+            if ebb.is_low(self.edge.admission.live(), first_bytes, Instant::now()) {
+                // Not on this thread, which has clocks to keep.
+                tokio::task::spawn_blocking(give_back_memory);
+            }
         }
     }
 }
@@ -366,7 +383,7 @@ fn needs_restart(old: &Settings, new: &Settings) -> Vec<String> {
     named.map(|(key, _)| format!("{key} changed: it takes effect when edged is restarted")).collect()
 }
 
-/// How many connections there may be: as configured, or what the descriptor limit allows.
+/// How many connections there may be: as configured, or what descriptors and memory allow.
 fn connection_limit(configured: usize) -> usize {
     if configured != 0 {
         return configured;
@@ -374,5 +391,14 @@ fn connection_limit(configured: usize) -> usize {
     let descriptors =
         rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
     let reserved = RESERVED_DESCRIPTORS.min(descriptors / 4);
-    usize::try_from((descriptors - reserved) / DESCRIPTORS_A_CONNECTION).unwrap_or(usize::MAX)
+    let system = rustix::system::sysinfo();
+    let memory = u64::from(system.mem_unit).saturating_mul(system.totalram as u64) / MEMORY_A_CONNECTION;
+    let limit = ((descriptors - reserved) / DESCRIPTORS_A_CONNECTION).min(memory);
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
+/// How many of `connections` one source may have where nothing else is said: wide enough for the many customers behind
+/// the NAT of a provider, narrow enough that a few sources cannot have them all.
+fn share_of_a_source(connections: usize) -> usize {
+    (connections / SHARE_OF_A_SOURCE).max(LEAST_SHARE)
 }

@@ -86,6 +86,7 @@ impl Observed for Daemon {
                 })
                 .collect(),
             blocked_packets: self.shielding.dropped(),
+            hello_memory: edge.hello_memory.usage().0,
             flow: edge.flows.as_ref().map(super::flows::measured),
             reload_successful: self.shown().last_reload.as_ref().is_none_or(|reload| reload.error.is_none()),
         }

@@ -86,9 +86,14 @@ impl Daemon {
                 now: live.len() as u64 + census.live,
                 total: live.len() as u64 + census.live + ended,
                 limit: self.edge.admission.limit() as u64,
+                limit_per_source: running.connections_per_source as u64,
             },
             bytes_up,
             bytes_down,
+            hello_memory: {
+                let (now, limit) = self.edge.hello_memory.usage();
+                api::HelloMemory { now: now as u64, limit: limit as u64 }
+            },
             rejected,
             routes: RouteCount { file: (running.routes.len() - runtime) as u64, runtime: runtime as u64 },
             backends,

@@ -16,7 +16,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use tokio::{io::Interest, net::TcpStream};
 
 use super::{
-    Preread,
+    Hold, Preread,
     direction::{Fault, Step},
     meter::Counter,
 };
@@ -43,12 +43,13 @@ struct Rest {
     written: usize,
     /// How many of them, at the start, are not the client's and are not counted.
     uncounted: usize,
+    _hold: Hold,
 }
 
 impl Copy {
     pub(super) fn new(preread: Preread) -> Self {
-        let Preread { bytes, uncounted } = preread;
-        let rest = (!bytes.is_empty()).then(|| Box::new(Rest { bytes, written: 0, uncounted }));
+        let Preread { bytes, uncounted, hold } = preread;
+        let rest = (!bytes.is_empty()).then(|| Box::new(Rest { bytes, written: 0, uncounted, _hold: hold }));
         Self { rest, is_last: false }
     }
 
@@ -114,7 +115,7 @@ impl Copy {
         };
         counter.add(written);
         if written < read {
-            let rest = Rest { bytes: buffer[written..read].to_vec(), written: 0, uncounted: 0 };
+            let rest = Rest { bytes: buffer[written..read].to_vec(), written: 0, uncounted: 0, _hold: None };
             self.rest = Some(Box::new(rest));
         }
         Ok(read)

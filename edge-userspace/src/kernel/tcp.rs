@@ -179,8 +179,7 @@ pub fn is_at_mark(socket: impl AsFd) -> io::Result<bool> {
     const SIOCATMARK: libc::c_ulong = 0x8905;
     let mut answer = MaybeUninit::<libc::c_int>::uninit();
     // SAFETY: the kernel writes one int where the call succeeds. The number is cast to the type that this libc takes.
-    let result =
-        unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCATMARK as _, answer.as_mut_ptr()) };
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCATMARK as _, answer.as_mut_ptr()) };
     if result != 0 {
         return Err(io::Error::last_os_error());
     }

@@ -37,6 +37,8 @@ pub struct Snapshot {
     pub backends: Vec<(Arc<str>, String, bool)>,
     /// Packets of blocked sources that were dropped.
     pub blocked_packets: u64,
+    /// Bytes of memory that clients' first bytes take.
+    pub hello_memory: usize,
     /// The flow tier, where there is one.
     pub flow: Option<FlowCounts>,
     /// Whether the configuration of the file is the one that runs.
@@ -111,6 +113,9 @@ impl Collector for Snapshot {
         counter(e, "edge_rejected", "Clients that were refused, by reason")?.counts(self.rejected())?;
         let help = "Packets of blocked sources that were dropped";
         counter(e, "edge_blocked_packets", help)?.count(self.blocked_packets)?;
+        let help = "Memory that clients' first bytes take, of at most limits.hello_memory";
+        gauge(e, "edge_hello_memory_bytes", help)?
+            .value(i64::try_from(self.hello_memory).unwrap_or(i64::MAX))?;
         if let Some(FlowCounts { packets, stays }) = &self.flow {
             let help = "Packets that met the flow tier, by what became of them";
             counter(e, "edge_flow_packets", help)?.counts(by("fate", packets))?;
@@ -275,6 +280,7 @@ mod tests {
                 ("caddy".into(), "b".into(), false),
             ],
             blocked_packets: 5,
+            hello_memory: 4096,
             reload_successful: true,
         }
     }
@@ -300,6 +306,7 @@ mod tests {
             "edge_rejected_total{reason=\"no_route\"} 2",
             "edge_rejected_total{reason=\"hello_timeout\"} 1",
             "edge_blocked_packets_total 5",
+            "edge_hello_memory_bytes 4096",
             "edge_config_last_reload_successful 1",
             "edge_build_info{version=\"0.1.0\"} 1",
             "# TYPE edge_connect_seconds histogram",

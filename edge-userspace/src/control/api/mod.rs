@@ -23,8 +23,8 @@ pub use routes::{
     TargetError, TestRoute, parse_target,
 };
 pub use status::{
-    BackendCount, BindTrouble, ConfigStatus, ConnectionCount, DatapathStatus, ListenerStatus, ReloadReport,
-    ReloadStatus, RouteCount, Status, TierStatus,
+    BackendCount, BindTrouble, ConfigStatus, ConnectionCount, DatapathStatus, HelloMemory, ListenerStatus,
+    ReloadReport, ReloadStatus, RouteCount, Status, TierStatus,
 };
 
 /// The body of every answer that is not a success.

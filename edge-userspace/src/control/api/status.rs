@@ -39,6 +39,9 @@ pub struct Status {
     pub bytes_up: u64,
     /// Bytes from backends to clients.
     pub bytes_down: u64,
+    /// The memory of clients' first bytes.
+    #[serde(default)]
+    pub hello_memory: HelloMemory,
     /// Clients that were refused, by reason.
     pub rejected: BTreeMap<Arc<str>, u64>,
     /// Routes by where they came from.
@@ -136,6 +139,18 @@ pub struct ConnectionCount {
     /// Connections accepted.
     pub total: u64,
     /// How many there may be at once.
+    pub limit: u64,
+    /// How many one source may have of these; 0 is no limit.
+    #[serde(default)]
+    pub limit_per_source: u64,
+}
+
+/// The memory of clients' first bytes, until those are with the backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HelloMemory {
+    /// Bytes taken now.
+    pub now: u64,
+    /// Bytes that may be.
     pub limit: u64,
 }
 

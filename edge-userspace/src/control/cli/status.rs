@@ -54,10 +54,17 @@ pub(super) fn summary(status: &Status, output: Output) -> Vec<String> {
         };
         format!("{}, loaded {} ago{reload}", config.path.display(), units::since(config.loaded))
     });
-    say(
-        "connections",
-        format!("{} now, {} in all, at most {}", connections.now, connections.total, connections.limit),
-    );
+    say("connections", {
+        let share = match connections.limit_per_source {
+            0 => String::new(),
+            share => format!(", {share} of one source"),
+        };
+        format!("{} now, {} in all, at most {}{share}", connections.now, connections.total, connections.limit)
+    });
+    say("first bytes", {
+        let memory = status.hello_memory;
+        format!("{} of at most {}", units::bytes(memory.now), units::bytes(memory.limit))
+    });
     say("carried", format!("{} up, {} down", units::bytes(status.bytes_up), units::bytes(status.bytes_down)));
     say("routes", format!("{} from the file, {} added", routes.file, routes.runtime));
     say("backends", {
