@@ -90,7 +90,7 @@ fn send(lab: &Lab, pair: &Pair, random: &mut Rng) -> u32 {
     match verdict {
         // Messages of routers are translated, and a socket's segments changed on egress.
         PASSED if frame.is_tcp && is_ingress => {
-            assert_eq!(out, frame.bytes, "{program}: passed, but changed")
+            assert_eq!(out, frame.bytes, "{program}: passed, but changed");
         }
         REDIRECTED if frame.is_sound && program == INGRESS[0] && segment_size == 0 => assert_checksums(&out),
         PASSED | DROPPED | REDIRECTED => {}
