@@ -35,6 +35,7 @@ mod slow_disk;
 mod timeouts;
 mod unit;
 mod urgent;
+mod walks;
 mod ways;
 
 use std::{

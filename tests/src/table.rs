@@ -2,12 +2,12 @@
 
 use std::{
     fs,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Pod,
     maps::{HashMap, Map, MapData},
@@ -40,18 +40,20 @@ where
     Ok(map.pin(path)?)
 }
 
-/// Adds flows of clients at this address, one a port from 1 on, to a backend that nobody speaks to.
+/// Adds flows of clients at this IPv4 address, one a port from 1 on, to a backend that nobody speaks to.
 pub fn add_flows(lab: &Lab, client: SocketAddr, edge: SocketAddr, count: u16) -> Result<()> {
     let mut table: HashMap<_, FlowKey, Flow> =
         HashMap::try_from(Map::HashMap(MapData::from_pin(pinned(lab, FLOWS)?)?))?;
     let now = u64::try_from(rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_sec)?;
+    let IpAddr::V4(source) = client.ip() else { bail!("{client} is not IPv4") };
+    let [.., last] = source.octets();
     for port in 1..=count {
         let client = SocketAddr::new(client.ip(), port);
         let back = SocketAddr::from(([198, 18, 2, 1], port));
-        let backend = SocketAddr::from(([198, 18, 2, 9], 443));
+        let backend = SocketAddr::from(([198, 18, 3, last], 443));
         let common = Flow {
             // Numbers that no daemon of the lab gets to.
-            id: (1 << 40) + u64::from(port),
+            id: (1 << 40) + (u64::from(last) << 16) + u64::from(port),
             accepted: now * 1_000_000_000,
             last_seen: now * 1_000_000_000,
             ..Flow::default()

@@ -172,21 +172,23 @@ impl Edge {
         refused
     }
 
-    /// Brings all counters up to date.
+    /// Brings all counters up to date. Callers that come while another one looks the flows over share the next look.
     pub fn settle(&self) {
+        let not_before = Instant::now();
         self.registry.settle();
-        self.sweep_flows(self.running.load().idle_timeout);
+        self.sweep_flows(self.running.load().idle_timeout, not_before);
     }
 
     /// Brings all counters up to date, and ends what moved nothing for `idle`, where nobody says otherwise.
     pub fn sweep(&self, idle: Option<Duration>) {
+        let not_before = Instant::now();
         self.registry.sweep(idle);
-        self.sweep_flows(idle);
+        self.sweep_flows(idle, not_before);
     }
 
-    fn sweep_flows(&self, idle: Option<Duration>) {
+    fn sweep_flows(&self, idle: Option<Duration>, not_before: Instant) {
         if let Some(flows) = &self.flows
-            && let Err(error) = flows.sweep(self, idle)
+            && let Err(error) = flows.sweep(self, idle, not_before)
         {
             tracing::warn!(error = error.words(), "the flows cannot be looked over");
         }

@@ -10,7 +10,7 @@ use std::{
     collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use edge_common::flow::{CLOSED, Flow, FlowEvent, FlowKey, REPLACED, REPORTED, UP};
@@ -42,6 +42,8 @@ pub struct Flows {
     /// What both sides of flows to suspected backends had acknowledged at the last sweep.
     acknowledged: Mutex<HashMap<u64, [u32; 2]>>,
     census: Mutex<Census>,
+    /// When the last sweep began. Held during a sweep, so that whoever comes meanwhile waits for it.
+    swept: Mutex<Option<Instant>>,
     /// Flows of hand-overs that an earlier daemon did not finish.
     suspects: Mutex<Vec<Suspect>>,
 }
@@ -135,6 +137,7 @@ impl Flows {
             keepalive: Mutex::default(),
             acknowledged: Mutex::default(),
             census: Mutex::default(),
+            swept: Mutex::default(),
             suspects: Mutex::default(),
         }
     }
@@ -173,7 +176,7 @@ impl Flows {
         let (mut flows, mut last_id) = (0_u64, 0);
         let mut reported = HashSet::new();
         let limit = edge.running.load().connections_per_source;
-        self.tier.table().each_entry(|key, flow| {
+        self.tier.walk().each_entry(|key, flow| {
             last_id = last_id.max(flow.id);
             if flow.direction != UP {
                 return;
@@ -307,7 +310,7 @@ impl Flows {
     pub fn list(&self) -> Result<Vec<FlowView>, KernelError> {
         let mut ups: Vec<(FlowKey, Flow)> = Vec::new();
         let mut downs: HashMap<u64, Flow> = HashMap::new();
-        self.tier.table().each_entry(|key, flow| {
+        self.tier.walk().each_entry(|key, flow| {
             if flow.direction == UP {
                 ups.push((key, flow));
             } else {

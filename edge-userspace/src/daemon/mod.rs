@@ -348,7 +348,11 @@ impl Daemon {
         loop {
             let idle = self.edge.running.load().idle_timeout;
             tokio::time::sleep(idle.map_or(EVERY, |idle| (idle / 8).clamp(AT_LEAST, EVERY))).await;
-            self.edge.sweep(idle);
+            let edge = Arc::clone(&self.edge);
+            // Off the control runtime: with very many flows a look takes long.
+            if tokio::task::spawn_blocking(move || edge.sweep(idle)).await.is_err() {
+                tracing::error!("a look over all connections failed; the next one follows");
+            }
             let (first_bytes, _) = self.edge.hello_memory.usage();
             if ebb.is_low(self.edge.admission.live(), first_bytes, Instant::now()) {
                 // Not on this thread, which has clocks to keep.

@@ -5,10 +5,7 @@ use std::sync::Arc;
 use super::Daemon;
 use crate::{
     connection::ListenerState,
-    control::{
-        Operator,
-        api::{Backend, BackendState},
-    },
+    control::api::{Backend, BackendState},
     datapath::Tier,
     host::HostName,
     observe::{
@@ -75,7 +72,7 @@ impl Observed for Daemon {
                 .map(|(pool, histogram)| (Arc::clone(pool), (&**histogram).into()))
                 .collect(),
             backends: self
-                .backends()
+                .shown_backends(|_| true)
                 .into_iter()
                 .map(|backend| {
                     let up = backend.state == BackendState::Up;

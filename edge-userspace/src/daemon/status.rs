@@ -52,7 +52,7 @@ impl Daemon {
         listeners.sort_by(|a, b| a.name.cmp(&b.name));
         let mut backends = BackendCount { up: 0, down: 0, drained: 0 };
         let (mut bytes_up, mut bytes_down) = (0, 0);
-        for backend in api_backends(self) {
+        for backend in self.shown_backends(|_| true) {
             match backend.state {
                 api::BackendState::Up => backends.up += 1,
                 api::BackendState::Down => backends.down += 1,
@@ -127,10 +127,6 @@ fn bind_troubles(troubles: Vec<(SocketAddr, Trouble)>) -> Vec<BindTrouble> {
         reason: trouble.to_string(),
     };
     troubles.into_iter().map(shown).collect()
-}
-
-fn api_backends(daemon: &Daemon) -> Vec<api::Backend> {
-    crate::control::Operator::backends(daemon)
 }
 
 pub(super) fn connection(connection: &connection::Connection) -> api::Connection {

@@ -5,7 +5,7 @@ use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use edge_common::flow::{DOWN, FIN, FLOW_ENTRIES, Flow, FlowKey, PEER_FIN, REPORTED, RESET, UP};
@@ -43,6 +43,8 @@ pub struct Census {
     /// All of them.
     pub live: u64,
     sweeps: u32,
+    /// Whether there are so many that sources are worth counting.
+    is_crowded: bool,
     /// Labels that no flow had at the last look.
     unused: HashSet<u32>,
 }
@@ -53,17 +55,32 @@ impl Flows {
         lock(&self.census).clone()
     }
 
-    /// Looks all flows over: brings counters up to date, and ends what has ended or is idle for `idle`.
+    /// Looks all flows over, unless somebody has begun to after `not_before`: brings counters up to date, and ends what
+    /// has ended or is idle for `idle`. Any number of callers at one moment make two sweeps at most, one after the other.
     pub(in crate::connection) fn sweep(
         &self,
         edge: &Edge,
         idle: Option<Duration>,
+        not_before: Instant,
     ) -> Result<(), KernelError> {
+        let mut swept = lock(&self.swept);
+        if swept.is_some_and(|began| began >= not_before) {
+            return Ok(());
+        }
+        let began = Instant::now();
+        self.look_over(edge, idle)?;
+        *swept = Some(began);
+        Ok(())
+    }
+
+    fn look_over(&self, edge: &Edge, idle: Option<Duration>) -> Result<(), KernelError> {
         let now = monotonic();
         let quiet = |flow: &Flow| since(now, flow.last_seen);
         let mut evidence = Evidence::of(self.tier.suspected());
         let mut sums: HashMap<u32, FlowSum> = HashMap::new();
         let mut candidates = Vec::new();
+        let mut sources: HashMap<IpAddr, u64> = HashMap::new();
+        let is_crowded = lock(&self.census).is_crowded;
         let settled = std::mem::take(&mut *lock(&self.settled));
         let mut due;
         {
@@ -76,7 +93,10 @@ impl Flows {
                 let limit = known.get(&flow.label).map(|passport| limit(passport, idle, flow));
                 limit.is_none_or(|limit| limit.is_some_and(|limit| since(now, active) >= limit))
             };
-            self.tier.table().each_entry(|key, flow| {
+            self.tier.walk().each_entry(|key, flow| {
+                if is_crowded && flow.direction == UP {
+                    *sources.entry(source_of(key.source().ip())).or_default() += 1;
+                }
                 keepalive.look_at(&key, &flow, &mut due);
                 evidence.look_at(&key, &flow);
                 let active = || keepalive.active(flow.id).unwrap_or(flow.last_seen);
@@ -113,8 +133,8 @@ impl Flows {
         *lock(&self.stalling) = stalling;
         self.weigh(evidence, now);
         self.publish(&edge.running.load(), &sums, &settled);
-        self.forget_labels(&sums)?;
-        self.limit_sources(sums.values().map(|sum| sum.live).sum())
+        self.limit_sources(sources);
+        self.forget_labels(&sums)
     }
 
     /// Asks whose turn it is, and ends the flows of peers that are gone.
@@ -186,6 +206,7 @@ impl Flows {
         }
         let mut before = lock(&self.census);
         let is_nothing_new = census.live == 0 && before.live == 0 && settled.is_empty();
+        census.is_crowded = census.live >= QUOTA;
         (census.sweeps, census.unused) = (before.sweeps, std::mem::take(&mut before.unused));
         *before = census;
         drop(before);
@@ -211,33 +232,23 @@ impl Flows {
         if !census.sweeps.is_multiple_of(LABEL_SWEEPS) {
             return Ok(());
         }
-        let mut table = self.tier.table();
-        let unused: HashSet<u32> =
-            table.labels().into_iter().filter(|label| !used.contains_key(label)).collect();
-        for label in unused.intersection(&census.unused) {
-            table.remove_label(*label)?;
+        let before = std::mem::take(&mut census.unused);
+        drop(census);
+        let labels = self.tier.walk().labels()?;
+        let unused: HashSet<u32> = labels.into_iter().filter(|label| !used.contains_key(label)).collect();
+        for label in unused.intersection(&before) {
+            self.tier.table().remove_label(*label)?;
         }
-        drop(table);
         lock(&self.passports).retain(|label, _| used.contains_key(label));
-        census.unused = unused;
+        lock(&self.census).unused = unused;
         Ok(())
     }
 
-    /// Finds the sources that have as many flows as they may have.
-    fn limit_sources(&self, live: u64) -> Result<(), KernelError> {
-        let mut crowded = Vec::new();
-        if live >= QUOTA {
-            let mut sources: HashMap<IpAddr, u64> = HashMap::new();
-            self.tier.table().each_entry(|key, flow| {
-                if flow.direction == UP {
-                    *sources.entry(source_of(key.source().ip())).or_default() += 1;
-                }
-            })?;
-            crowded
-                .extend(sources.into_iter().filter(|(_, count)| *count >= QUOTA).map(|(source, _)| source));
-        }
-        self.tier.set_crowded(crowded);
-        Ok(())
+    /// Those of these sources that have as many flows as they may have get no more. While there are too few flows for
+    /// anybody to be past the quota, nobody is counted; so a limit is in force one sweep after there are enough.
+    fn limit_sources(&self, sources: HashMap<IpAddr, u64>) {
+        let crowded = sources.into_iter().filter(|(_, count)| *count >= QUOTA).map(|(source, _)| source);
+        self.tier.set_crowded(crowded.collect());
     }
 }
 

@@ -29,8 +29,8 @@ use super::{
 };
 use crate::{
     kernel::{
-        FlowPair, FlowProgram, FlowReasons, FlowTable, InstallError, KernelError, RouteLookup, Standing,
-        arrival_device, ask_peer, reset_peer,
+        FlowPair, FlowProgram, FlowReasons, FlowTable, FlowWalk, InstallError, KernelError, RouteLookup,
+        Standing, arrival_device, ask_peer, reset_peer,
         tcp::{self, TcpInfo},
     },
     source::source_of,
@@ -172,6 +172,7 @@ impl Options {
 pub struct FlowTier {
     program: Mutex<FlowProgram>,
     table: Mutex<FlowTable>,
+    walk: FlowWalk,
     reasons: FlowReasons,
     routes: Mutex<RouteLookup>,
     ports: Arc<Ports>,
@@ -191,6 +192,7 @@ impl FlowTier {
         let routes = RouteLookup::open().map_err(|source| KernelError::Call { call, source })?;
         Ok(Self {
             program: Mutex::new(program),
+            walk: table.walk()?,
             table: Mutex::new(table),
             reasons,
             routes: Mutex::new(routes),
@@ -201,7 +203,12 @@ impl FlowTier {
         })
     }
 
-    /// The flows. Not to be held across an await.
+    /// The flows, to be looked over: keeps nobody waiting who wants [`Self::table`].
+    pub fn walk(&self) -> &FlowWalk {
+        &self.walk
+    }
+
+    /// The flows. Not to be held across an await, nor longer than a few calls to the kernel: every hand-over needs it.
     pub fn table(&self) -> MutexGuard<'_, FlowTable> {
         lock(&self.table)
     }
