@@ -332,18 +332,48 @@ fn processor_time() -> Duration {
 }
 
 #[test]
-fn pins_of_another_layout_are_refused() {
+fn a_shield_of_another_layout_holds_until_this_one_does() {
     let Some(lab) = Lab::new("layout") else { return };
+    let net = "198.18.77.0/24".parse().unwrap();
     Lab::within(&lab.edge(), || {
-        drop(lab.open());
-        fs::create_dir(lab.pins.join("v999")).unwrap();
-        let kernel = Kernel::open(&Wanted { pins: lab.pins.clone(), ..Wanted::default() });
-        assert!(kernel.shield.is_none());
-        let finding = &kernel.findings[0];
-        assert!(finding.message.contains("another version"), "{finding:?}");
-        assert!(finding.remedy.as_ref().unwrap().contains("--uninstall"), "{finding:?}");
-        fs::remove_dir(lab.pins.join("v999")).unwrap();
-        drop(lab.open());
+        let listener = TcpListener::bind((EDGE, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut shield = lab.open();
+        shield.block(net, None, &[]).unwrap();
+        drop(shield);
+        let own = fs::read_dir(&lab.pins).unwrap().next().unwrap().unwrap().path();
+        fs::rename(&own, lab.pins.join("v999")).unwrap();
+        let mut shield = lab.open();
+        assert_eq!(shield.blocked().unwrap(), [], "nothing is read that is not understood");
+        assert!(!lab.connects(port), "the other one goes on");
+        assert!(shield.restore(&[(net, None)]).is_empty());
+        assert!(!lab.connects(port));
+        assert_eq!(shield.attached().collect::<Vec<_>>(), ["world"]);
+        assert!(!lab.pins.join("v999").exists(), "nothing is left of it");
+        shield.unblock(net).unwrap();
+        assert!(lab.connects(port));
+    });
+}
+
+#[test]
+fn a_shield_of_an_older_layout_that_is_alike_goes_on_as_it_is() {
+    let Some(lab) = Lab::new("alike") else { return };
+    let net = "198.18.77.0/24".parse().unwrap();
+    Lab::within(&lab.edge(), || {
+        let listener = TcpListener::bind((EDGE, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut shield = lab.open();
+        shield.block(net, None, &[]).unwrap();
+        assert!(!lab.connects(port));
+        let before = shield.blocked().unwrap();
+        drop(shield);
+        let own = fs::read_dir(&lab.pins).unwrap().next().unwrap().unwrap().path();
+        fs::rename(&own, lab.pins.join("v2")).unwrap();
+        let shield = lab.open();
+        assert!(!lab.connects(port));
+        let after = shield.blocked().unwrap();
+        assert!(after[0].packets > before[0].packets, "its counts go on");
+        assert!(!lab.pins.join("v2").exists());
     });
 }
 

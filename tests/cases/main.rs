@@ -34,6 +34,7 @@ mod segments;
 mod slow_disk;
 mod timeouts;
 mod unit;
+mod upgrades;
 mod urgent;
 mod walks;
 mod ways;

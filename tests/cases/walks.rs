@@ -56,30 +56,32 @@ fn connects_are_as_quick_beside_sixty_scrapers() -> Result<()> {
             Ok(())
         })?;
         let alone = connect_time(lab)?;
-        let (beside, scrapes) = thread::scope(|scope| {
+        let (beside, answers) = thread::scope(|scope| {
             let scrapers: Vec<_> = (0..SCRAPERS)
                 .map(|_| {
                     let (end, ended) = channel::<()>();
                     let scraper = scope.spawn(move || {
-                        let mut scrapes = 0_u32;
+                        let mut answers = 0_u32;
                         while ended.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
                             Metrics::read(&lab.edge)?;
-                            scrapes += 1;
+                            answers += 1;
                         }
-                        Ok::<_, lab::Error>(scrapes)
+                        Ok::<_, lab::Error>(answers)
                     });
                     (end, scraper)
                 })
                 .collect();
             let beside = connect_time(lab);
-            let mut scrapes = 0;
+            let mut answers = 0;
             for (end, scraper) in scrapers {
                 drop(end);
-                scrapes += scraper.join().unwrap_or_else(|_| lab::bail!("a scraper panicked"))?;
+                answers += scraper.join().unwrap_or_else(|_| lab::bail!("a scraper panicked"))?;
             }
-            Ok::<_, lab::Error>((beside?, scrapes))
+            Ok::<_, lab::Error>((beside?, answers))
         })?;
-        println!("nine of ten connects within {alone:?} alone, {beside:?} beside {scrapes} scrapes of {flows} flows");
+        println!(
+            "nine of ten connects within {alone:?} alone, {beside:?} beside {answers} scrapes of {flows} flows"
+        );
         // A busy machine makes either slower, a lock that scrapes hold made it a second.
         ensure!(beside < alone * 10 + Duration::from_millis(100), "{beside:?} instead of {alone:?}");
         Ok(())

@@ -12,7 +12,10 @@ use aya::{
     Pod,
     maps::{HashMap, Map, MapData},
 };
-use edge_common::flow::{DOWN, Flow, FlowKey, Label, UP};
+use edge_common::{
+    LAYOUT,
+    flow::{DOWN, Flow, FlowKey, Label, Tuple, UP},
+};
 
 use crate::Lab;
 
@@ -58,8 +61,8 @@ pub fn add_flows(lab: &Lab, client: SocketAddr, edge: SocketAddr, count: u16) ->
             last_seen: now * 1_000_000_000,
             ..Flow::default()
         };
-        let up = Flow { to: FlowKey::new(back, backend), direction: UP, ..common };
-        let down = Flow { to: FlowKey::new(edge, client), direction: DOWN, ..common };
+        let up = Flow { to: Tuple::new(back, backend), direction: UP, ..common };
+        let down = Flow { to: Tuple::new(edge, client), direction: DOWN, ..common };
         table.insert(FlowKey::new(client, edge), up, 0)?;
         table.insert(up.reverse_key(), down, 0)?;
     }
@@ -81,8 +84,10 @@ pub fn age(lab: &Lab, by: Duration) -> Result<()> {
 /// Where a daemon has pinned a map.
 fn pinned(lab: &Lab, name: &str) -> Result<PathBuf> {
     let pins = lab.pins();
-    let layout = fs::read_dir(&pins)?.next().context("nothing is pinned")??;
-    let path = layout.path().join("flow").join(name);
+    let own = format!("v{LAYOUT}-");
+    let mut layouts = fs::read_dir(&pins)?.flatten();
+    let layout = layouts.find(|layout| layout.file_name().to_string_lossy().starts_with(&own));
+    let path = layout.context("nothing is pinned")?.path().join("flow").join(name);
     ensure!(path.exists(), "there is no {}", path.display());
     Ok(path)
 }

@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock, bpf_sock_tuple},
     helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_release, bpf_tcp_sock},
 };
-use edge_common::flow::FlowKey;
+use edge_common::flow::Tuple;
 
 /// `BPF_F_CURRENT_NETNS` (`linux/bpf.h`).
 const CURRENT_NETNS: u64 = -1_i64 as u64;
@@ -21,27 +21,27 @@ pub(crate) struct Numbers {
 }
 
 impl Numbers {
-    /// Of the socket that packets with this key are for, if there is one.
+    /// Of the socket that packets with these addresses are for, if there is one.
     #[inline(always)]
-    pub(crate) fn find<const V6: bool>(skb: *mut __sk_buff, key: &FlowKey) -> Option<Self> {
+    pub(crate) fn find<const V6: bool>(skb: *mut __sk_buff, tuple: &Tuple) -> Option<Self> {
         let mut numbers = Self { expected: 0, sent: 0 };
         // A function returns one register here.
-        (look::<V6>(skb, key, &mut numbers) != 0).then_some(numbers)
+        (look::<V6>(skb, tuple, &mut numbers) != 0).then_some(numbers)
     }
 }
 
 #[inline(never)]
-fn look<const V6: bool>(skb: *mut __sk_buff, key: &FlowKey, numbers: &mut Numbers) -> u32 {
-    // `struct bpf_sock_tuple` is both addresses and both ports, without anything between: a key of IPv6 has that shape.
-    let v4 = [key.source[3], key.destination[3], key.ports];
-    let (tuple, size) = if V6 {
-        ((&raw const *key).cast::<bpf_sock_tuple>(), size_of::<FlowKey>() as u32)
+fn look<const V6: bool>(skb: *mut __sk_buff, tuple: &Tuple, numbers: &mut Numbers) -> u32 {
+    // `struct bpf_sock_tuple` is both addresses and both ports, without anything between: a tuple of IPv6 has that shape.
+    let v4 = [tuple.source[3], tuple.destination[3], tuple.ports];
+    let (sought, size) = if V6 {
+        ((&raw const *tuple).cast::<bpf_sock_tuple>(), size_of::<Tuple>() as u32)
     } else {
         ((&raw const v4).cast(), size_of_val(&v4) as u32)
     };
     // SAFETY: helpers that check their arguments. The socket is held until it is released, and read before.
     unsafe {
-        let socket: *mut bpf_sock = bpf_sk_lookup_tcp(skb.cast(), tuple.cast_mut(), size, CURRENT_NETNS, 0);
+        let socket: *mut bpf_sock = bpf_sk_lookup_tcp(skb.cast(), sought.cast_mut(), size, CURRENT_NETNS, 0);
         if socket.is_null() {
             return 0;
         }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use edge_common::flow::FlowEvent;
 
 use super::{
     Admission, Connection, FlowView, Flows, HelloMemory, Outcome, Registry, Running,
@@ -107,7 +108,7 @@ impl Edge {
     }
 
     /// Takes over what an earlier daemon left, with what the programs have reported meanwhile.
-    pub fn adopt_flows(&self, events: &mut FlowEvents) -> Result<(), KernelError> {
+    pub fn adopt_flows(&self, events: impl Iterator<Item = FlowEvent>) -> Result<(), KernelError> {
         self.flows.as_ref().map_or(Ok(()), |flows| flows.adopt(self, events))
     }
 

@@ -161,22 +161,21 @@ impl Flows {
         edge: &Edge,
         events: impl Iterator<Item = FlowEvent>,
     ) -> Result<(), KernelError> {
-        let halves = self.tier.table().remove_halves()?;
-        let unfinished = self.tier.table().unfinished();
+        let halves = self.tier.remove_halves()?;
+        let unfinished = self.tier.unfinished();
         for (id, pending) in &unfinished {
-            let pair = self.tier.table().pair(&pending.up_key)?;
-            match pair.filter(|pair| pair.up.id == *id) {
+            match self.tier.pair(&pending.up_key, *id)? {
                 Some(pair) => lock(&self.suspects).push(Suspect::new(*id, *pending, &pair)),
                 None => self.finish_handover(*id),
             }
         }
-        let labels = self.tier.table().labels();
+        let labels = self.tier.labels()?;
         let clients: HashMap<u32, IpAddr> =
             labels.into_iter().filter_map(|label| Some((label, self.passport(label).client?.ip()))).collect();
         let (mut flows, mut last_id) = (0_u64, 0);
         let mut reported = HashSet::new();
         let limit = edge.running.load().connections_per_source;
-        self.tier.walk().each_entry(|key, flow| {
+        self.tier.each_entry(|key, flow| {
             last_id = last_id.max(flow.id);
             if flow.direction != UP {
                 return;
@@ -310,7 +309,7 @@ impl Flows {
     pub fn list(&self) -> Result<Vec<FlowView>, KernelError> {
         let mut ups: Vec<(FlowKey, Flow)> = Vec::new();
         let mut downs: HashMap<u64, Flow> = HashMap::new();
-        self.tier.walk().each_entry(|key, flow| {
+        self.tier.each_entry(|key, flow| {
             if flow.direction == UP {
                 ups.push((key, flow));
             } else {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::{Daemon, status};
 use crate::{
-    control::api::{Check, CheckStatus, DoctorReport, Guard, GuardedBy},
+    control::api::{Check, CheckStatus, DoctorReport, Guard, GuardedBy, OtherLayout},
     datapath::{LARGER_PIPES, SMALL_PIPES, are_pipes_large},
     kernel::{self, Finding},
     pool::BackendState,
@@ -55,6 +55,7 @@ impl Daemon {
         checks.extend(headers::look(&running).await);
         checks.extend(shield(&super::blocks::guards(&self.shielding)));
         checks.push(pipes());
+        checks.extend(self.left_by_others().iter().filter(|other| other.readable).map(older_check));
         checks.extend(self.findings.iter().cloned().map(kernel_check));
         if let Ok(probe) = tokio::task::spawn_blocking(kernel::probe::probe).await {
             checks.extend(probe.findings.into_iter().map(kernel_check));
@@ -84,6 +85,14 @@ fn shield(guards: &[Guard]) -> Vec<Check> {
         }
     };
     guards.iter().map(check).collect()
+}
+
+/// In order: they go by themselves.
+fn older_check(other: &OtherLayout) -> Check {
+    let flows = other.flows.unwrap_or(0);
+    let message =
+        format!("{flows} flows go on in layout {} and end there; new ones are beside them", other.layout);
+    Check::new("flows of an earlier version", CheckStatus::Ok, message)
 }
 
 fn pipes() -> Check {

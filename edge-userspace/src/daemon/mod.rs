@@ -54,7 +54,7 @@ use crate::{
     connection::{Admission, Edge, Endings, HelloMemory, Registry},
     control,
     datapath::{Tier, Tiers},
-    kernel::{Finding, Kernel, Objects, PinsBusy, give_back_memory},
+    kernel::{Finding, Kernel, Objects, PinsBusy, UnreadFlows, give_back_memory},
     listener::BindError,
     moment::Moment,
     observe::{access_log::AccessLog, timings::Timings},
@@ -125,6 +125,8 @@ pub struct Daemon {
     objects: Objects,
     /// What the kernel does not have, as far as it was looked at when the daemon started.
     findings: Vec<Finding>,
+    /// Flows of versions whose layout this one cannot read.
+    unread: Vec<UnreadFlows>,
     /// What is shown of the settings without waiting for a change under way.
     shown: Mutex<Shown>,
 }
@@ -184,7 +186,7 @@ impl Daemon {
         }
         let tiers = Tiers::default();
         let flows = flows::take(&mut kernel, &tiers, &settings.flow);
-        let (flows, mut events) = flows.unzip();
+        let (flows, mut reports) = flows.unzip();
         tiers::provide(&tiers, &kernel.objects, &settings, &state.routes)?;
         let access_log = AccessLog::open(&settings.daemon.access_log)
             .map_err(|error| DaemonError::System("cannot open daemon.access_log", error))?;
@@ -206,16 +208,16 @@ impl Daemon {
             blocked: shielding.sources(),
             run: fastrand::u64(..),
         });
-        if let Some(events) = &mut events
-            && let Err(error) = edge.adopt_flows(events)
+        if let Some(reports) = &mut reports
+            && let Err(error) = edge.adopt_flows(reports.waiting())
         {
             tracing::error!(
                 error = error.words(),
                 "flows of an earlier daemon are carried, but not all are known"
             );
         }
-        if let Some(events) = events {
-            tokio::spawn(flows::listen(Arc::clone(&edge), events));
+        if let Some(reports) = reports {
+            reports.listen(&edge);
         }
         tokio::spawn({
             let edge = Arc::clone(&edge);
@@ -245,6 +247,7 @@ impl Daemon {
             troubles: Arc::clone(&troubles),
             loaded_blocks: state.blocks.clone(),
             findings: kernel.findings,
+            unread: kernel.unread,
             objects: kernel.objects,
             shown: Mutex::new(Shown {
                 settings: settings.clone(),

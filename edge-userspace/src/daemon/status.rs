@@ -79,7 +79,11 @@ impl Daemon {
                     error: reload.error.clone(),
                 }),
             },
-            datapath: DatapathStatus { allowed: shown.settings.daemon.datapath, tiers: self.tiers() },
+            datapath: DatapathStatus {
+                allowed: shown.settings.daemon.datapath,
+                tiers: self.tiers(),
+                others: self.left_by_others(),
+            },
             listeners,
             troubles: self.troubles.lines().into_iter().chain(self.edge.access_log.trouble()).collect(),
             connections: ConnectionCount {

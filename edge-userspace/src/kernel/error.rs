@@ -18,10 +18,10 @@ pub enum KernelError {
         /// Why it could not be mounted.
         source: io::Error,
     },
-    /// Pins of a layout that this version does not know.
-    #[error("{path} was left by another version of edged")]
+    /// A pin whose shape is not the one that its path promises.
+    #[error("{path} is not what a daemon of this layout pins")]
     OtherLayout {
-        /// The pin, or the directory of pins.
+        /// The pin.
         path: PathBuf,
     },
     /// A file of the BPF filesystem, or an object file.

@@ -33,7 +33,7 @@ use super::{
     pin_name,
 };
 
-const OBJECT: &str = "flow";
+pub(super) const OBJECT: &str = "flow";
 /// The maps that outlive the daemon. What is noted of sockets ends with the sockets.
 const MAPS: [Shape; 5] = [
     Shape::of::<FlowKey, Flow>(FLOWS, MapType::Hash),
@@ -46,9 +46,18 @@ const ESTABLISHED: &str = "established";
 /// At the hooks of [`Hook::ALL`], for devices with Ethernet headers and without.
 const CLASSIFIERS: [[&str; 2]; 2] = [["ingress_l2", "egress_l2"], ["ingress_l3", "egress_l3"]];
 
-/// Where a filter of clsact is, so that another daemon finds it: any number that nobody else is likely to use.
-const PRIORITY: u16 = 0xed9e;
+/// Where a filter of clsact is, so that another daemon finds it: any number that nobody else is likely to use, and one
+/// less with each layout, for a later one has to see a packet first: programs up to layout 2 let nobody see it after them.
+const PRIORITY: u16 = priority(edge_common::LAYOUT);
 const HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// The priority of a layout's filters.
+const fn priority(layout: u32) -> u16 {
+    const OF_LAYOUT_2: u16 = 0xed9e;
+    #[expect(clippy::cast_possible_truncation, reason = "there will never be that many")]
+    let since = layout.saturating_sub(2) as u16;
+    OF_LAYOUT_2 - since
+}
 
 /// A hook of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -253,7 +262,8 @@ fn attach_link(
     }
     // A pin that could not be taken over belongs to an interface that is gone, or never was.
     let _ = fs::remove_file(pin);
-    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+    // Before the programs of older layouts: those up to 2 let nobody see a packet after them.
+    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
     let link = program
         .attach_with_options(interface, hook.attach_type(), options)
         .and_then(|link| program.take_link(link))
@@ -304,22 +314,30 @@ fn attach_filter(
 
 /// Lets a filter that is there run this program.
 fn replace_filter(program: &mut SchedClassifier, hook: Hook, interface: &str) -> Option<()> {
-    let link = program.attach_to_link(filter(hook, interface)?).ok()?;
+    let link = program.attach_to_link(filter(hook, interface, PRIORITY)?).ok()?;
     std::mem::forget(program.take_link(link).ok()?);
     Some(())
 }
 
 /// The handle of a filter, be there one or not.
-fn filter(hook: Hook, interface: &str) -> Option<SchedClassifierLink> {
-    SchedClassifierLink::attached(interface, hook.attach_type(), PRIORITY, HANDLE, None).ok()
+fn filter(hook: Hook, interface: &str, priority: u16) -> Option<SchedClassifierLink> {
+    SchedClassifierLink::attached(interface, hook.attach_type(), priority, HANDLE, None).ok()
 }
 
-/// Removes the filters that daemons left where the kernel has no links. Returns whether there were any.
+/// Removes the filters that daemons of any layout left where the kernel has no links. Returns whether there were any.
 pub fn remove_filters() -> Result<bool, KernelError> {
+    /// Layouts to come, after which somebody goes back to this version.
+    const LATER: u32 = 8;
+    let layouts = 2..=edge_common::LAYOUT + LATER;
+    layouts.map(|layout| remove_filters_at(priority(layout))).try_fold(false, |any, found| Ok(any | found?))
+}
+
+/// The same for the filters of one layout.
+pub(super) fn remove_filters_at(priority: u16) -> Result<bool, KernelError> {
     let mut any = false;
     for Interface { name, .. } in interfaces()? {
         for hook in Hook::ALL {
-            any |= filter(hook, &name).is_some_and(|filter| filter.detach().is_ok());
+            any |= filter(hook, &name, priority).is_some_and(|filter| filter.detach().is_ok());
         }
     }
     Ok(any)

@@ -51,6 +51,14 @@ pub struct FlowPair {
 }
 
 impl FlowPair {
+    /// Of two entries as they were found, each brought up to what the other one has seen acknowledged.
+    pub(super) const fn settled(up_key: FlowKey, up: Flow, down: Flow) -> Self {
+        let mut pair = Self { up_key, up, down };
+        pair.up.settle(&pair.down);
+        pair.down.settle(&pair.up);
+        pair
+    }
+
     /// Where backend → client is found.
     pub const fn down_key(&self) -> FlowKey {
         self.up.reverse_key()
@@ -141,12 +149,7 @@ impl FlowTable {
     /// Both directions of the flow whose client → backend entry is at `up_key`.
     pub fn pair(&self, up_key: &FlowKey) -> Result<Option<FlowPair>, KernelError> {
         let Some(up) = self.get(up_key)? else { return Ok(None) };
-        Ok(self.get(&up.reverse_key())?.map(|down| {
-            let mut pair = FlowPair { up_key: *up_key, up, down };
-            pair.up.settle(&pair.down);
-            pair.down.settle(&pair.up);
-            pair
-        }))
+        Ok(self.get(&up.reverse_key())?.map(|down| FlowPair::settled(*up_key, up, down)))
     }
 
     /// Removes both directions of a flow; what is gone already is not an error. From then on the stack has its
@@ -313,7 +316,7 @@ fn label_key(text: &str) -> u32 {
 }
 
 /// `None` for what is not there.
-fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
+pub(super) fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(None),

@@ -23,6 +23,7 @@ mod load;
 mod memory;
 mod netlink;
 mod object;
+mod older;
 mod pin;
 mod pin_lock;
 mod pin_name;
@@ -47,6 +48,7 @@ pub use inherit::inherited_listeners;
 pub use interface::{Framing, Interface, interfaces};
 pub use memory::give_back_memory;
 pub use object::Objects;
+pub use older::{OlderFlows, UnreadFlows};
 pub use pin::{DEFAULT_PINS, uninstall};
 pub use pin_lock::{PinLock, PinsBusy, lock_pins};
 pub use revive::{Standing, ask_peer, reset_peer};
@@ -82,6 +84,10 @@ pub struct Kernel {
     pub objects: Objects,
     /// The programs of the flow tier, loaded and not attached.
     pub flow: Option<FlowProgram>,
+    /// Flows that programs of older layouts carry.
+    pub older: Vec<OlderFlows>,
+    /// Flows that programs of layouts unknown to this version carry.
+    pub unread: Vec<UnreadFlows>,
     /// What is wanted and missing, and why.
     pub findings: Vec<Finding>,
 }
@@ -102,10 +108,33 @@ impl Kernel {
             );
         }
         if wanted.flow {
+            kernel.find_others(wanted);
             let flow = Self::open_flow(wanted);
             kernel.flow = kernel.or_find(flow, "flow tier", "connections stay on their sockets");
+            if kernel.flow.is_none() {
+                // Nobody is there to list them.
+                let older = std::mem::take(&mut kernel.older);
+                kernel.unread.extend(older.into_iter().map(UnreadFlows::from));
+            }
         }
         kernel
+    }
+
+    /// Finds what daemons of other versions left. It is carried on beside what is this version's own.
+    fn find_others(&mut self, wanted: &Wanted) {
+        // Where pins are not to be had, the parts that need them say so.
+        let Ok(others) = pin::Pins::open(&wanted.pins).and_then(|pins| pins.others()) else { return };
+        (self.older, self.unread) = older::find(&others);
+        for UnreadFlows { layout, .. } in &self.unread {
+            let directory = wanted.pins.join(layout);
+            let message = format!(
+                "{} was left by a version of edged whose layout this one cannot read: its flows go on, but cannot be \
+                 listed or closed",
+                directory.display()
+            );
+            let finding = Finding::new("flows of another version", State::Limited, message);
+            self.findings.push(finding.remedy("`edged --uninstall` ends them, and all other flows too"));
+        }
     }
 
     fn open_flow(wanted: &Wanted) -> Result<FlowProgram, KernelError> {

@@ -24,6 +24,8 @@ use edge_common::shield::{Block, Counters, PORT_WORDS, SynLimit};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tracing::{info, warn};
 
+mod predecessor;
+
 use super::{
     Framing, Interface, KernelError, Objects, interfaces,
     link_device::device_of,
@@ -50,6 +52,8 @@ const MAPS: [Shape; 6] = [
 const XDP: [&str; 2] = ["shield", "shield_l3"];
 /// The same in tc.
 const TC: [&str; 2] = ["shield_tc", "shield_tc_l3"];
+/// Layouts whose shield is as this one's: the same maps with the same meaning. A change of `edge_common::shield` empties it.
+const ALIKE: [&str; 1] = ["v2"];
 
 /// A prefix of either family as the kernel's trie holds it: IPv4 mapped into `::ffff:0:0/96`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -123,6 +127,8 @@ pub struct ShieldProgram {
     attached: BTreeMap<u32, Attachment>,
     /// Why a device that is watched takes none of the programs, by index.
     refused: BTreeMap<u32, String>,
+    /// Where shields of other layouts are pinned, which drop packets until [`Self::succeed`].
+    predecessors: Vec<PathBuf>,
     cpus: usize,
 }
 
@@ -146,7 +152,9 @@ impl ShieldProgram {
     /// Loads the programs, adopts the maps and links of an earlier daemon, and lets its links run these programs.
     /// They are attached to other devices by [`Self::attach`], not before: an attached program costs something.
     pub(super) fn load(objects: &Objects, pins: &Pins) -> Result<Self, KernelError> {
+        pins.inherit(OBJECT, &ALIKE)?;
         let directory = pins.of(OBJECT)?;
+        let predecessors = pins.others()?.into_iter().map(|other| other.directory.join(OBJECT));
         let mut ebpf = load(OBJECT, &objects.shield()?, &directory, &MAPS)?;
         for name in XDP {
             program::<Xdp>(&mut ebpf, name)?.load().map_err(failed("loading", name))?;
@@ -166,6 +174,7 @@ impl ShieldProgram {
             watched: Vec::new(),
             attached: BTreeMap::new(),
             refused: BTreeMap::new(),
+            predecessors: predecessors.filter(|directory| directory.is_dir()).collect(),
             cpus,
         };
         shield.adopt()?;

@@ -81,7 +81,8 @@ pub async fn serve<O: Observed>(
 }
 
 fn router<O: Observed>(observed: Arc<O>) -> Router {
-    let admin = Admin { observed: Arc::clone(&observed), metrics: Shared::default(), overview: Shared::default() };
+    let admin =
+        Admin { observed: Arc::clone(&observed), metrics: Shared::default(), overview: Shared::default() };
     Router::new()
         .route("/", get(async || Html(DASHBOARD)))
         .route("/overview.json", get(overview::<O>))
@@ -104,11 +105,8 @@ async fn metrics<O: Observed>(State(admin): State<Arc<Admin<O>>>) -> Response {
 async fn overview<O: Observed>(State(admin): State<Arc<Admin<O>>>) -> Response {
     let observed = Arc::clone(&admin.observed);
     let text = admin.overview.get(move || {
-        let overview = Overview {
-            status: observed.status(),
-            routes: observed.routes(),
-            backends: observed.backends(),
-        };
+        let overview =
+            Overview { status: observed.status(), routes: observed.routes(), backends: observed.backends() };
         serde_json::to_vec(&overview).ok().map(Bytes::from)
     });
     shown("application/json", text.await)

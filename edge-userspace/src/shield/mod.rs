@@ -208,6 +208,12 @@ impl Shield {
         for (net, until) in blocks {
             failed.extend(self.block(*net, *until, &[]).err().map(|error| (*net, error)));
         }
+        // Only now that the same is in force here.
+        if let Some(program) = &mut self.program
+            && let Err(error) = program.succeed()
+        {
+            warn!(error = error.words(), "the shield of another version stays where it is");
+        }
         self.arm();
         failed
     }

@@ -218,6 +218,7 @@ impl Operator for Fake {
                         reason: Some("CAP_BPF is missing".into()),
                     },
                 ],
+                others: Vec::new(),
             },
             listeners: vec![ListenerStatus {
                 name: "https".into(),

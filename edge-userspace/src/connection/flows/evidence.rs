@@ -16,7 +16,7 @@ const LOOKED_AT: usize = 1024;
 pub(super) struct Evidence {
     suspected: Suspected,
     /// By the client's network and the backend, the flow whose client spoke last.
-    flows: HashMap<(IpAddr, IpAddr), (u64, FlowKey)>,
+    flows: HashMap<(IpAddr, IpAddr), (u64, FlowKey, u64)>,
 }
 
 impl Evidence {
@@ -36,8 +36,8 @@ impl Evidence {
         let is_full = self.flows.len() >= LOOKED_AT;
         let way = (network_of(client), backend);
         match self.flows.get_mut(&way) {
-            Some(latest) if latest.0 < flow.last_seen => *latest = (flow.last_seen, *key),
-            None if !is_full => drop(self.flows.insert(way, (flow.last_seen, *key))),
+            Some(latest) if latest.0 < flow.last_seen => *latest = (flow.last_seen, *key, flow.id),
+            None if !is_full => drop(self.flows.insert(way, (flow.last_seen, *key, flow.id))),
             _ => {}
         }
     }
@@ -52,8 +52,8 @@ impl Flows {
         }
         let mut acknowledged = lock(&self.acknowledged);
         let before = std::mem::take(&mut *acknowledged);
-        for (_, up_key) in flows.into_values() {
-            let Some(pair) = self.tier.table().pair(&up_key).unwrap_or_default() else { continue };
+        for (_, up_key, id) in flows.into_values() {
+            let Some(pair) = self.tier.pair(&up_key, id).unwrap_or_default() else { continue };
             let both = [pair.up.acked, pair.down.acked];
             acknowledged.insert(pair.up.id, both);
             let is_moving = before.get(&pair.up.id).is_some_and(|before| *before != both);

@@ -244,7 +244,7 @@ const fn nanos(time: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use edge_common::flow::DOWN;
+    use edge_common::flow::{DOWN, Tuple};
 
     use super::*;
 
@@ -258,8 +258,8 @@ mod tests {
     fn idle(id: u16) -> FlowPair {
         let (client, edge) = (address(id), address(443));
         let common = Flow { id: id.into(), last_seen: START, packets: 7, position: 900, ..Flow::default() };
-        let up = Flow { to: FlowKey::new(address(id), address(8443)), direction: UP, ..common };
-        let down = Flow { to: FlowKey::new(edge, client), direction: DOWN, ..common };
+        let up = Flow { to: Tuple::new(address(id), address(8443)), direction: UP, ..common };
+        let down = Flow { to: Tuple::new(edge, client), direction: DOWN, ..common };
         FlowPair { up_key: FlowKey::new(client, edge), up, down }
     }
 

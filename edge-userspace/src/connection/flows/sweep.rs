@@ -93,7 +93,7 @@ impl Flows {
                 let limit = known.get(&flow.label).map(|passport| limit(passport, idle, flow));
                 limit.is_none_or(|limit| limit.is_some_and(|limit| since(now, active) >= limit))
             };
-            self.tier.walk().each_entry(|key, flow| {
+            self.tier.each_entry(|key, flow| {
                 if is_crowded && flow.direction == UP {
                     *sources.entry(source_of(key.source().ip())).or_default() += 1;
                 }
@@ -103,7 +103,7 @@ impl Flows {
                 if flow.direction == UP
                     && (may_be_idle(&flow, active()) || flow.has(REPORTED) || is_stalling(&flow))
                 {
-                    candidates.push(key);
+                    candidates.push((key, flow.id));
                 }
                 if !accounted.contains(&flow.id) {
                     let sum = sums.entry(flow.label).or_default();
@@ -119,9 +119,8 @@ impl Flows {
         }
         self.keep_alive(edge, due, now);
         let mut stalling = HashMap::new();
-        for key in candidates {
-            let pair = self.tier.table().pair(&key)?;
-            if let Some(pair) = pair {
+        for (key, id) in candidates {
+            if let Some(pair) = self.tier.pair(&key, id)? {
                 let active = lock(&self.keepalive).active(pair.up.id);
                 let idle_for = active.map_or(quiet(&pair.up).min(quiet(&pair.down)), |then| since(now, then));
                 self.judge(edge, &pair, idle_for, idle);
@@ -132,6 +131,7 @@ impl Flows {
         }
         *lock(&self.stalling) = stalling;
         self.weigh(evidence, now);
+        self.tier.older().tables().iter().for_each(|table| table.look_whether_empty());
         self.publish(&edge.running.load(), &sums, &settled);
         self.limit_sources(sources);
         self.forget_labels(&sums)
@@ -156,7 +156,7 @@ impl Flows {
     }
 
     fn pair(&self, up_key: &FlowKey, id: u64) -> Option<FlowPair> {
-        self.tier.table().pair(up_key).unwrap_or_default().filter(|pair| pair.up.id == id)
+        self.tier.pair(up_key, id).unwrap_or_default()
     }
 
     fn judge(&self, edge: &Edge, pair: &FlowPair, quiet: Duration, idle: Option<Duration>) {
@@ -234,7 +234,7 @@ impl Flows {
         }
         let before = std::mem::take(&mut census.unused);
         drop(census);
-        let labels = self.tier.walk().labels()?;
+        let labels = self.tier.labels()?;
         let unused: HashSet<u32> = labels.into_iter().filter(|label| !used.contains_key(label)).collect();
         for label in unused.intersection(&before) {
             self.tier.table().remove_label(*label)?;

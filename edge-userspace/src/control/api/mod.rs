@@ -24,7 +24,7 @@ pub use routes::{
 };
 pub use status::{
     BackendCount, BindTrouble, ConfigStatus, ConnectionCount, DatapathStatus, HelloMemory, ListenerStatus,
-    ReloadReport, ReloadStatus, RouteCount, Status, TierStatus,
+    OtherLayout, ReloadReport, ReloadStatus, RouteCount, Status, TierStatus,
 };
 
 /// The body of every answer that is not a success.

@@ -84,6 +84,20 @@ pub struct DatapathStatus {
     pub allowed: Choice,
     /// What this machine can do.
     pub tiers: Vec<TierStatus>,
+    /// Flows that other versions of edged handed over, as long as there are any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<OtherLayout>,
+}
+
+/// Flows in a layout of the kernel's maps that is not this version's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherLayout {
+    /// Its name, as the directory of its pins has it.
+    pub layout: Arc<str>,
+    /// How many there are; none where they cannot be counted.
+    pub flows: Option<u64>,
+    /// Whether they are listed, counted and closed like others. What is not readable goes on all the same.
+    pub readable: bool,
 }
 
 /// Whether this machine can do one tier.

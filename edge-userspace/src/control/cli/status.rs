@@ -80,6 +80,11 @@ pub(super) fn summary(status: &Status, output: Output) -> Vec<String> {
         });
         format!("{}: {}", status.datapath.allowed.name(), tiers.collect::<Vec<_>>().join(", "))
     });
+    for other in &status.datapath.others {
+        let flows = other.flows.map_or_else(|| "flows".to_owned(), |flows| format!("{flows} flows"));
+        let note = if other.readable { "" } else { ", which this version cannot list" };
+        say("earlier", format!("{flows} of another version, in layout {}{note}", printable(&other.layout)));
+    }
     if !status.rejected.is_empty() {
         let reasons = status.rejected.iter().map(|(reason, count)| format!("{count} {reason}"));
         say("rejected", reasons.collect::<Vec<_>>().join(", "));

@@ -233,7 +233,7 @@ impl Drive<'_> {
         let mut watch = [0; 2];
         watch[usize::from(UP)] = self.written.client;
         watch[usize::from(DOWN)] = self.written.backend;
-        Pending { up_key: self.flows.up_key, watch }
+        Pending { up_key: self.flows.up_key, watch, ..Pending::default() }
     }
 
     /// Moves what the source holds to the destination: how much was read (a FIN counts as one), and whether the

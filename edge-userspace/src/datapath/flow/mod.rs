@@ -14,5 +14,5 @@ mod trust;
 
 pub use carry::OLD_ENOUGH;
 pub use ports::{DEFAULT_PORTS, PortLease, Ports};
-pub use tier::{FlowTier, Options, Stay};
+pub use tier::{FlowTier, Older, Options, Stay};
 pub use trust::Suspected;

@@ -28,6 +28,8 @@ pub const DEFAULT_PORTS: RangeInclusive<u16> = 10_240..=32_767;
 #[derive(Debug)]
 pub struct Ports {
     range: RangeInclusive<u16>,
+    /// The first that is taken towards a backend, counted from the start of the range.
+    first: u16,
     taken: Mutex<HashMap<SocketAddr, Taken>>,
 }
 
@@ -90,7 +92,14 @@ impl Drop for PortLease {
 impl Ports {
     /// Ports of this range.
     pub fn new(range: RangeInclusive<u16>) -> Self {
-        Self { range, taken: Mutex::default() }
+        Self { range, first: 0, taken: Mutex::default() }
+    }
+
+    /// The same, taken from the middle of the range on: as far as can be from those that a daemon took which has started
+    /// not long ago, where its flows cannot be read.
+    #[must_use]
+    pub fn from_the_middle(self) -> Self {
+        Self { first: (self.range.end() - self.range.start()) / 2, ..self }
     }
 
     /// Whether a local port is one of these.
@@ -109,7 +118,7 @@ impl Ports {
         let size = self.range.end() - self.range.start() + 1;
         let owner = Owner::of(client);
         let mut all = self.lock();
-        let taken = all.entry(backend).or_insert_with(|| Taken::new(size));
+        let taken = all.entry(backend).or_insert_with(|| Taken::new(size, self.first));
         if !taken.has_room_for(owner, size) {
             return None;
         }
@@ -136,10 +145,10 @@ impl Ports {
         }
         let size = self.range.end() - self.range.start() + 1;
         let mut all = self.lock();
-        let taken = all.entry(backend).or_insert_with(|| Taken::new(size));
+        let taken = all.entry(backend).or_insert_with(|| Taken::new(size, self.first));
         change(taken, port - self.range.start());
         // Backends come and go with their addresses.
-        if taken.owners.is_empty() && taken.next == 0 {
+        if taken.owners.is_empty() && taken.next == self.first {
             all.remove(&backend);
         }
     }
@@ -150,10 +159,10 @@ impl Ports {
 }
 
 impl Taken {
-    fn new(size: u16) -> Self {
+    fn new(size: u16, next: u16) -> Self {
         let words = usize::from(size).div_ceil(64);
         let none = || vec![0; words].into_boxed_slice();
-        Self { by_sockets: none(), by_flows: none(), owners: HashMap::new(), held: HashMap::new(), next: 0 }
+        Self { by_sockets: none(), by_flows: none(), owners: HashMap::new(), held: HashMap::new(), next }
     }
 
     fn after(&self, step: u16, size: u16) -> u16 {
@@ -298,6 +307,13 @@ mod tests {
         assert!(ports.lease(backend(1), client(2)).is_some());
         ports.give_back(backend(1), 10_001);
         assert!(ports.lease(backend(1), client(1)).is_some());
+    }
+
+    #[test]
+    fn the_first_ones_are_left_to_a_daemon_whose_flows_cannot_be_read() {
+        let ports = Arc::new(Ports::new(20_000..=20_004).from_the_middle());
+        let given: Vec<_> = (0..6).map(|_| ports.lease(backend(1), client(1)).unwrap().port()).collect();
+        assert_eq!(given, [20_002, 20_003, 20_004, 20_000, 20_001, 20_002]);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! One for the whole daemon. Who may be handed over when is said elsewhere ([`super::carry`]); here is whether a
 //! connection can be, and its numbers.
 
+mod older;
+
 use std::{
     collections::HashMap,
     io::{
@@ -10,18 +12,19 @@ use std::{
         ErrorKind::{HostUnreachable, NetworkDown, NetworkUnreachable},
     },
     net::{IpAddr, SocketAddr},
-    ops::RangeInclusive,
     os::fd::{AsFd, BorrowedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use edge_common::flow::{
-    Flow, FlowKey, HAS_ECN, HAS_TIMESTAMPS, NO_SACK, NO_TIMESTAMPS, NO_WINDOW_SCALE, Pending, WITH_ECN,
+    Flow, FlowKey, FlowReason, HAS_ECN, HAS_TIMESTAMPS, NO_SACK, NO_TIMESTAMPS, NO_WINDOW_SCALE, Pending,
+    WITH_ECN,
 };
 use socket2::SockRef;
 use thiserror::Error;
 
+pub use self::older::Older;
 use super::{
     agreement::{self, Account, Leg, Mismatch},
     ports::{PortLease, Ports},
@@ -29,8 +32,8 @@ use super::{
 };
 use crate::{
     kernel::{
-        FlowPair, FlowProgram, FlowReasons, FlowTable, FlowWalk, InstallError, KernelError, RouteLookup,
-        Standing, arrival_device, ask_peer, reset_peer,
+        FlowPair, FlowProgram, FlowReasons, FlowTable, FlowWalk, InstallError, KernelError, OlderFlows,
+        RouteLookup, Standing, arrival_device, ask_peer, reset_peer,
         tcp::{self, TcpInfo},
     },
     source::source_of,
@@ -173,6 +176,7 @@ pub struct FlowTier {
     program: Mutex<FlowProgram>,
     table: Mutex<FlowTable>,
     walk: FlowWalk,
+    older: Older,
     reasons: FlowReasons,
     routes: Mutex<RouteLookup>,
     ports: Arc<Ports>,
@@ -182,10 +186,12 @@ pub struct FlowTier {
 }
 
 impl FlowTier {
-    /// Takes over what the programs have, and lets them run where an earlier daemon left others.
-    pub fn new(mut program: FlowProgram, ports: RangeInclusive<u16>) -> Result<Self, KernelError> {
+    /// Takes over what the programs have, and lets them run where an earlier daemon left others. Flows of older layouts
+    /// go on beside.
+    pub fn new(mut program: FlowProgram, older: Vec<OlderFlows>, ports: Ports) -> Result<Self, KernelError> {
         program.watch_handshakes()?;
-        let table = program.table()?;
+        let mut table = program.table()?;
+        let older = Older::new(older, &mut table);
         let reasons = program.reasons()?;
         program.adopt()?;
         let call = "opening a netlink socket";
@@ -194,21 +200,18 @@ impl FlowTier {
             program: Mutex::new(program),
             walk: table.walk()?,
             table: Mutex::new(table),
+            older,
             reasons,
             routes: Mutex::new(routes),
-            ports: Arc::new(Ports::new(ports)),
+            ports: Arc::new(ports),
             trust: Mutex::default(),
             crowded: Mutex::default(),
             stays: Mutex::default(),
         })
     }
 
-    /// The flows, to be looked over: keeps nobody waiting who wants [`Self::table`].
-    pub fn walk(&self) -> &FlowWalk {
-        &self.walk
-    }
-
-    /// The flows. Not to be held across an await, nor longer than a few calls to the kernel: every hand-over needs it.
+    /// The flows of this layout. Not to be held across an await, nor longer than a few calls to the kernel: every hand-over
+    /// needs it.
     pub fn table(&self) -> MutexGuard<'_, FlowTable> {
         lock(&self.table)
     }
@@ -218,9 +221,9 @@ impl FlowTier {
         lock(&self.program)
     }
 
-    /// Packets by what became of them.
-    pub fn reasons(&self) -> &FlowReasons {
-        &self.reasons
+    /// Packets that met this fate, in all layouts.
+    pub fn count(&self, reason: FlowReason) -> u64 {
+        self.reasons.count(reason).unwrap_or(0) + self.older.count(reason)
     }
 
     /// The local ports kept for flows.
@@ -375,12 +378,17 @@ impl FlowTier {
 
     /// A flow as it is now, unless a SYN has given its addresses to another connection.
     fn now(&self, pair: &FlowPair) -> Option<FlowPair> {
-        let now = self.table().pair(&pair.up_key).unwrap_or_default();
-        now.filter(|now| now.up.id == pair.up.id)
+        self.pair(&pair.up_key, pair.up.id).unwrap_or_default()
     }
 
     fn take(&self, pair: &FlowPair) {
-        if let Err(error) = self.table().remove(&pair.up_key, &pair.down_key()) {
+        let older = self.older.find(&pair.up_key, pair.up.id).unwrap_or_default();
+        let (up_key, down_key) = (&pair.up_key, &pair.down_key());
+        let removed = match older {
+            Some((table, _)) => table.remove(up_key, down_key),
+            None => self.table().remove(up_key, down_key),
+        };
+        if let Err(error) = removed {
             tracing::warn!(error = error.words(), "a flow cannot be removed");
         }
         let to = pair.up.to;
