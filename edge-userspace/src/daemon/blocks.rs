@@ -139,11 +139,11 @@ fn look(shield: &Mutex<Shield>, edge: &Edge) {
 
 /// Saves a state, or sees to it that what is on disk is what was there: the last step of a save may fail, after which the
 /// new text is there already.
-async fn save(Steering { store, state: old, .. }: &mut Steering, new: &State) -> Result<(), StateError> {
-    let saved = store.save(new).await;
+async fn save(steering: &Steering, new: &State) -> Result<(), StateError> {
+    let saved = steering.store.save(new).await;
     if saved.is_err() {
         // Where that fails as well, the first error says what is wrong.
-        let _ = store.save(old).await;
+        let _ = steering.store.save(&steering.state).await;
     }
     saved
 }
@@ -204,7 +204,7 @@ impl Daemon {
             &self.shielding.shield,
             wanted.cidr,
             |shield| shield.block(wanted.cidr, until, &spare),
-            save(&mut steering, &state),
+            save(&steering, &state),
         )
         .await?;
         steering.state = state;
@@ -222,7 +222,7 @@ impl Daemon {
             &self.shielding.shield,
             wanted.cidr,
             |shield| shield.unblock(wanted.cidr),
-            save(&mut steering, &state),
+            save(&steering, &state),
         )
         .await?;
         steering.state = state;
@@ -288,29 +288,31 @@ fn kernel_refused(error: &KernelError) -> Refusal {
 
 #[cfg(test)]
 mod tests {
-    use std::{io, time::Duration};
+    use std::{
+        future::{Ready, ready},
+        io,
+        time::Duration,
+    };
 
     use super::*;
 
+    type Saved = Ready<Result<(), StateError>>;
+
     /// A disk that takes nothing.
-    async fn full() -> Result<(), StateError> {
-        Err(StateError::Io {
-            action: "write",
-            path: "/full/state.toml".into(),
-            source: io::ErrorKind::StorageFull.into(),
-        })
+    fn full() -> Saved {
+        let (path, source) = ("/full/state.toml".into(), io::ErrorKind::StorageFull.into());
+        ready(Err(StateError::Io { action: "write", path, source }))
     }
 
-    async fn good() -> Result<(), StateError> {
-        Ok(())
+    fn good() -> Saved {
+        ready(Ok(()))
     }
 
-    /// What is blocked by whom in the shield's account, and whether it is refused at accept.
-    fn blocked(shield: &Mutex<Shield>, net: IpNet) -> (Option<Option<SystemTime>>, bool) {
+    /// Until when what is blocked is, in the shield's account, and whether this address is refused at accept.
+    fn blocked(shield: &Mutex<Shield>, net: IpNet) -> (Vec<Option<SystemTime>>, bool) {
         let shield = lock(shield);
-        let known =
-            shield.blocked().unwrap().into_iter().find(|block| block.net == net).map(|block| block.until);
-        (known, shield.sources().hold(net.addr()))
+        let known = shield.blocked().unwrap().into_iter().map(|block| block.until);
+        (known.collect(), shield.sources().hold(net.addr()))
     }
 
     #[tokio::test]
@@ -321,16 +323,16 @@ mod tests {
         let block = |until| move |shield: &mut Shield| shield.block(net, until, &[]);
         let refusal = lasting(&shield, net, block(None), full()).await.unwrap_err();
         assert!(refusal.message.contains("nothing was changed"), "{refusal:?}");
-        assert_eq!(blocked(&shield, net), (None, false), "not added");
+        assert_eq!(blocked(&shield, net), (vec![], false), "not added");
 
         lasting(&shield, net, block(None), good()).await.unwrap();
         lasting(&shield, net, block(Some(soon)), full()).await.unwrap_err();
-        assert_eq!(blocked(&shield, net), (Some(None), true), "blocked for ever as before");
+        assert_eq!(blocked(&shield, net), (vec![None], true), "blocked for ever as before");
 
         lasting(&shield, net, |shield| shield.unblock(net), full()).await.unwrap_err();
-        assert_eq!(blocked(&shield, net), (Some(None), true), "not removed");
+        assert_eq!(blocked(&shield, net), (vec![None], true), "not removed");
         lasting(&shield, net, |shield| shield.unblock(net), good()).await.unwrap();
-        assert_eq!(blocked(&shield, net), (None, false));
+        assert_eq!(blocked(&shield, net), (vec![], false));
     }
 
     #[tokio::test]

@@ -115,7 +115,7 @@ impl Growing {
         let Some(first) = self.next.filter(|first| *first <= last) else { return };
         match self.done.last_mut() {
             Some(range) if range.until == until && range.last.checked_add(1) == Some(first) => {
-                range.last = last
+                range.last = last;
             }
             _ => self.done.push(Range { first, last, until }),
         }

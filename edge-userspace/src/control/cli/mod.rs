@@ -177,7 +177,7 @@ async fn block(command: Block, daemon: &Client, output: Output) -> Result<(), Fa
             if !output.json {
                 let status: api::Status = daemon.get("/v1/status").await?.read()?;
                 if !status.shield.is_empty() {
-                    style::write_lines(["".into(), status::guards(&status.shield, output)])?;
+                    style::write_lines([String::new(), status::guards(&status.shield, output)])?;
                 }
             }
             Ok(())
