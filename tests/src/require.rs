@@ -13,6 +13,8 @@ pub enum Need {
     Namespaces,
     /// A program in `PATH`, and the Debian package it comes from.
     Program(&'static str, &'static str),
+    /// A user of the machine.
+    User(&'static str),
     /// A program of a newer Debian, see [`newer`].
     Newer(&'static str),
     /// A TUN device or the kernel's WireGuard.
@@ -35,6 +37,11 @@ impl Need {
             Self::Namespaces => can_make_namespace().err(),
             Self::Program(program, package) => {
                 find(program).is_none().then(|| format!("{program} is missing: apt-get install {package}"))
+            }
+            Self::User(name) => {
+                let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
+                let known = users.lines().any(|line| line.split(':').next() == Some(name));
+                (!known).then(|| format!("there is no user {name}: useradd --system {name}"))
             }
             Self::Newer(program) => newer(program)
                 .is_none()
