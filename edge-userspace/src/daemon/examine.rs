@@ -11,7 +11,7 @@ use super::{Daemon, status};
 use crate::{
     control::api::{Check, CheckStatus, DoctorReport, Guard, GuardedBy, OtherLayout},
     datapath::{LARGER_PIPES, SMALL_PIPES, are_pipes_large},
-    kernel::{self, Finding},
+    kernel::{self, Finding, keeper},
     pool::BackendState,
 };
 
@@ -57,9 +57,7 @@ impl Daemon {
         checks.push(pipes());
         checks.extend(self.left_by_others().iter().filter(|other| other.readable).map(older_check));
         checks.extend(self.findings.iter().cloned().map(kernel_check));
-        if let Ok(probe) = tokio::task::spawn_blocking(kernel::probe::probe).await {
-            checks.extend(probe.findings.into_iter().map(kernel_check));
-        }
+        checks.extend(keeper());
         DoctorReport { checks }
     }
 }
@@ -93,6 +91,21 @@ fn older_check(other: &OtherLayout) -> Check {
     let message =
         format!("{flows} flows go on in layout {} and end there; new ones are beside them", other.layout);
     Check::new("flows of an earlier version", CheckStatus::Ok, message)
+}
+
+/// Whether the process is there that attaches programs to devices that come.
+fn keeper() -> Option<Check> {
+    let is_gone = keeper::keeper()?.is_gone();
+    Some(if is_gone {
+        Check::new(
+            "privileged process",
+            CheckStatus::Fail,
+            "it has ended: devices that come from now on carry no flows and drop nothing",
+        )
+        .remedy("restart edged; its connections that are flows outlive that")
+    } else {
+        Check::new("privileged process", CheckStatus::Ok, "keeps the rights for programs and devices")
+    })
 }
 
 fn pipes() -> Check {

@@ -36,9 +36,6 @@ pub(super) fn take(
     let taken = program.events().and_then(|events| Ok((events, FlowTier::new(program, older, own_ports)?)));
     match taken {
         Ok((events, tier)) => {
-            if let Err(error) = reserve(ports) {
-                tracing::warn!(%error, "ports of flows cannot be reserved: do not let others connect from {ports:?}");
-            }
             let tier = Arc::new(tier);
             tiers.add_flow(Arc::clone(&tier));
             let older = tier.older().tables().into_iter().filter_map(reports_of).collect();
@@ -53,7 +50,13 @@ pub(super) fn take(
     }
 }
 
-/// Keeps the kernel from giving out these ports, where its own range reaches into them.
+/// Keeps the kernel from giving out these ports, where its own range reaches into them. Needs rights.
+pub(super) fn reserve_ports(ports: &RangeInclusive<u16>) {
+    if let Err(error) = reserve(ports) {
+        tracing::warn!(%error, "ports of flows cannot be reserved: do not let others connect from {ports:?}");
+    }
+}
+
 fn reserve(ports: &RangeInclusive<u16>) -> io::Result<()> {
     let local = fs::read_to_string(LOCAL)?;
     let bounds: Vec<u16> = local.split_whitespace().filter_map(|bound| bound.parse().ok()).collect();

@@ -15,6 +15,7 @@ mod keeping;
 mod listening;
 mod observed;
 mod operate;
+mod prepare;
 mod probe;
 mod segments;
 mod service;
@@ -33,7 +34,8 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-pub use service::{Options, run};
+pub use prepare::{Options, Prepared, prepare};
+pub use service::run;
 
 use self::{
     blocks::Shielding,
@@ -305,6 +307,13 @@ impl Daemon {
         tiers::provide(&self.edge.tiers, &self.objects, &settings, &steering.state.routes)?;
         let prepared = steering.sockets.prepare(&settings.listeners, self.workers.count(), Demand::All)?;
         let mut warnings = needs_restart(&steering.settings, &settings);
+        warnings.extend(settings.shield.lists.iter().filter(|list| is_closed(list)).map(|list| {
+            format!(
+                "{} cannot be read: edged sees the directories of lists that were named when it started, as far as its user may; \
+                 mend the modes or restart edged",
+                list.display()
+            )
+        }));
         steering.settings = settings;
         self.edge.admission.set_limit(connection_limit(steering.settings.limits.connections));
         self.edge.hello_memory.set_limit(steering.settings.limits.hello_memory);
@@ -373,6 +382,11 @@ fn drain(kept: &Kept, state: &State) {
             backend.drain();
         }
     }
+}
+
+/// Whether a file is there and must not be read.
+fn is_closed(path: &Path) -> bool {
+    std::fs::File::open(path).is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
 /// What a reload cannot change.

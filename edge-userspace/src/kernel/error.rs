@@ -78,6 +78,14 @@ pub enum KernelError {
         /// The cause.
         source: Box<PinError>,
     },
+    /// The keeper refused, or is gone.
+    #[error("{words}")]
+    Keeper {
+        /// In words.
+        words: String,
+        /// Whether the kernel refused it for want of rights.
+        denied: bool,
+    },
     /// A plain system call.
     #[error("{call}")]
     Call {
@@ -133,7 +141,8 @@ impl KernelError {
 
     /// Whether the kernel refused for want of rights, not of ability.
     pub fn is_denied(&self) -> bool {
-        matches!(self.code(), Some(libc::EPERM | libc::EACCES))
+        matches!(self, Self::Keeper { denied: true, .. })
+            || matches!(self.code(), Some(libc::EPERM | libc::EACCES))
     }
 
     /// The error as something to tell the operator; `name` is the part that is missing, `effect` what follows.

@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, fs, io,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use aya::{
@@ -27,6 +28,7 @@ use super::{
     flow_events::{FLOW_EVENTS, FlowEvents},
     flow_table::{FLOW_LABELS, FLOW_REASONS, FLOWS, FLOWS_PENDING, FlowReasons, FlowTable},
     interfaces,
+    keeper::{Reply, Request, keeper},
     link_device::device_of,
     load::{Shape, load},
     pin::Pins,
@@ -85,7 +87,40 @@ impl Hook {
 }
 
 /// The loaded programs. Dropping it leaves flows, links and filters in place for the next daemon.
+#[derive(Debug)]
 pub struct FlowProgram {
+    hands: Hands,
+    maps: Option<Maps>,
+}
+
+/// Whose hands attach the programs.
+#[derive(Debug)]
+enum Hands {
+    Own(FlowLinks),
+    Keeper(Entrusted),
+}
+
+/// What is known of the devices while the keeper attaches to them.
+#[derive(Debug, Default)]
+struct Entrusted {
+    attached: BTreeMap<u32, String>,
+    /// What was refused and when, so that no connection asks for the same again.
+    refused: BTreeMap<u32, (Instant, String)>,
+}
+
+/// How long a refusal counts.
+const REFUSED: Duration = Duration::from_secs(5);
+
+/// The maps, taken out of the object; each is given away once.
+#[derive(Debug)]
+struct Maps {
+    table: Option<FlowTable>,
+    events: Option<FlowEvents>,
+    reasons: Option<FlowReasons>,
+}
+
+/// The programs and where they are attached.
+pub(super) struct FlowLinks {
     ebpf: Ebpf,
     directory: PathBuf,
     /// By index, which says more than the name: a device that is made anew has another. Both hooks.
@@ -103,41 +138,144 @@ impl FlowProgram {
             classifier(&mut ebpf, name)?.load().map_err(failed("loading", name))?;
         }
         sock_ops(&mut ebpf)?.load().map_err(failed("loading", ESTABLISHED))?;
-        Ok(Self { ebpf, directory, attached: BTreeMap::new(), uses_tcx })
+        let links = FlowLinks { ebpf, directory, attached: BTreeMap::new(), uses_tcx };
+        Ok(Self { hands: Hands::Own(links), maps: None })
     }
 
-    /// The flows.
+    /// Gives the programs away and keeps the maps: from now on the keeper is asked.
+    pub(super) fn entrust(&mut self) -> Result<FlowLinks, KernelError> {
+        let maps =
+            Maps { table: Some(self.table()?), events: Some(self.events()?), reasons: Some(self.reasons()?) };
+        match std::mem::replace(&mut self.hands, Hands::Keeper(Entrusted::default())) {
+            Hands::Own(links) => {
+                self.maps = Some(maps);
+                Ok(links)
+            }
+            Hands::Keeper(_) => Err(given("programs")),
+        }
+    }
+
+    /// The flows; to be taken once.
     pub fn table(&mut self) -> Result<FlowTable, KernelError> {
-        FlowTable::take(&mut self.ebpf, OBJECT)
+        match (&mut self.maps, &mut self.hands) {
+            (Some(maps), _) => maps.table.take().ok_or_else(|| given("FLOWS")),
+            (None, Hands::Own(links)) => FlowTable::take(&mut links.ebpf, OBJECT),
+            (None, Hands::Keeper(_)) => Err(given("FLOWS")),
+        }
     }
 
     /// What the programs report; to be taken once.
     pub fn events(&mut self) -> Result<FlowEvents, KernelError> {
-        FlowEvents::take(&mut self.ebpf, OBJECT)
+        match (&mut self.maps, &mut self.hands) {
+            (Some(maps), _) => maps.events.take().ok_or_else(|| given(FLOW_EVENTS)),
+            (None, Hands::Own(links)) => FlowEvents::take(&mut links.ebpf, OBJECT),
+            (None, Hands::Keeper(_)) => Err(given(FLOW_EVENTS)),
+        }
     }
 
     /// The counters; to be taken once.
     pub fn reasons(&mut self) -> Result<FlowReasons, KernelError> {
-        FlowReasons::take(&mut self.ebpf, OBJECT)
+        match (&mut self.maps, &mut self.hands) {
+            (Some(maps), _) => maps.reasons.take().ok_or_else(|| given("FLOW_REASONS")),
+            (None, Hands::Own(links)) => FlowReasons::take(&mut links.ebpf, OBJECT),
+            (None, Hands::Keeper(_)) => Err(given("FLOW_REASONS")),
+        }
     }
 
     /// Notes the handshakes of this process's sockets from now on; to be called before listening. Ends with this
     /// daemon: without it there are no sockets to note.
     pub fn watch_handshakes(&mut self) -> Result<(), KernelError> {
+        match &mut self.hands {
+            Hands::Own(links) => links.watch_handshakes(),
+            Hands::Keeper(_) => ask(&Request::WatchHandshakes).map(drop),
+        }
+    }
+
+    /// Whether packets of the device with this index are carried.
+    pub fn is_attached(&self, index: u32) -> bool {
+        self.devices().contains_key(&index)
+    }
+
+    /// Attaches the programs to a device, or lets the links and filters that are there run them.
+    pub fn attach(&mut self, index: u32) -> Result<(), KernelError> {
+        match &mut self.hands {
+            Hands::Own(links) => links.attach(index),
+            Hands::Keeper(entrusted) => entrusted.attach(index),
+        }
+    }
+
+    /// Lets the links and filters that an earlier daemon left run these programs; what leads to a device that is gone
+    /// is removed.
+    pub fn adopt(&mut self) -> Result<(), KernelError> {
+        match &mut self.hands {
+            Hands::Own(links) => links.adopt(),
+            Hands::Keeper(entrusted) => entrusted.ask(&Request::AdoptFlows),
+        }
+    }
+
+    /// Forgets devices that are gone, so that another one which gets the index of such a one is attached to.
+    pub fn forget_gone(&mut self) -> Result<(), KernelError> {
+        match &mut self.hands {
+            Hands::Own(links) => links.forget_gone(),
+            Hands::Keeper(entrusted) => entrusted.ask(&Request::ForgetGone),
+        }
+    }
+
+    /// The names of the devices that the programs are attached to.
+    pub fn attached(&self) -> impl Iterator<Item = &str> {
+        self.devices().values().map(String::as_str)
+    }
+
+    const fn devices(&self) -> &BTreeMap<u32, String> {
+        match &self.hands {
+            Hands::Own(links) => &links.attached,
+            Hands::Keeper(entrusted) => &entrusted.attached,
+        }
+    }
+}
+
+impl Entrusted {
+    fn attach(&mut self, index: u32) -> Result<(), KernelError> {
+        if self.attached.contains_key(&index) {
+            return Ok(());
+        }
+        self.refused.retain(|_, (when, _)| when.elapsed() < REFUSED);
+        if let Some((_, words)) = self.refused.get(&index) {
+            return Err(KernelError::Keeper { words: words.clone(), denied: false });
+        }
+        self.ask(&Request::AttachFlows { index }).inspect_err(|error| {
+            self.refused.insert(index, (Instant::now(), error.words()));
+        })
+    }
+
+    fn ask(&mut self, request: &Request) -> Result<(), KernelError> {
+        if let Reply::Flows(devices) = ask(request)? {
+            self.attached = devices;
+        }
+        Ok(())
+    }
+}
+
+fn ask(request: &Request) -> Result<Reply, KernelError> {
+    let keeper = keeper().ok_or_else(|| given("programs"))?;
+    keeper.ask(request).map(|(reply, _)| reply)
+}
+
+/// Something is no longer here.
+const fn given(part: &'static str) -> KernelError {
+    KernelError::Incomplete { object: OBJECT, part }
+}
+
+impl FlowLinks {
+    pub(super) fn watch_handshakes(&mut self) -> Result<(), KernelError> {
         let cgroup = open_own_cgroup()?;
         let program = sock_ops(&mut self.ebpf)?;
         program.attach(cgroup, CgroupAttachMode::Single).map_err(failed("attaching", ESTABLISHED))?;
         Ok(())
     }
 
-    /// Whether packets of the device with this index are carried.
-    pub fn is_attached(&self, index: u32) -> bool {
-        self.attached.contains_key(&index)
-    }
-
-    /// Attaches the programs to a device, or lets the links and filters that are there run them.
-    pub fn attach(&mut self, index: u32) -> Result<(), KernelError> {
-        if self.is_attached(index) {
+    pub(super) fn attach(&mut self, index: u32) -> Result<(), KernelError> {
+        if self.attached.contains_key(&index) {
             return Ok(());
         }
         let error = |words: String| KernelError::Call {
@@ -163,8 +301,7 @@ impl FlowProgram {
         Ok(())
     }
 
-    /// Forgets devices that are gone, so that another one which gets the index of such a one is attached to.
-    pub fn forget_gone(&mut self) -> Result<(), KernelError> {
+    pub(super) fn forget_gone(&mut self) -> Result<(), KernelError> {
         let there = interfaces()?;
         let (directory, uses_tcx) = (&self.directory, self.uses_tcx);
         self.attached.retain(|index, name| {
@@ -180,9 +317,7 @@ impl FlowProgram {
         Ok(())
     }
 
-    /// Lets the links and filters that an earlier daemon left run these programs; what leads to a device that is gone
-    /// is removed.
-    pub fn adopt(&mut self) -> Result<(), KernelError> {
+    pub(super) fn adopt(&mut self) -> Result<(), KernelError> {
         if !self.uses_tcx {
             return self.adopt_filters();
         }
@@ -230,13 +365,13 @@ impl FlowProgram {
             let links = pin_name::links(&self.directory, Some(hook.name())).map_err(error)?;
             left.extend(links.into_iter().map(|link| link.device));
         }
-        left.retain(|device| *device != 0 && !self.is_attached(*device));
+        left.retain(|device| *device != 0 && !self.attached.contains_key(device));
         Ok(left)
     }
 
-    /// The names of the devices that the programs are attached to.
-    pub fn attached(&self) -> impl Iterator<Item = &str> {
-        self.attached.values().map(String::as_str)
+    /// The devices that the programs are attached to, by index.
+    pub(super) fn devices(&self) -> impl Iterator<Item = (u32, &str)> {
+        self.attached.iter().map(|(index, name)| (*index, name.as_str()))
     }
 
     fn pin(&self, hook: Hook, index: u32) -> PathBuf {
@@ -244,9 +379,9 @@ impl FlowProgram {
     }
 }
 
-impl fmt::Debug for FlowProgram {
+impl fmt::Debug for FlowLinks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FlowProgram").field("attached", &self.attached).finish_non_exhaustive()
+        f.debug_struct("FlowLinks").field("attached", &self.attached).finish_non_exhaustive()
     }
 }
 

@@ -5,7 +5,6 @@ use std::{
     collections::HashMap,
     fmt, io,
     os::fd::{AsFd as _, OwnedFd},
-    path::Path,
     sync::Arc,
 };
 
@@ -40,12 +39,12 @@ impl FlowEvents {
     }
 
     /// The reports of an older layout's programs.
-    pub(super) fn open(
-        pin: &Path,
+    pub(super) fn of(
+        ring: MapData,
         read: fn(&[u8]) -> Option<FlowEvent>,
         labels: Arc<HashMap<u32, u32>>,
     ) -> Result<Self, KernelError> {
-        let ring = MapData::from_pin(pin).and_then(|data| RingBuf::try_from(Map::RingBuf(data)));
+        let ring = RingBuf::try_from(Map::RingBuf(ring));
         let ring = ring.map_err(map("opening", FLOW_EVENTS))?;
         Ok(Self { ring, read, labels: Some(labels), readiness: None })
     }

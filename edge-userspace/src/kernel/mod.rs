@@ -5,6 +5,7 @@
 //! the kernel refuses becomes a missing part and a [`Finding`] that says how to mend it, never an exit: the
 //! socket tiers need nothing from here.
 
+pub mod admin;
 mod arrival;
 mod batch;
 pub mod capability;
@@ -18,6 +19,7 @@ mod flow_table;
 mod flow_walk;
 mod inherit;
 mod interface;
+pub mod keeper;
 mod link_device;
 mod load;
 mod memory;
@@ -30,6 +32,7 @@ mod pin_name;
 pub mod probe;
 mod revive;
 mod route_lookup;
+pub mod sandbox;
 mod shield;
 mod sockmap;
 pub mod tcp;
@@ -135,6 +138,19 @@ impl Kernel {
             let finding = Finding::new("flows of another version", State::Limited, message);
             self.findings.push(finding.remedy("`edged --uninstall` ends them, and all other flows too"));
         }
+    }
+
+    /// What a keeper keeps: the programs. The maps stay here, and so do the handles, which ask the [`keeper`] from now on.
+    pub fn wards(&mut self) -> keeper::Wards {
+        let mut flow = None;
+        if let Some(mut program) = self.flow.take() {
+            let links = program.entrust();
+            flow = self.or_find(links, "flow tier", "connections stay on their sockets");
+            self.flow = flow.is_some().then_some(program);
+        }
+        let shield = self.shield.as_mut().and_then(ShieldProgram::entrust);
+        let older = self.older.iter().map(OlderFlows::pins).collect();
+        keeper::Wards { flow, shield, older, objects: self.objects.clone() }
     }
 
     fn open_flow(wanted: &Wanted) -> Result<FlowProgram, KernelError> {

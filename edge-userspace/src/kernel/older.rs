@@ -10,13 +10,14 @@ mod v2;
 use std::{
     collections::HashMap,
     fmt, fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
 
+use aya::maps::MapData;
 use edge_common::flow::{Flow, FlowKey, FlowReason, Pending};
 use tokio::sync::Notify;
 use tracing::{info, warn};
@@ -25,7 +26,9 @@ use self::table::{Readable, Table};
 use super::{
     FlowEvents, FlowPair, FlowTable, KernelError, batch,
     flow::remove_filters_at,
+    flow_events::FLOW_EVENTS,
     flow_table::FLOWS,
+    keeper::{Request, keeper},
     load::map,
     pin::{OtherLayout, removed},
     pin_name,
@@ -37,6 +40,7 @@ pub struct OlderFlows {
     layout: String,
     directory: PathBuf,
     table: Box<dyn Readable>,
+    ring: Mutex<Option<MapData>>,
     /// Its labels are copied: what each is called in the table of this version.
     labels: Arc<HashMap<u32, u32>>,
     /// Flows at the last walk.
@@ -49,7 +53,7 @@ pub struct OlderFlows {
 pub struct UnreadFlows {
     /// The layout's name, as the directory of its pins has it.
     pub layout: String,
-    directory: PathBuf,
+    table: Option<Arc<MapData>>,
 }
 
 impl OlderFlows {
@@ -62,6 +66,8 @@ impl OlderFlows {
         };
         Ok(Some(Self {
             layout: other.name.clone(),
+            // Opened now: later there is no right to.
+            ring: Mutex::new(MapData::from_pin(directory.join(FLOW_EVENTS)).ok()),
             directory,
             table,
             labels: Arc::default(),
@@ -148,9 +154,11 @@ impl OlderFlows {
         self.table.count(reason)
     }
 
-    /// What its programs report.
+    /// What its programs report; to be taken once.
     pub fn events(&self) -> Result<FlowEvents, KernelError> {
-        self.table.events(&self.directory, Arc::clone(&self.labels))
+        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let ring = ring.ok_or(KernelError::Incomplete { object: super::flow::OBJECT, part: FLOW_EVENTS })?;
+        self.table.events(ring, Arc::clone(&self.labels))
     }
 
     /// Says that it is empty, where the last walk found nothing and no hand-over is under way.
@@ -165,17 +173,50 @@ impl OlderFlows {
         self.emptied.notified().await;
     }
 
+    /// Where its programs and maps are pinned.
+    pub(super) fn pins(&self) -> OlderPins {
+        OlderPins {
+            layout: self.layout.clone(),
+            directory: self.directory.clone(),
+            priority: self.table.priority(),
+        }
+    }
+
     /// Takes its programs off all devices. What they have reported so far can still be read.
     pub fn detach(&self) -> Result<(), KernelError> {
-        let error = |source| KernelError::File { call: "reading", path: self.directory.clone(), source };
-        for pin_name::Found { path, .. } in pin_name::links(&self.directory, None).map_err(error)? {
-            removed(&path, fs::remove_file(&path))?;
+        match keeper() {
+            Some(keeper) => keeper.ask(&Request::DetachOlder { layout: self.layout.clone() }).map(drop),
+            None => self.pins().detach(),
         }
-        remove_filters_at(self.table.priority()).map(drop)
     }
 
     /// Removes its maps: the last that is left of it.
     pub fn unpin(&self) -> Result<(), KernelError> {
+        match keeper() {
+            Some(keeper) => keeper.ask(&Request::UnpinOlder { layout: self.layout.clone() }).map(drop),
+            None => self.pins().unpin(),
+        }
+    }
+}
+
+/// The pins of an older layout, for whoever may take them away.
+#[derive(Clone, Debug)]
+pub(super) struct OlderPins {
+    pub(super) layout: String,
+    directory: PathBuf,
+    priority: u16,
+}
+
+impl OlderPins {
+    pub(super) fn detach(&self) -> Result<(), KernelError> {
+        let error = |source| KernelError::File { call: "reading", path: self.directory.clone(), source };
+        for pin_name::Found { path, .. } in pin_name::links(&self.directory, None).map_err(error)? {
+            removed(&path, fs::remove_file(&path))?;
+        }
+        remove_filters_at(self.priority).map(drop)
+    }
+
+    pub(super) fn unpin(&self) -> Result<(), KernelError> {
         removed(&self.directory, fs::remove_dir_all(&self.directory))?;
         if let Some(parent) = self.directory.parent() {
             // Unless the shield's are still there.
@@ -197,17 +238,20 @@ impl fmt::Debug for OlderFlows {
 
 impl From<OlderFlows> for UnreadFlows {
     fn from(flows: OlderFlows) -> Self {
-        let directory = flows.directory.parent().unwrap_or(&flows.directory).to_owned();
-        Self { layout: flows.layout, directory }
+        Self::new(&flows.layout, flows.directory.parent().unwrap_or(&flows.directory))
     }
 }
 
 impl UnreadFlows {
+    fn new(layout: &str, directory: &Path) -> Self {
+        // Opened now: later there is no right to.
+        let table = MapData::from_pin(directory.join(super::flow::OBJECT).join(FLOWS)).ok();
+        Self { layout: layout.into(), table: table.map(Arc::new) }
+    }
+
     /// How many flows there are, where its table can at least be counted.
     pub fn count(&self) -> Option<u64> {
-        let pin = self.directory.join(super::flow::OBJECT).join(FLOWS);
-        let table = aya::maps::MapData::from_pin(pin).ok()?;
-        batch::count(&table).ok().map(|entries| entries.div_ceil(2))
+        batch::count(self.table.as_deref()?).ok().map(|entries| entries.div_ceil(2))
     }
 }
 
@@ -221,7 +265,7 @@ pub(super) fn find(others: &[OtherLayout]) -> (Vec<OlderFlows>, Vec<UnreadFlows>
                 if let Err(error) = outcome {
                     warn!(layout = other.name, "{}", error.words());
                 }
-                unread.push(UnreadFlows { layout: other.name.clone(), directory: other.directory.clone() });
+                unread.push(UnreadFlows::new(&other.name, &other.directory));
             }
         }
     }

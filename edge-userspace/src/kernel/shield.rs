@@ -22,12 +22,14 @@ use aya::{
 };
 use edge_common::shield::{Block, Counters, PORT_WORDS, SynLimit};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 mod predecessor;
 
 use super::{
     Framing, Interface, KernelError, Objects, interfaces,
+    keeper::{Indexes, Reply, Request, keeper},
     link_device::device_of,
     load::{Shape, load, map, take},
     pin::Pins,
@@ -115,12 +117,32 @@ impl fmt::Debug for Prefix {
 /// The loaded programs. Dropping them leaves everything pinned in place: the kernel goes on dropping packets, and
 /// the next daemon adopts it.
 pub struct ShieldProgram {
-    ebpf: Ebpf,
     blocks: LpmTrie<MapData, [u8; 16], Block>,
     packets: PerCpuArray<MapData, u64>,
     counters: PerCpuArray<MapData, Counters>,
     limit: Array<MapData, SynLimit>,
     ports: Array<MapData, u32>,
+    cpus: usize,
+    hands: Hands,
+}
+
+/// Whose hands attach the programs.
+enum Hands {
+    Own(ShieldLinks),
+    Keeper(Entrusted),
+}
+
+/// What is known of the devices while the keeper attaches to them.
+#[derive(Default)]
+struct Entrusted {
+    watched: Vec<Interface>,
+    /// By index: where packets are dropped, or why nowhere.
+    hooks: BTreeMap<u32, Result<Hook, String>>,
+}
+
+/// The programs and where they are attached.
+pub(super) struct ShieldLinks {
+    ebpf: Ebpf,
     directory: PathBuf,
     watched: Vec<Interface>,
     /// By index.
@@ -129,11 +151,10 @@ pub struct ShieldProgram {
     refused: BTreeMap<u32, String>,
     /// Where shields of other layouts are pinned, which drop packets until [`Self::succeed`].
     predecessors: Vec<PathBuf>,
-    cpus: usize,
 }
 
 /// Where packets are dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Hook {
     /// XDP: before the stack, in the driver where it can.
     Xdp,
@@ -163,22 +184,187 @@ impl ShieldProgram {
             program::<SchedClassifier>(&mut ebpf, name)?.load().map_err(failed("loading", name))?;
         }
         let cpus = aya::util::nr_cpus().map_err(|(call, source)| KernelError::Call { call, source })?;
-        let mut shield = Self {
-            blocks: take(&mut ebpf, OBJECT, BLOCKS)?,
-            packets: take(&mut ebpf, OBJECT, BLOCK_PACKETS)?,
-            counters: take(&mut ebpf, OBJECT, COUNTERS)?,
-            limit: take(&mut ebpf, OBJECT, SYN_LIMIT)?,
-            ports: take(&mut ebpf, OBJECT, SYN_PORTS)?,
+        let (blocks, packets) = (take(&mut ebpf, OBJECT, BLOCKS)?, take(&mut ebpf, OBJECT, BLOCK_PACKETS)?);
+        let counters = take(&mut ebpf, OBJECT, COUNTERS)?;
+        let (limit, ports) = (take(&mut ebpf, OBJECT, SYN_LIMIT)?, take(&mut ebpf, OBJECT, SYN_PORTS)?);
+        let mut links = ShieldLinks {
             ebpf,
             directory,
             watched: Vec::new(),
             attached: BTreeMap::new(),
             refused: BTreeMap::new(),
             predecessors: predecessors.filter(|directory| directory.is_dir()).collect(),
-            cpus,
         };
-        shield.adopt()?;
-        Ok(shield)
+        links.adopt()?;
+        Ok(Self { blocks, packets, counters, limit, ports, cpus, hands: Hands::Own(links) })
+    }
+
+    /// Gives the programs away and keeps the maps: from now on the keeper is asked.
+    pub(super) fn entrust(&mut self) -> Option<ShieldLinks> {
+        let entrusted = match &self.hands {
+            Hands::Own(links) => Entrusted { watched: links.watched.clone(), hooks: links.hooks() },
+            Hands::Keeper(_) => return None,
+        };
+        match std::mem::replace(&mut self.hands, Hands::Keeper(entrusted)) {
+            Hands::Own(links) => Some(links),
+            Hands::Keeper(_) => None,
+        }
+    }
+
+    /// Changes the devices to watch; takes effect with the next [`Self::attach`] for those that are new or others than
+    /// before, at once for those that are left out.
+    pub fn watch(&mut self, watched: Vec<Interface>) -> Result<(), KernelError> {
+        match &mut self.hands {
+            Hands::Own(links) => links.watch(watched),
+            Hands::Keeper(entrusted) => {
+                let devices = Indexes::of(watched.iter().map(|device| device.index));
+                entrusted.watched = watched;
+                entrusted.ask(&Request::WatchShield { devices })
+            }
+        }
+    }
+
+    /// Attaches the programs to every device watched: in XDP, in the driver where it can, else at the ingress of tc.
+    /// A device that refuses both is warned about, once for each reason.
+    pub fn attach(&mut self) {
+        match &mut self.hands {
+            Hands::Own(links) => links.attach(),
+            Hands::Keeper(entrusted) if entrusted.is_complete() => {}
+            Hands::Keeper(entrusted) => {
+                if let Err(error) = entrusted.ask(&Request::AttachShield) {
+                    let words = error.words();
+                    warn!("the shield cannot be attached, blocked sources are refused at accept: {words}");
+                    for device in &entrusted.watched {
+                        entrusted.hooks.entry(device.index).or_insert_with(|| Err(words.clone()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes the programs off every device; the maps stay.
+    pub fn detach(&mut self) -> Result<(), KernelError> {
+        match &mut self.hands {
+            Hands::Own(links) => links.detach(),
+            Hands::Keeper(entrusted) if entrusted.hooks.is_empty() => Ok(()),
+            Hands::Keeper(entrusted) => entrusted.ask(&Request::DetachShield),
+        }
+    }
+
+    /// Takes the place of the shields of other layouts. To be called when what is to be blocked is in the maps.
+    pub fn succeed(&mut self) -> Result<(), KernelError> {
+        match &mut self.hands {
+            Hands::Own(links) => links.succeed(),
+            Hands::Keeper(entrusted) => entrusted.ask(&Request::SucceedShield),
+        }
+    }
+
+    /// The devices watched, with the hook at which packets are dropped, or why they are at none.
+    pub fn devices(&self) -> impl Iterator<Item = (&Interface, Result<Hook, &str>)> {
+        let watched = match &self.hands {
+            Hands::Own(links) => &links.watched,
+            Hands::Keeper(entrusted) => &entrusted.watched,
+        };
+        watched.iter().map(|device| {
+            let nothing = Err("nothing is dropped now");
+            let hook = match &self.hands {
+                Hands::Own(links) => match links.attached.get(&device.index) {
+                    Some(attachment) => Ok(attachment.hook),
+                    None => links.refused.get(&device.index).map_or(nothing, |why| Err(why)),
+                },
+                Hands::Keeper(entrusted) => match entrusted.hooks.get(&device.index) {
+                    Some(Ok(hook)) => Ok(*hook),
+                    Some(Err(why)) => Err(why.as_str()),
+                    None => nothing,
+                },
+            };
+            (device, hook)
+        })
+    }
+
+    /// Every blocked prefix.
+    pub fn blocks(&self) -> Result<Vec<(Prefix, Block)>, KernelError> {
+        let entries = self.blocks.iter().map(|entry| {
+            let (key, block) = entry?;
+            // What is longer was not written by this program.
+            let length = u8::try_from(key.prefix_len()).unwrap_or(128).min(128);
+            Ok((Prefix { octets: key.data(), length }, block))
+        });
+        entries.collect::<Result<_, _>>().map_err(map("reading", BLOCKS))
+    }
+
+    /// Blocks a prefix, or changes how it is blocked.
+    pub fn put(&mut self, prefix: Prefix, block: &Block) -> Result<(), KernelError> {
+        self.blocks.insert(&prefix.key(), block, 0).map_err(map("writing to", BLOCKS))
+    }
+
+    /// Lets a prefix in again; one that is not blocked is an error.
+    pub fn remove(&mut self, prefix: Prefix) -> Result<(), KernelError> {
+        self.blocks.remove(&prefix.key()).map_err(map("removing from", BLOCKS))
+    }
+
+    /// Packets dropped, by [`Block::counter`].
+    pub fn packets(&self, counter: u32) -> Result<u64, KernelError> {
+        let values = self.packets.get(&counter, 0).map_err(map("reading", BLOCK_PACKETS))?;
+        Ok(values.iter().sum())
+    }
+
+    /// Sets a counter of dropped packets to nothing.
+    pub fn reset_packets(&mut self, counter: u32) -> Result<(), KernelError> {
+        let zeroes = PerCpuValues::try_from(vec![0; self.cpus])
+            .map_err(|source| KernelError::Call { call: "counting CPUs", source })?;
+        self.packets.set(counter, zeroes, 0).map_err(map("writing to", BLOCK_PACKETS))
+    }
+
+    /// What all CPUs counted since the maps were made.
+    pub fn counters(&self) -> Result<Counters, KernelError> {
+        let values = self.counters.get(&0, 0).map_err(map("reading", COUNTERS))?;
+        Ok(values.iter().fold(Counters::default(), |sum, cpu| Counters {
+            seen: sum.seen + cpu.seen,
+            blocked: sum.blocked + cpu.blocked,
+            blocked_bytes: sum.blocked_bytes + cpu.blocked_bytes,
+            limited: sum.limited + cpu.limited,
+        }))
+    }
+
+    /// Sets the limit on SYNs of a source.
+    pub fn set_limit(&mut self, limit: SynLimit) -> Result<(), KernelError> {
+        self.limit.set(0, limit, 0).map_err(map("writing to", SYN_LIMIT))
+    }
+
+    /// The ports that the limit applies to, and no others.
+    pub fn set_ports(&mut self, ports: impl IntoIterator<Item = u16>) -> Result<(), KernelError> {
+        let mut words = vec![0_u32; PORT_WORDS as usize];
+        for port in ports {
+            words[usize::from(port) / 32] |= 1 << (port % 32);
+        }
+        for (index, word) in (0..).zip(words) {
+            self.ports.set(index, word, 0).map_err(map("writing to", SYN_PORTS))?;
+        }
+        Ok(())
+    }
+}
+
+impl Entrusted {
+    /// Whether there is nothing left to attach to.
+    fn is_complete(&self) -> bool {
+        self.watched.iter().all(|device| matches!(self.hooks.get(&device.index), Some(Ok(_))))
+    }
+
+    fn ask(&mut self, request: &Request) -> Result<(), KernelError> {
+        let keeper = keeper().ok_or(KernelError::Incomplete { object: OBJECT, part: "programs" })?;
+        if let (Reply::Shield(hooks), _) = keeper.ask(request)? {
+            self.hooks = hooks;
+        }
+        Ok(())
+    }
+}
+
+impl ShieldLinks {
+    /// By index: where packets are dropped, or why nowhere.
+    pub(super) fn hooks(&self) -> BTreeMap<u32, Result<Hook, String>> {
+        let refused = self.refused.iter().map(|(index, why)| (*index, Err(why.clone())));
+        refused.chain(self.attached.iter().map(|(index, attached)| (*index, Ok(attached.hook)))).collect()
     }
 
     /// Takes over the links that are pinned, whatever their devices are called by now; those of devices that are gone
@@ -221,7 +407,7 @@ impl ShieldProgram {
 
     /// Changes the devices to watch; takes effect with the next [`Self::attach`] for those that are new or others than
     /// before, at once for those that are left out.
-    pub fn watch(&mut self, watched: Vec<Interface>) -> Result<(), KernelError> {
+    pub(super) fn watch(&mut self, watched: Vec<Interface>) -> Result<(), KernelError> {
         self.watched = watched;
         let is_watched = |index: u32| self.watched.iter().any(|watched| watched.index == index);
         self.refused.retain(|index, _| is_watched(*index));
@@ -241,7 +427,7 @@ impl ShieldProgram {
 
     /// Attaches the programs to every device watched: in XDP, in the driver where it can, else at the ingress of tc.
     /// A device that refuses both is warned about, once for each reason.
-    pub fn attach(&mut self) {
+    pub(super) fn attach(&mut self) {
         for device in self.watched.clone() {
             if self.attached.contains_key(&device.index) {
                 continue;
@@ -314,81 +500,10 @@ impl ShieldProgram {
     }
 
     /// Takes the programs off every device; the maps stay.
-    pub fn detach(&mut self) -> Result<(), KernelError> {
+    pub(super) fn detach(&mut self) -> Result<(), KernelError> {
         self.refused.clear();
         while let Some((_, attachment)) = self.attached.pop_first() {
             remove(&attachment.pin)?;
-        }
-        Ok(())
-    }
-
-    /// The devices watched, with the hook at which packets are dropped, or why they are at none.
-    pub fn devices(&self) -> impl Iterator<Item = (&Interface, Result<Hook, &str>)> {
-        self.watched.iter().map(|device| {
-            let attached = self.attached.get(&device.index).map(|attachment| attachment.hook);
-            let why = || self.refused.get(&device.index).map_or("nothing is dropped now", String::as_str);
-            (device, attached.ok_or_else(why))
-        })
-    }
-
-    /// Every blocked prefix.
-    pub fn blocks(&self) -> Result<Vec<(Prefix, Block)>, KernelError> {
-        let entries = self.blocks.iter().map(|entry| {
-            let (key, block) = entry?;
-            // What is longer was not written by this program.
-            let length = u8::try_from(key.prefix_len()).unwrap_or(128).min(128);
-            Ok((Prefix { octets: key.data(), length }, block))
-        });
-        entries.collect::<Result<_, _>>().map_err(map("reading", BLOCKS))
-    }
-
-    /// Blocks a prefix, or changes how it is blocked.
-    pub fn put(&mut self, prefix: Prefix, block: &Block) -> Result<(), KernelError> {
-        self.blocks.insert(&prefix.key(), block, 0).map_err(map("writing to", BLOCKS))
-    }
-
-    /// Lets a prefix in again; one that is not blocked is an error.
-    pub fn remove(&mut self, prefix: Prefix) -> Result<(), KernelError> {
-        self.blocks.remove(&prefix.key()).map_err(map("removing from", BLOCKS))
-    }
-
-    /// Packets dropped, by [`Block::counter`].
-    pub fn packets(&self, counter: u32) -> Result<u64, KernelError> {
-        let values = self.packets.get(&counter, 0).map_err(map("reading", BLOCK_PACKETS))?;
-        Ok(values.iter().sum())
-    }
-
-    /// Sets a counter of dropped packets to nothing.
-    pub fn reset_packets(&mut self, counter: u32) -> Result<(), KernelError> {
-        let zeroes = PerCpuValues::try_from(vec![0; self.cpus])
-            .map_err(|source| KernelError::Call { call: "counting CPUs", source })?;
-        self.packets.set(counter, zeroes, 0).map_err(map("writing to", BLOCK_PACKETS))
-    }
-
-    /// What all CPUs counted since the maps were made.
-    pub fn counters(&self) -> Result<Counters, KernelError> {
-        let values = self.counters.get(&0, 0).map_err(map("reading", COUNTERS))?;
-        Ok(values.iter().fold(Counters::default(), |sum, cpu| Counters {
-            seen: sum.seen + cpu.seen,
-            blocked: sum.blocked + cpu.blocked,
-            blocked_bytes: sum.blocked_bytes + cpu.blocked_bytes,
-            limited: sum.limited + cpu.limited,
-        }))
-    }
-
-    /// Sets the limit on SYNs of a source.
-    pub fn set_limit(&mut self, limit: SynLimit) -> Result<(), KernelError> {
-        self.limit.set(0, limit, 0).map_err(map("writing to", SYN_LIMIT))
-    }
-
-    /// The ports that the limit applies to, and no others.
-    pub fn set_ports(&mut self, ports: impl IntoIterator<Item = u16>) -> Result<(), KernelError> {
-        let mut words = vec![0_u32; PORT_WORDS as usize];
-        for port in ports {
-            words[usize::from(port) / 32] |= 1 << (port % 32);
-        }
-        for (index, word) in (0..).zip(words) {
-            self.ports.set(index, word, 0).map_err(map("writing to", SYN_PORTS))?;
         }
         Ok(())
     }
@@ -396,7 +511,13 @@ impl ShieldProgram {
 
 impl fmt::Debug for ShieldProgram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ShieldProgram").field("attached", &self.attached.keys()).finish_non_exhaustive()
+        f.debug_struct("ShieldProgram").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ShieldLinks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShieldLinks").field("attached", &self.attached.keys()).finish_non_exhaustive()
     }
 }
 

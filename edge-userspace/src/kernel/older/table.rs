@@ -55,8 +55,7 @@ pub(super) trait Readable: Send + Sync {
     fn finish(&self, id: u64) -> Result<(), KernelError>;
     fn labels(&self) -> Vec<(u32, String)>;
     fn count(&self, reason: FlowReason) -> u64;
-    fn events(&self, directory: &Path, labels: Arc<Translation<u32, u32>>)
-    -> Result<FlowEvents, KernelError>;
+    fn events(&self, ring: MapData, labels: Arc<Translation<u32, u32>>) -> Result<FlowEvents, KernelError>;
     fn priority(&self) -> u16;
 }
 
@@ -148,12 +147,8 @@ impl<L: Layout> Readable for Table<L> {
         self.reasons.get(&index, 0).map_or(0, |values| values.iter().sum())
     }
 
-    fn events(
-        &self,
-        directory: &Path,
-        labels: Arc<Translation<u32, u32>>,
-    ) -> Result<FlowEvents, KernelError> {
-        FlowEvents::open(&directory.join(FLOW_EVENTS), L::event, labels)
+    fn events(&self, ring: MapData, labels: Arc<Translation<u32, u32>>) -> Result<FlowEvents, KernelError> {
+        FlowEvents::of(ring, L::event, labels)
     }
 
     fn priority(&self) -> u16 {

@@ -6,12 +6,12 @@ use std::{fs, path::Path};
 use aya::programs::links::FdLink;
 use tracing::info;
 
-use super::{Attachment, ShieldProgram};
+use super::{Attachment, ShieldLinks};
 use crate::kernel::{KernelError, interfaces, pin::removed, pin_name};
 
-impl ShieldProgram {
+impl ShieldLinks {
     /// Takes the place of the shields of other layouts. To be called when what is to be blocked is in the maps.
-    pub fn succeed(&mut self) -> Result<(), KernelError> {
+    pub(in crate::kernel) fn succeed(&mut self) -> Result<(), KernelError> {
         for directory in std::mem::take(&mut self.predecessors) {
             let error = |source| KernelError::File { call: "reading", path: directory.clone(), source };
             for pin_name::Found { path, device } in pin_name::links(&directory, None).map_err(error)? {
