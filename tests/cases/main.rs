@@ -29,6 +29,7 @@ mod protocols;
 mod proxy_protocol;
 mod refusals;
 mod restarts;
+mod rights;
 mod running;
 mod segments;
 mod slow_disk;
