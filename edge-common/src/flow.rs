@@ -41,15 +41,18 @@ pub const FLOW_LABELS: u32 = 1 << 16;
 pub const ALWAYS_FITS: u32 = 1280;
 
 const _: () = {
-    assert!(size_of::<FlowKey>() == 36);
+    // As long as `struct bpf_sock_tuple` for IPv6, as which it is looked up.
+    assert!(size_of::<Tuple>() == 36);
+    assert!(size_of::<FlowKey>() == 40);
     assert!(size_of::<Flow>() == 160 && align_of::<Flow>() == 8);
     // Bookkeeping of a hash element (48 bytes), the key rounded up to 8, and the list node of the allocator
     // (8 bytes) share one 256-byte allocation with the value (kernel/bpf/hashtab.c, memalloc.c).
     assert!(48 + size_of::<FlowKey>().next_multiple_of(8) + size_of::<Flow>() + 8 <= 256);
     assert!(48 + 8 + size_of::<Label>() + 8 <= 512);
-    assert!(size_of::<FlowEvent>() == 136);
-    assert!(size_of::<Pending>() == 44);
     assert!(size_of::<Handshake>() == 36);
+    assert!(size_of::<FlowEvent>() == 144);
+    assert!(size_of::<Pending>() == 56);
+    assert!(FlowReason::COUNT <= FlowReason::ROOM);
     // Hidden padding would be uninitialised bytes given to the kernel.
     assert!(core::mem::offset_of!(Flow, id) == 112 && core::mem::offset_of!(Flow, flags) == 64);
 };

@@ -5,9 +5,8 @@
 #![no_std]
 
 pub mod flow;
+mod layout;
 pub mod shield;
 pub mod sockmap;
 
-/// The version of the layout of all pinned maps. It is part of the path of every pin: a daemon adopts what a
-/// daemon of the same layout left, and nothing else. Raise it with any change of a type or meaning here.
-pub const LAYOUT: u32 = 2;
+pub use layout::{LAYOUT, MEANING};

@@ -1,7 +1,11 @@
 //! The shield: drops packets of blocked sources and new connections of sources that open too many, in XDP
 //! before the stack spends anything on them.
 //!
-//! Minimum kernel: 5.9 (`bpf_ktime_get_boot_ns` 5.8, XDP links 5.9). For Ethernet devices; the loader attaches it to nothing else.
+//! Minimum kernel: 5.9 (`bpf_ktime_get_boot_ns` 5.8, XDP links 5.9).
+//!
+//! Twice two programs, which differ in where they find the packet alone: for devices with an Ethernet header and for those
+//! whose packets begin with the IP header (PPP, tun, WireGuard: generic XDP hands out the packet from its mac header on,
+//! which is the IP header there); in XDP, and at the ingress of tc for a device whose XDP hook is somebody else's.
 //!
 //! What it cannot parse it passes: refusing malformed packets is the stack's work, and a parser that drops
 //! by mistake cuts the operator off. Fragments are blocked by source like any packet; only the first one
@@ -18,11 +22,14 @@
 )]
 
 use aya_ebpf::{
-    bindings::xdp_action::{XDP_DROP, XDP_PASS},
+    bindings::{
+        TC_ACT_SHOT, TC_ACT_UNSPEC,
+        xdp_action::{XDP_DROP, XDP_PASS},
+    },
     btf_maps::{Array, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
     helpers::{bpf_ktime_get_boot_ns, bpf_ktime_get_ns},
-    macros::{btf_map, xdp},
-    programs::XdpContext,
+    macros::{btf_map, classifier, xdp},
+    programs::{TcContext, XdpContext},
 };
 use edge_common::shield::{Block, Counters, MAX_BLOCKS, MAX_NESTED, MAX_SOURCES, PORT_WORDS, SynLimit};
 
@@ -72,59 +79,116 @@ struct Packet {
     tcp: Option<usize>,
 }
 
+/// What the programs of either hook are given: addresses of the packet's first octet and of the one behind its last.
+#[derive(Clone, Copy)]
+struct Octets {
+    start: usize,
+    end: usize,
+}
+
+/// Whether packets of a device begin with an Ethernet header.
+const HEADER: bool = true;
+const NO_HEADER: bool = false;
+
 #[xdp]
 #[expect(clippy::needless_pass_by_value, reason = "the attribute hands the context over so")]
 fn shield(ctx: XdpContext) -> u32 {
-    let Some(counters) = COUNTERS.get_ptr_mut(0) else { return XDP_PASS };
-    // SAFETY: the value of this CPU; XDP programs of one CPU do not interrupt each other.
+    if drops::<HEADER>(Octets { start: ctx.data(), end: ctx.data_end() }) { XDP_DROP } else { XDP_PASS }
+}
+
+#[xdp]
+#[expect(clippy::needless_pass_by_value, reason = "the attribute hands the context over so")]
+fn shield_l3(ctx: XdpContext) -> u32 {
+    if drops::<NO_HEADER>(Octets { start: ctx.data(), end: ctx.data_end() }) { XDP_DROP } else { XDP_PASS }
+}
+
+// What is not dropped goes to the next program of tc, as if this one were not there.
+#[classifier]
+#[expect(clippy::needless_pass_by_value, reason = "the attribute hands the context over so")]
+fn shield_tc(ctx: TcContext) -> i32 {
+    if drops::<HEADER>(Octets { start: ctx.data(), end: ctx.data_end() }) {
+        TC_ACT_SHOT
+    } else {
+        TC_ACT_UNSPEC
+    }
+}
+
+#[classifier]
+#[expect(clippy::needless_pass_by_value, reason = "the attribute hands the context over so")]
+fn shield_tc_l3(ctx: TcContext) -> i32 {
+    if drops::<NO_HEADER>(Octets { start: ctx.data(), end: ctx.data_end() }) {
+        TC_ACT_SHOT
+    } else {
+        TC_ACT_UNSPEC
+    }
+}
+
+#[inline(always)]
+fn drops<const HAS_HEADER: bool>(octets: Octets) -> bool {
+    let Some(counters) = COUNTERS.get_ptr_mut(0) else { return false };
+    // SAFETY: the value of this CPU; the programs of one CPU do not interrupt each other, as both hooks are in the receive path.
     let counters = unsafe { &mut *counters };
     counters.seen += 1;
-    let Some(packet) = parse(&ctx) else { return XDP_PASS };
+    let packet = if HAS_HEADER { parse(octets) } else { parse_ip(octets) };
+    let Some(packet) = packet else { return false };
     if is_blocked(packet.source) {
         counters.blocked += 1;
-        counters.blocked_bytes += (ctx.data_end() - ctx.data()) as u64;
-        return XDP_DROP;
+        counters.blocked_bytes += (octets.end - octets.start) as u64;
+        return true;
     }
-    if packet.tcp.is_some_and(|tcp| is_too_fast(&ctx, packet.source, tcp)) {
+    if packet.tcp.is_some_and(|tcp| is_too_fast(octets, packet.source, tcp)) {
         counters.limited += 1;
-        return XDP_DROP;
+        return true;
     }
-    XDP_PASS
+    false
 }
 
 /// `N` octets at `offset`; `None` where the packet ends before.
 #[inline(always)]
-fn bytes<const N: usize>(ctx: &XdpContext, offset: usize) -> Option<[u8; N]> {
-    let start = ctx.data() + offset;
-    if start + N > ctx.data_end() {
+fn bytes<const N: usize>(octets: Octets, offset: usize) -> Option<[u8; N]> {
+    let start = octets.start + offset;
+    if start + N > octets.end {
         return None;
     }
     // SAFETY: within the packet as just checked; octets need no alignment.
     Some(unsafe { *(start as *const [u8; N]) })
 }
 
+/// A packet without a header of its link: the version of IP says which it is.
 #[inline(always)]
-fn parse(ctx: &XdpContext) -> Option<Packet> {
+fn parse_ip(octets: Octets) -> Option<Packet> {
+    // As much as either header has at least. The verifier learns nothing from a check for a single octet at the start,
+    // which compares the start itself with the end (`find_good_pkt_pointers`).
+    let [version, ..]: [u8; 20] = bytes(octets, 0)?;
+    match version >> 4 {
+        4 => ipv4(octets, 0),
+        6 => ipv6(octets, 0),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn parse(octets: Octets) -> Option<Packet> {
     let mut network = ETHERNET;
-    let mut ethertype = u16::from_be_bytes(bytes(ctx, ETHERNET - 2)?);
+    let mut ethertype = u16::from_be_bytes(bytes(octets, ETHERNET - 2)?);
     for _ in 0..MAX_TAGS {
         if ethertype != ETHERTYPE_8021Q && ethertype != ETHERTYPE_8021AD {
             break;
         }
         network += VLAN_TAG;
-        ethertype = u16::from_be_bytes(bytes(ctx, network - 2)?);
+        ethertype = u16::from_be_bytes(bytes(octets, network - 2)?);
     }
     match ethertype {
-        ETHERTYPE_IPV4 => ipv4(ctx, network),
-        ETHERTYPE_IPV6 => ipv6(ctx, network),
+        ETHERTYPE_IPV4 => ipv4(octets, network),
+        ETHERTYPE_IPV6 => ipv6(octets, network),
         _ => None,
     }
 }
 
 /// RFC 791 §3.1.
 #[inline(always)]
-fn ipv4(ctx: &XdpContext, network: usize) -> Option<Packet> {
-    let header: [u8; 20] = bytes(ctx, network)?;
+fn ipv4(octets: Octets, network: usize) -> Option<Packet> {
+    let header: [u8; 20] = bytes(octets, network)?;
     let (version, words) = (header[0] >> 4, header[0] & 0x0f);
     if version != 4 || words < 5 {
         return None;
@@ -143,23 +207,23 @@ fn ipv4(ctx: &XdpContext, network: usize) -> Option<Packet> {
 
 /// RFC 8200 §3 and §4.
 #[inline(always)]
-fn ipv6(ctx: &XdpContext, network: usize) -> Option<Packet> {
-    let [version, ..]: [u8; 40] = bytes(ctx, network)?;
+fn ipv6(octets: Octets, network: usize) -> Option<Packet> {
+    let [version, ..]: [u8; 40] = bytes(octets, network)?;
     if version >> 4 != 6 {
         return None;
     }
-    let [mut next]: [u8; 1] = bytes(ctx, network + 6)?;
-    let source = bytes(ctx, network + 8)?;
+    let [mut next]: [u8; 1] = bytes(octets, network + 6)?;
+    let source = bytes(octets, network + 8)?;
     let mut offset = network + 40;
     for _ in 0..MAX_EXTENSIONS {
         match next {
             HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => {
-                let Some([following, eights]) = bytes(ctx, offset) else { break };
+                let Some([following, eights]) = bytes(octets, offset) else { break };
                 next = following;
                 offset += 8 + 8 * eights as usize;
             }
             FRAGMENT => {
-                let Some([following, _, high, low]) = bytes(ctx, offset) else { break };
+                let Some([following, _, high, low]) = bytes(octets, offset) else { break };
                 if u16::from_be_bytes([high, low]) & !7 != 0 {
                     break;
                 }
@@ -200,12 +264,12 @@ fn holds(block: &Block) -> bool {
 
 /// Whether this is a SYN to a port of the edge that comes ahead of its source's schedule.
 #[inline(always)]
-fn is_too_fast(ctx: &XdpContext, source: [u8; 16], tcp: usize) -> bool {
+fn is_too_fast(octets: Octets, source: [u8; 16], tcp: usize) -> bool {
     let Some(limit) = SYN_LIMIT.get(0) else { return false };
     if limit.interval == 0 {
         return false;
     }
-    let Some(header) = bytes::<14>(ctx, tcp) else { return false };
+    let Some(header) = bytes::<14>(octets, tcp) else { return false };
     if header[13] & (TCP_SYN | TCP_ACK) != TCP_SYN {
         return false;
     }

@@ -18,6 +18,7 @@ pub mod moment;
 pub mod observe;
 pub mod pool;
 pub mod proxy_protocol;
+pub mod receive;
 pub mod route;
 pub mod shield;
 pub mod sniff;

@@ -1,6 +1,6 @@
-//! Who counts as one source of connections, wherever sources are limited.
+//! Who counts as one source of connections, wherever sources are limited, and which sources belong together.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// An IPv4 address, or the /64 of an IPv6 address, which one customer has.
 pub fn source_of(address: IpAddr) -> IpAddr {
@@ -10,9 +10,26 @@ pub fn source_of(address: IpAddr) -> IpAddr {
     }
 }
 
+/// The network of a source: the /24 of an IPv4 address or the /48 of an IPv6 address. One hand may hold all of it.
+pub fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => IpAddr::V4(Ipv4Addr::from_bits(v4.to_bits() & (u32::MAX << 8))),
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 80))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sources_of_one_hand_share_a_network() {
+        let network = |text: &str| network_of(text.parse().unwrap());
+        assert_eq!(network("2001:db8:7:1::1"), network("2001:db8:7:ffff::2"));
+        assert_ne!(network("2001:db8:7::"), network("2001:db8:8::"));
+        assert_eq!(network("::ffff:192.0.2.1"), network("192.0.2.255"));
+        assert_ne!(network("192.0.2.1"), network("192.0.3.1"));
+    }
 
     #[test]
     fn one_customer_is_one_source() {

@@ -5,7 +5,11 @@
 use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
 };
 
 use edge::{
@@ -19,8 +23,15 @@ use serde_json::Value;
 
 mod fake;
 
+/// How often metrics were gathered, by all tests.
+static GATHERED: AtomicU32 = AtomicU32::new(0);
+/// As long as a look over some ten thousand flows takes.
+const GATHERING: Duration = Duration::from_millis(50);
+
 impl Observed for fake::Fake {
     fn metrics(&self) -> Snapshot {
+        GATHERED.fetch_add(1, Relaxed);
+        std::thread::sleep(GATHERING);
         Snapshot { version: "0.1.0", blocked_packets: 3, ..Snapshot::default() }
     }
 
@@ -116,4 +127,23 @@ fn nothing_can_be_changed_here() {
             assert_eq!(ask(address, method, path).0, 405, "{method} {path}");
         }
     }
+}
+
+#[test]
+fn many_scrapers_share_one_look_and_a_health_check_needs_none() {
+    const SCRAPERS: u32 = 60;
+    let address = start();
+    let (before, began) = (GATHERED.load(Relaxed), Instant::now());
+    std::thread::scope(|scope| {
+        for _ in 0..SCRAPERS {
+            scope.spawn(|| {
+                assert_eq!(ask(address, "GET", "/metrics").0, 200);
+                assert_eq!(ask(address, "GET", "/healthz").0, 200);
+            });
+        }
+    });
+    let looks = GATHERED.load(Relaxed) - before;
+    // An answer holds for ten times as long as it took, and another test may have asked its own daemon once.
+    let most = began.elapsed().as_millis() / (GATHERING * 10).as_millis() + 3;
+    assert!(u128::from(looks) <= most, "{looks} looks for {SCRAPERS} scrapers within {:?}", began.elapsed());
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use edge::kernel::{FlowPair, FlowProgram, Kernel, Wanted, uninstall};
-use edge_common::flow::{DOWN, Flow, FlowKey, UP};
+use edge_common::flow::{DOWN, Flow, FlowKey, Tuple, UP};
 
 const FLOWS: u32 = 200_000;
 const PINS: &str = "/sys/fs/bpf/edge-flow-scale";
@@ -41,8 +41,8 @@ fn pair(number: u32, label: u32) -> FlowPair {
     let common = Flow { id: u64::from(number), label, ingress: 1, egress: 1, ..Flow::default() };
     FlowPair {
         up_key: FlowKey::new(client, front),
-        up: Flow { to: FlowKey::new(back, backend), direction: UP, ..common },
-        down: Flow { to: FlowKey::new(front, client), direction: DOWN, ..common },
+        up: Flow { to: Tuple::new(back, backend), direction: UP, ..common },
+        down: Flow { to: Tuple::new(front, client), direction: DOWN, ..common },
     }
 }
 
@@ -72,7 +72,7 @@ fn two_hundred_thousand_flows() {
     let loaded = started.elapsed();
     let mut entries = 0;
     let started = Instant::now();
-    table.each_entry(|_, flow| entries += u32::from(flow.label == label)).unwrap();
+    table.walk().unwrap().each_entry(|_, flow| entries += u32::from(flow.label == label)).unwrap();
     println!("taken over in {loaded:?}, {entries} entries looked over in {:?}", started.elapsed());
     assert_eq!(entries, 2 * FLOWS);
     drop((table, second));

@@ -10,7 +10,7 @@ use std::{
 use aya::{
     Ebpf,
     maps::{Array, LpmTrie, MapData, PerCpuArray, lpm_trie::Key},
-    programs::{TestRun as _, TestRunOptions, Xdp},
+    programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp},
 };
 use caps::Capability;
 use edge::kernel::{boot_time, capability};
@@ -35,8 +35,14 @@ impl Shield {
             return None;
         }
         let mut ebpf = Ebpf::load(OBJECT).unwrap();
-        let program: &mut Xdp = ebpf.program_mut("shield").unwrap().try_into().unwrap();
-        program.load().unwrap();
+        for name in ["shield", "shield_l3"] {
+            let program: &mut Xdp = ebpf.program_mut(name).unwrap().try_into().unwrap();
+            program.load().unwrap();
+        }
+        for name in ["shield_tc", "shield_tc_l3"] {
+            let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
+            program.load().unwrap();
+        }
         let blocks = ebpf.take_map("BLOCKS").unwrap().try_into().unwrap();
         Some(Self { ebpf, blocks })
     }
@@ -63,7 +69,12 @@ impl Shield {
 
     /// What becomes of a packet; that it leaves unchanged is checked on the way.
     fn verdict(&self, packet: &[u8]) -> u32 {
-        let program: &Xdp = self.ebpf.program("shield").unwrap().try_into().unwrap();
+        self.verdict_of("shield", packet)
+    }
+
+    /// The same by one of the programs in XDP.
+    fn verdict_of(&self, program: &str, packet: &[u8]) -> u32 {
+        let program: &Xdp = self.ebpf.program(program).unwrap().try_into().unwrap();
         let mut out = vec![0; packet.len()];
         let options =
             TestRunOptions { data_in: Some(packet), data_out: Some(&mut out), ..TestRunOptions::default() };
@@ -366,4 +377,24 @@ fn the_limit_refills_with_time() {
     // Never more than the schedule has room for; fewer where this thread was kept waiting.
     let room = elapsed.as_nanos() / interval.as_nanos() + 1;
     assert!(passed >= 2 && u128::from(passed) <= room, "{passed} SYNs passed in {elapsed:?}");
+}
+
+#[test]
+fn packets_without_a_link_header_are_told_by_their_version() {
+    let Some(mut shield) = Shield::load() else { return };
+    let (four, six) = (v4("203.0.113.5"), v6("2001:db8:5::5"));
+    shield.block(four, 32, Block::FOREVER, Block::OPERATOR);
+    shield.block(six, 128, Block::FOREVER, Block::OPERATOR);
+    let segment = tcp(443, ACK);
+    for packet in [ipv4(four, &segment), ipv4_with(four, 10, 0, &segment), ipv6(six, &segment)] {
+        assert_eq!(shield.verdict_of("shield_l3", &packet), DROP, "{packet:x?}");
+        assert_eq!(shield.verdict_of("shield_l3", &frame(&[], &packet)), PASS, "that is no IP header");
+        assert_eq!(shield.verdict(&packet), PASS, "and this no Ethernet header");
+    }
+    let other = ipv4(v4("203.0.113.6"), &segment);
+    assert_eq!(shield.verdict_of("shield_l3", &other), PASS);
+    shield.limit(Duration::from_hours(1), 1, &[443]);
+    let syn = ipv4(v4("203.0.113.7"), &tcp(443, SYN));
+    assert_eq!(shield.verdict_of("shield_l3", &syn), PASS);
+    assert_eq!(shield.verdict_of("shield_l3", &syn), DROP, "the second within an hour");
 }

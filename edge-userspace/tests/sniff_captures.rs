@@ -12,7 +12,7 @@ use edge::{
 };
 
 /// The default of `limits.hello_bytes`.
-const MAX: usize = 16384;
+const MAX: usize = 65536;
 const NAME: Option<&str> = Some("cloud.example.com");
 
 struct Capture {

@@ -15,7 +15,7 @@ use edge::{
     host::HostName,
     sniff::{
         Rejection, Sniff,
-        tls::{ClientHello, ClientHelloReader, client_hello},
+        tls::{ClientHello, ClientHelloReader, MAX_RECORDS, client_hello},
     },
 };
 use proptest::{collection::vec, option::weighted, prelude::*, sample::Index, test_runner::TestRunner};
@@ -63,8 +63,10 @@ impl Hello {
     fn wire(&self, mut message: &[u8]) -> Vec<u8> {
         let mut wire = Vec::new();
         let mut sizes = self.records.iter().cycle();
+        // No more records than are taken.
+        let least = message.len().div_ceil(MAX_RECORDS).max(1);
         while !message.is_empty() {
-            let size = sizes.next().copied().unwrap_or(usize::MAX).clamp(1, 16384);
+            let size = sizes.next().copied().unwrap_or(usize::MAX).clamp(least, 16384);
             let (fragment, rest) = message.split_at(size.min(message.len()));
             wire.extend_from_slice(&[22, 3, 1]);
             wire.extend_from_slice(&vector16(fragment));

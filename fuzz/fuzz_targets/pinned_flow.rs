@@ -29,7 +29,7 @@ fuzz_target!(|bytes: &[u8]| {
     let (Some(up_key), Some(up), Some(down)) = parts else { return };
     assert_eq!(up_key.reversed().reversed(), up_key);
     assert_eq!(up_key.reversed().source(), up_key.destination());
-    assert_eq!(up_key.is_ipv4(), up_key.source().is_ipv4());
+    assert_eq!(up_key.tuple.is_ipv4(), up_key.source().is_ipv4());
     let mut pair = FlowPair { up_key, up, down };
     pair.up.settle(&pair.down);
     pair.down.settle(&pair.up);

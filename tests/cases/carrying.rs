@@ -90,8 +90,12 @@ fn behind_hello<T: Send + 'static>(
 }
 
 fn edged(lab: &Lab, tier: &str) -> Result<Edged> {
-    let route = format!("[[route]]\nhost = \"{NAME}\"\nto = \"{}\"\n", lab.home_address());
-    Edged::plan(lab, &route).daemon(&format!("datapath = \"{tier}\"")).start()
+    // All clients are one source here.
+    let body = format!(
+        "[limits]\nconnections_per_source = 0\n[[route]]\nhost = \"{NAME}\"\nto = \"{}\"\n",
+        lab.home_address()
+    );
+    Edged::plan(lab, &body).daemon(&format!("datapath = \"{tier}\"")).start()
 }
 
 fn connect(lab: &Lab) -> Result<TcpStream> {

@@ -1,6 +1,10 @@
 //! What bounds the flow tier, and what there is at the bounds: ports, labels, and the end of the daemon.
 
-use std::{process::Command, time::Duration};
+use std::{
+    net::{IpAddr, TcpStream},
+    process::Command,
+    time::Duration,
+};
 
 use lab::{
     Context, Edged, Lab, Result, ensure,
@@ -16,6 +20,7 @@ use lab::{
 use crate::{
     case, echo_once,
     flow::{NAME, hello, wait_for_flows},
+    flow_abuse::source,
     ways::with,
 };
 
@@ -31,12 +36,20 @@ fn flows_have_the_ports_that_the_configuration_keeps_for_them() -> Result<()> {
         let route = format!("[[route]]\nhost = \"{NAME}\"\nto = \"{}\"\n", lab.home_address());
         let body = |ports: &str| format!("[flow]\nports = \"{ports}\"\n{route}");
         let mut daemon = edged(lab, &body("20000-20063"))?;
-        let open = || {
-            let mut stream = lab.client.connect(lab.edge.at(443))?;
+        let open_from = |source: IpAddr| -> Result<TcpStream> {
+            let mut stream = lab.client.connect_from(source, lab.edge.at(443))?;
             echo_once(&mut stream, &hello())?;
-            lab::Result::Ok(stream)
+            Ok(stream)
         };
-        let mut streams = (0..PORTS).map(|_| open()).collect::<Result<Vec<_>>>()?;
+        let open = || open_from(lab.client.v4.into());
+        // Each of these sources gets half of what is left.
+        let mut streams = Vec::new();
+        for (nth, ports) in [32, 16, 8, 4, 2, 1, 1].into_iter().enumerate() {
+            let source = source(lab, u8::try_from(nth)?)?;
+            for _ in 0..ports {
+                streams.push(open_from(source)?);
+            }
+        }
         wait_for_flows(&daemon, PORTS.into())?;
         let mut reserved = Command::new("cat");
         reserved.arg("/proc/sys/net/ipv4/ip_local_reserved_ports");

@@ -181,3 +181,19 @@ fn flows_wait_where_the_clients_line_loses_much_and_home_is_far() -> Result<()> 
         Ok(())
     })
 }
+
+#[test]
+fn streams_to_a_client_that_is_much_further_than_home_stay_on_their_sockets() -> Result<()> {
+    for (near, stay) in [("delay 25ms rate 20mbit", true), ("delay 5ms rate 20mbit", false)] {
+        case(Lab::plan(), &[], |lab| {
+            client_line(lab, near)?;
+            home_line(lab, "delay 5ms")?;
+            let daemon = with_tier(lab, "auto")?;
+            let tiers = tiers_of_downloads(lab, &daemon, 2, 4 * MIB)?;
+            let flows = tiers.iter().filter(|tier| *tier == "flow").count();
+            ensure!(stay == (flows == 0), "{near}: {tiers:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}

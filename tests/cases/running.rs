@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::net::UnixDatagram,
+    os::unix::{fs::PermissionsExt as _, net::UnixDatagram},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
@@ -85,6 +85,8 @@ fn the_service_manager_is_told() -> Result<()> {
     case(|lab| {
         let path = lab.directory().join("notify.sock");
         let socket = UnixDatagram::bind(&path)?;
+        // As systemd's own is.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777))?;
         socket.set_read_timeout(Some(SOON))?;
         let told = || -> Result<String> {
             let mut buffer = [0; 4096];
@@ -153,6 +155,8 @@ PR_SET_PDEATHSIG = 1
 path = os.environ['EDGE_MANAGER']
 notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 notify.bind(path)
+# As systemd's own is.
+os.chmod(path, 0o777)
 kept = {}
 while True:
     sockets = [fd for fds in kept.values() for fd in fds]

@@ -1,7 +1,8 @@
 //! A disk that takes seconds for each fsync: the call that changes something waits for it, and nothing else does.
 
 use std::{
-    os::unix::net::UnixDatagram,
+    fs,
+    os::unix::{fs::PermissionsExt as _, net::UnixDatagram},
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
@@ -40,6 +41,8 @@ fn slow_disk(lab: &Lab) -> Result<()> {
     );
     let path = lab.directory().join("notify.sock");
     let manager = UnixDatagram::bind(&path)?;
+    // As systemd's own is.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o777))?;
     manager.set_read_timeout(Some(Duration::from_millis(100)))?;
     let delay = format!("inject=fsync:delay_exit={}", DELAY.as_micros());
     let edged = Edged::plan(lab, &body)
@@ -100,7 +103,7 @@ fn slow_disk(lab: &Lab) -> Result<()> {
             let took = adding.join().map_err(|_| lab::Error::msg("a panic"))??;
             ensure!(took >= DELAY * 3, "answered before the disk: {took:?}");
             // On disk and in effect when it was answered.
-            ensure!(std::fs::read_to_string(edged.state().join("state.toml"))?.contains("new.example"));
+            ensure!(fs::read_to_string(edged.state().join("state.toml"))?.contains("new.example"));
             ensure!(greeting(lab, "new.example")? == "two");
             eprintln!("a change took {took:?}, a dead backend was noticed and shown after {noticed:?}");
             Ok(())

@@ -40,6 +40,7 @@ pub struct EdgedPlan<'a> {
     daemon: String,
     body: String,
     before: Vec<String>,
+    programs: Option<PathBuf>,
     environment: Vec<(String, String)>,
 }
 
@@ -80,6 +81,13 @@ impl EdgedPlan<'_> {
         self
     }
 
+    /// Runs the daemon of this directory, as [`older::programs`](crate::older::programs) gives one.
+    #[must_use]
+    pub fn programs(mut self, directory: &Path) -> Self {
+        self.programs = Some(directory.to_owned());
+        self
+    }
+
     /// Sets an environment variable.
     #[must_use]
     pub fn environment(mut self, name: &str, value: &str) -> Self {
@@ -102,7 +110,10 @@ impl EdgedPlan<'_> {
     pub fn spawn(&self) -> Result<Process> {
         fs::create_dir_all(&self.files.state)?;
         fs::write(&self.files.config, self.text(&self.body))?;
-        let edged = program("edged")?;
+        let edged = match &self.programs {
+            Some(directory) => directory.join("edged"),
+            None => program("edged")?,
+        };
         let mut words = self.before.iter().map(PathBuf::from).chain([edged]);
         let mut command = Command::new(words.next().context("no program")?);
         command.args(words).arg("--config").arg(&self.files.config);
@@ -134,6 +145,7 @@ impl Edged {
             daemon: String::new(),
             body: body.to_owned(),
             before: Vec::new(),
+            programs: None,
             environment: Vec::new(),
         }
     }

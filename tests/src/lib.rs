@@ -18,6 +18,7 @@ pub mod host;
 pub mod loss;
 pub mod metrics;
 pub mod netns;
+pub mod older;
 pub mod peers;
 pub mod process;
 pub mod relay;

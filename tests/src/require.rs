@@ -13,6 +13,8 @@ pub enum Need {
     Namespaces,
     /// A program in `PATH`, and the Debian package it comes from.
     Program(&'static str, &'static str),
+    /// A user of the machine.
+    User(&'static str),
     /// A program of a newer Debian, see [`newer`].
     Newer(&'static str),
     /// A TUN device or the kernel's WireGuard.
@@ -21,6 +23,8 @@ pub enum Need {
     KernelTunnel,
     /// Connection tracking and NAT by nftables, in this kernel and as a program.
     Firewall,
+    /// Devices of this kind, in the words of `ip link add … type`.
+    Device(&'static str),
     /// The kernel's emulator of lines with delay and loss (`sch_netem`).
     Netem,
 }
@@ -35,6 +39,11 @@ impl Need {
             Self::Namespaces => can_make_namespace().err(),
             Self::Program(program, package) => {
                 find(program).is_none().then(|| format!("{program} is missing: apt-get install {package}"))
+            }
+            Self::User(name) => {
+                let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
+                let known = users.lines().any(|line| line.split(':').next() == Some(name));
+                (!known).then(|| format!("there is no user {name}: useradd --system {name}"))
             }
             Self::Newer(program) => newer(program)
                 .is_none()
@@ -54,6 +63,15 @@ impl Need {
             Self::Firewall => can_translate().err().map(|error| {
                 format!("no NAT by nftables ({error}): apt-get install nftables, modprobe nft_masq")
             }),
+            Self::Device(kind) => {
+                let of_its_own = format!("ip link add probe0 type {kind}");
+                let upon_another = format!(
+                    "ip link add below type veth peer name far; ip link add link below name probe0 type {kind}{}",
+                    if kind == "vlan" { " id 10" } else { "" }
+                );
+                let commands = if matches!(kind, "vlan" | "macvlan") { upon_another } else { of_its_own };
+                in_namespace(&commands).err().map(|error| format!("no {kind} in this kernel: {error}"))
+            }
             Self::Netem => {
                 let qdisc = "tc qdisc add dev lo root netem delay 1ms";
                 in_namespace(qdisc).err().map(|error| format!("no sch_netem in this kernel: {error}"))
@@ -63,7 +81,7 @@ impl Need {
 
     /// Whether no package brings it.
     fn is_of_the_kernel(self) -> bool {
-        matches!(self, Self::KernelTunnel | Self::Netem | Self::Firewall)
+        matches!(self, Self::KernelTunnel | Self::Netem | Self::Firewall | Self::Device(_))
     }
 }
 
@@ -126,14 +144,16 @@ fn can_translate() -> Result<(), String> {
     if output.status.success() { Ok(()) } else { Err(complaint) }
 }
 
-/// Runs a command of `ip` or `tc` in a namespace that is made for it and removed again.
-fn in_namespace(command: &str) -> Result<(), String> {
+/// Runs commands of `ip` or `tc`, `;` between them, in a namespace that is made for them and removed again.
+fn in_namespace(commands: &str) -> Result<(), String> {
     let name = format!("edge-probe-{}-{:?}", std::process::id(), std::thread::current().id());
     let name = name.replace(['(', ')'], "");
     iproute2("ip", &["netns", "add", &name])?;
-    let (program, rest) = command.split_once(' ').unwrap_or((command, ""));
-    let arguments: Vec<_> = ["-n", &name].into_iter().chain(rest.split(' ')).collect();
-    let outcome = iproute2(program, &arguments);
+    let outcome = commands.split("; ").try_for_each(|command| {
+        let (program, rest) = command.split_once(' ').unwrap_or((command, ""));
+        let arguments: Vec<_> = ["-n", &name].into_iter().chain(rest.split(' ')).collect();
+        iproute2(program, &arguments)
+    });
     iproute2("ip", &["netns", "del", &name])?;
     outcome
 }

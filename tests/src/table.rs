@@ -2,16 +2,20 @@
 
 use std::{
     fs,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Pod,
     maps::{HashMap, Map, MapData},
 };
-use edge_common::flow::{DOWN, Flow, FlowKey, Label, UP};
+use edge_common::{
+    LAYOUT,
+    flow::{DOWN, Flow, FlowKey, Label, Tuple, UP},
+};
 
 use crate::Lab;
 
@@ -39,26 +43,40 @@ where
     Ok(map.pin(path)?)
 }
 
-/// Adds flows of clients at this address, one a port from 1 on, to a backend that nobody speaks to.
+/// Adds flows of clients at this IPv4 address, one a port from 1 on, to a backend that nobody speaks to.
 pub fn add_flows(lab: &Lab, client: SocketAddr, edge: SocketAddr, count: u16) -> Result<()> {
     let mut table: HashMap<_, FlowKey, Flow> =
         HashMap::try_from(Map::HashMap(MapData::from_pin(pinned(lab, FLOWS)?)?))?;
     let now = u64::try_from(rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_sec)?;
+    let IpAddr::V4(source) = client.ip() else { bail!("{client} is not IPv4") };
+    let [.., last] = source.octets();
     for port in 1..=count {
         let client = SocketAddr::new(client.ip(), port);
         let back = SocketAddr::from(([198, 18, 2, 1], port));
-        let backend = SocketAddr::from(([198, 18, 2, 9], 443));
+        let backend = SocketAddr::from(([198, 18, 3, last], 443));
         let common = Flow {
             // Numbers that no daemon of the lab gets to.
-            id: (1 << 40) + u64::from(port),
+            id: (1 << 40) + (u64::from(last) << 16) + u64::from(port),
             accepted: now * 1_000_000_000,
             last_seen: now * 1_000_000_000,
             ..Flow::default()
         };
-        let up = Flow { to: FlowKey::new(back, backend), direction: UP, ..common };
-        let down = Flow { to: FlowKey::new(edge, client), direction: DOWN, ..common };
+        let up = Flow { to: Tuple::new(back, backend), direction: UP, ..common };
+        let down = Flow { to: Tuple::new(edge, client), direction: DOWN, ..common };
         table.insert(FlowKey::new(client, edge), up, 0)?;
         table.insert(up.reverse_key(), down, 0)?;
+    }
+    Ok(())
+}
+
+/// Makes all flows older: none of them has carried a packet for so much longer.
+pub fn age(lab: &Lab, by: Duration) -> Result<()> {
+    let mut table: HashMap<_, FlowKey, Flow> =
+        HashMap::try_from(Map::HashMap(MapData::from_pin(pinned(lab, FLOWS)?)?))?;
+    let entries: Vec<_> = table.iter().collect::<Result<_, _>>()?;
+    for (key, mut flow) in entries {
+        flow.last_seen = flow.last_seen.saturating_sub(u64::try_from(by.as_nanos())?);
+        table.insert(key, flow, 0)?;
     }
     Ok(())
 }
@@ -66,8 +84,10 @@ pub fn add_flows(lab: &Lab, client: SocketAddr, edge: SocketAddr, count: u16) ->
 /// Where a daemon has pinned a map.
 fn pinned(lab: &Lab, name: &str) -> Result<PathBuf> {
     let pins = lab.pins();
-    let layout = fs::read_dir(&pins)?.next().context("nothing is pinned")??;
-    let path = layout.path().join("flow").join(name);
+    let own = format!("v{LAYOUT}-");
+    let mut layouts = fs::read_dir(&pins)?.flatten();
+    let layout = layouts.find(|layout| layout.file_name().to_string_lossy().starts_with(&own));
+    let path = layout.context("nothing is pinned")?.path().join("flow").join(name);
     ensure!(path.exists(), "there is no {}", path.display());
     Ok(path)
 }

@@ -13,6 +13,7 @@
 use std::{
     env, fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::unix::fs::chown,
     path::{Path, PathBuf},
     sync::{
         Once,
@@ -172,6 +173,17 @@ impl Drop for Guard {
     }
 }
 
+/// The daemon keeps its files here as the user that it becomes, where the machine has it.
+fn give_to_daemon(directory: &Path) -> Result<()> {
+    let users = fs::read_to_string("/etc/passwd")?;
+    let ids = users.lines().find_map(|line| {
+        let mut fields = line.strip_prefix("edge:")?.split(':').skip(1);
+        Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+    });
+    let Some((user, group)) = ids else { return Ok(()) };
+    chown(directory, Some(user), Some(group)).with_context(|| format!("giving away {}", directory.display()))
+}
+
 /// Where daemons of a lab pin what they have in the kernel.
 fn pins(tag: &str) -> PathBuf {
     Path::new("/sys/fs/bpf").join(format!("{PREFIX}{tag}"))
@@ -213,6 +225,7 @@ impl Lab {
         teardown::note(&tag, |noted| *noted = remains);
         let guard = Guard { tag: tag.clone(), directory: directory.clone() };
         fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
+        give_to_daemon(&directory)?;
 
         let [client, edge, home] = &names;
         let client = Host::new(

@@ -35,9 +35,13 @@ const PACKAGES: &[&str] = &[
     "strace",
     "systemd",
     "tcpdump",
+    "util-linux",
     "wireguard-go",
     "wireguard-tools",
 ];
+
+/// Whom the daemon becomes when it was started as root.
+const USER: &str = "edge";
 
 /// Tells Debian's packages not to start the services they bring: the lab starts its own.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
@@ -58,8 +62,19 @@ pub(crate) fn lab() -> Result<()> {
         bail!("network namespaces and packages need root: run this as root, for example with sudo");
     }
     packages(PACKAGES)?;
+    user(USER)?;
     newer::programs()?;
     components(&["clippy", "rustfmt"])
+}
+
+/// A system user without a home, where it is missing.
+fn user(name: &str) -> Result<()> {
+    if output(Command::new("getent").args(["passwd", name])).is_ok() {
+        return Ok(());
+    }
+    let mut useradd = Command::new("useradd");
+    useradd.args(["--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", name]);
+    run(&mut useradd).with_context(|| format!("making the user {name}, whom the daemon becomes"))
 }
 
 /// Debian's packages, those of them that are missing.

@@ -1,6 +1,6 @@
 //! An entry: how packets of one direction are rewritten, and what was seen of them.
 
-use super::FlowKey;
+use super::{FlowKey, TCP, Tuple, UDP};
 
 /// One direction of a flow: how its packets are rewritten, and what was seen of it.
 ///
@@ -13,7 +13,7 @@ use super::FlowKey;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
     /// The addresses and ports to leave with.
-    pub to: FlowKey,
+    pub to: Tuple,
     /// Added to sequence numbers.
     pub seq_delta: u32,
     /// Added to acknowledgement numbers and to both edges of every SACK block (RFC 2018, 2883).
@@ -26,14 +26,14 @@ pub struct Flow {
     pub ingress: u32,
     /// The device that they leave through.
     pub egress: u32,
-    /// The sender's window scale (RFC 7323 §2), at most 14.
-    pub window_left: u8,
-    /// The scale that the edge offered the receiver, which the receiver applies to what it gets.
-    pub window_right: u8,
+    /// Both window scales (RFC 7323 §2), at most 14 each: see [`Self::with_scales`].
+    pub scales: u8,
     /// [`UP`] or [`DOWN`].
     pub direction: u8,
-    /// 1 where the packets leave in the other IP family than they came in.
-    pub changes_family: u8,
+    /// [`CHANGES_FAMILY`] and [`DATAGRAMS`], which never change.
+    pub shape: u8,
+    /// Nothing yet; room for a ninth flag.
+    pub reserved: u8,
     /// 1 where it is so, by [`FIN`] … below. Each is a byte of its own: processors that set different ones
     /// at the same time do not undo each other's.
     pub flags: [u8; 8],
@@ -80,7 +80,38 @@ impl Flow {
     /// Where the entry of the other direction is: its packets come from where these go.
     #[must_use]
     pub const fn reverse_key(&self) -> FlowKey {
-        self.to.reversed()
+        FlowKey::of(self.to.reversed(), self.protocol())
+    }
+
+    /// [`TCP`] or [`UDP`].
+    #[must_use]
+    pub const fn protocol(&self) -> u8 {
+        if self.shape & DATAGRAMS == 0 { TCP } else { UDP }
+    }
+
+    /// Whether the packets leave in the other IP family than they came in.
+    #[must_use]
+    pub const fn changes_family(&self) -> bool {
+        self.shape & CHANGES_FAMILY != 0
+    }
+
+    /// [`Self::scales`] of these two: the sender's, and the one that the edge offered the receiver, which the receiver
+    /// applies to what it gets.
+    #[must_use]
+    pub const fn with_scales(sender: u8, offered: u8) -> u8 {
+        (sender & 15) | (offered << 4)
+    }
+
+    /// The sender's window scale, at most 15.
+    #[must_use]
+    pub const fn sender_scale(&self) -> u8 {
+        self.scales & 15
+    }
+
+    /// The scale that the edge offered the receiver, at most 15.
+    #[must_use]
+    pub const fn offered_scale(&self) -> u8 {
+        self.scales >> 4
     }
 
     /// The sequence number behind the last byte (or FIN) that the sender sent.
@@ -135,6 +166,11 @@ impl Flow {
 pub const UP: u8 = 0;
 /// [`Flow::direction`] of backend → client.
 pub const DOWN: u8 = 1;
+
+/// [`Flow::shape`]: the packets leave in the other IP family than they came in.
+pub const CHANGES_FAMILY: u8 = 1;
+/// The packets are UDP's, not TCP's.
+pub const DATAGRAMS: u8 = 1 << 1;
 
 /// [`Flow::flags`]: the sender has sent a FIN inside the window.
 pub const FIN: usize = 0;

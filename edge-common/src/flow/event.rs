@@ -23,7 +23,7 @@ pub struct FlowEvent {
     pub last_seen: u64,
     /// The key of the entry.
     pub key: FlowKey,
-    /// [`Flow::to`](super::Flow::to).
+    /// The addresses and ports that the entry's packets leave with, [`Flow::to`](super::Flow::to), and their protocol.
     pub to: FlowKey,
     /// [`CLOSED`], [`RESET_SEEN`] or [`REPLACED`].
     pub kind: u32,
@@ -35,7 +35,7 @@ pub struct FlowEvent {
     pub resets: u32,
     /// [`Flow::connect_time`](super::Flow::connect_time).
     pub connect_time: u32,
-    /// Nothing.
+    /// Nothing yet.
     pub reserved: u32,
 }
 

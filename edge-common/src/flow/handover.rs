@@ -15,6 +15,8 @@ pub struct Pending {
     /// By the direction that acknowledges ([`UP`](super::UP): the client): the sequence number behind the last byte
     /// that the socket to it was given, in the numbers that the acknowledgement arrives with.
     pub watch: [u32; 2],
+    /// Nothing yet.
+    pub reserved: [u32; 2],
 }
 
 /// What the kernel keeps beside a socket: the numbers at ESTABLISHED, how its SYN should look, and what its packets

@@ -8,20 +8,25 @@ pub type Address = [u32; 4];
 /// The third word of an IPv4 address in an [`Address`].
 pub const MAPPED: u32 = 0xffff_u32.to_be();
 
+/// The protocols whose packets are carried (`IPPROTO_TCP`, `IPPROTO_UDP`).
+pub const TCP: u8 = 6;
+/// See [`TCP`].
+pub const UDP: u8 = 17;
+
 /// The addresses and ports of one direction of a connection.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct FlowKey {
+pub struct Tuple {
     /// Who sends.
     pub source: Address,
     /// Who receives.
     pub destination: Address,
-    /// Both ports as the first word of a TCP header has them in memory: source, then destination.
+    /// Both ports as the first word of a TCP or UDP header has them in memory: source, then destination.
     pub ports: u32,
 }
 
-impl FlowKey {
-    /// The key of packets from `source` to `destination`. An IPv4-mapped IPv6 address is the IPv4 address.
+impl Tuple {
+    /// Of packets from `source` to `destination`. An IPv4-mapped IPv6 address is the IPv4 address.
     #[must_use]
     pub fn new(source: SocketAddr, destination: SocketAddr) -> Self {
         let [a, b] = source.port().to_be_bytes();
@@ -44,7 +49,7 @@ impl FlowKey {
         SocketAddr::new(ip(&self.destination), u16::from_be_bytes([c, d]))
     }
 
-    /// The key of the answers to these packets.
+    /// That of the answers to these packets.
     #[must_use]
     pub const fn reversed(&self) -> Self {
         Self { source: self.destination, destination: self.source, ports: self.ports.rotate_left(16) }
@@ -54,6 +59,48 @@ impl FlowKey {
     #[must_use]
     pub const fn is_ipv4(&self) -> bool {
         self.source[0] == 0 && self.source[1] == 0 && self.source[2] == MAPPED
+    }
+}
+
+/// What an entry is found by: the addresses and ports that its packets arrive with, and their protocol.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    /// Addresses and ports.
+    pub tuple: Tuple,
+    /// [`TCP`] or [`UDP`]. A word, so that no byte of the key is padding.
+    pub protocol: u32,
+}
+
+impl FlowKey {
+    /// The key of TCP segments from `source` to `destination`. An IPv4-mapped IPv6 address is the IPv4 address.
+    #[must_use]
+    pub fn new(source: SocketAddr, destination: SocketAddr) -> Self {
+        Self::of(Tuple::new(source, destination), TCP)
+    }
+
+    /// The key of packets with these addresses and ports.
+    #[must_use]
+    pub const fn of(tuple: Tuple, protocol: u8) -> Self {
+        Self { tuple, protocol: protocol as u32 }
+    }
+
+    /// Who sends.
+    #[must_use]
+    pub fn source(&self) -> SocketAddr {
+        self.tuple.source()
+    }
+
+    /// Who receives.
+    #[must_use]
+    pub fn destination(&self) -> SocketAddr {
+        self.tuple.destination()
+    }
+
+    /// The key of the answers to these packets.
+    #[must_use]
+    pub const fn reversed(&self) -> Self {
+        Self { tuple: self.tuple.reversed(), protocol: self.protocol }
     }
 }
 
@@ -90,7 +137,7 @@ mod tests {
             let key = FlowKey::new(source, destination);
             assert_eq!((key.source(), key.destination()), (source, destination));
             assert_eq!(key.reversed(), FlowKey::new(destination, source));
-            assert_eq!(key.is_ipv4(), v4);
+            assert_eq!(key.tuple.is_ipv4(), v4);
         }
     }
 
@@ -105,7 +152,7 @@ mod tests {
     #[test]
     fn the_ports_are_in_the_order_of_the_wire() {
         let key = FlowKey::new("192.0.2.1:258".parse().unwrap(), "192.0.2.2:772".parse().unwrap());
-        assert_eq!(key.ports.to_ne_bytes(), [1, 2, 3, 4]);
-        assert_eq!(key.source[3].to_ne_bytes(), [192, 0, 2, 1]);
+        assert_eq!(key.tuple.ports.to_ne_bytes(), [1, 2, 3, 4]);
+        assert_eq!(key.tuple.source[3].to_ne_bytes(), [192, 0, 2, 1]);
     }
 }

@@ -47,6 +47,9 @@ pub enum FlowReason {
 }
 
 impl FlowReason {
+    /// How many there may be: the counters in the kernel, so that a new reason needs no other layout.
+    pub const ROOM: u32 = 64;
+
     /// How many there are.
     pub const COUNT: u32 = Self::EventLost as u32 + 1;
 

@@ -5,7 +5,7 @@ use aya_ebpf::{
     bindings::__sk_buff,
     helpers::generated::{bpf_skb_change_proto, bpf_skb_store_bytes},
 };
-use edge_common::flow::FlowKey;
+use edge_common::flow::Tuple;
 
 use crate::{
     checksum::Sum,
@@ -43,7 +43,7 @@ impl Outer {
 
 /// What changes in TCP's pseudo header; length and protocol count the same in both families.
 #[inline(always)]
-pub(crate) fn pseudo_difference<const V6: bool>(from: &FlowKey, to: &FlowKey) -> Sum {
+pub(crate) fn pseudo_difference<const V6: bool>(from: &Tuple, to: &Tuple) -> Sum {
     if V6 {
         let sum = Sum::ZERO.remove_all(&from.source).remove_all(&from.destination);
         sum.add(to.source[3]).add(to.destination[3])
@@ -60,7 +60,7 @@ pub(crate) fn ipv4_header(
     payload: u32,
     hop_limit: u8,
     protocol: u8,
-    to: &FlowKey,
+    to: &Tuple,
 ) -> [u32; 5] {
     let length = payload.wrapping_add(IPV4_HEADER as u32) & 0xffff;
     let first = (0x4500_0000 | (u32::from(traffic_class) << 16) | length).to_be();
@@ -77,7 +77,7 @@ pub(crate) fn ipv6_header(
     payload: u32,
     hop_limit: u8,
     protocol: u8,
-    to: &FlowKey,
+    to: &Tuple,
 ) -> [u32; 10] {
     let first = (0x6000_0000 | (u32::from(traffic_class) << 20)).to_be();
     let second = ((payload << 16) | (u32::from(protocol) << 8) | u32::from(hop_limit)).to_be();
@@ -90,7 +90,7 @@ pub(crate) fn ipv6_header(
 pub(crate) fn change<const L2: usize, const V6: bool>(
     skb: *mut __sk_buff,
     outer: &Outer,
-    to: &FlowKey,
+    to: &Tuple,
 ) -> Result<(), ()> {
     let Outer { traffic_class, hop_limit, payload } = *outer;
     let protocol = if V6 { IPV4 } else { IPV6 };

@@ -4,12 +4,13 @@
 //! move packet data ends direct access. Everything rare is behind a branch.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_OK, TC_ACT_SHOT},
+    bindings::{__sk_buff, TC_ACT_SHOT},
     helpers::generated::{bpf_check_mtu, bpf_ktime_get_coarse_ns},
 };
-use edge_common::flow::{ALWAYS_FITS, Flow, FlowKey, FlowReason};
+use edge_common::flow::{ALWAYS_FITS, Flow, FlowKey, FlowReason, Tuple};
 
 use crate::{
+    PASS,
     checksum::{self, Sum},
     family,
     frame::{
@@ -30,16 +31,16 @@ pub(crate) fn ingress<const L2: usize>(skb: *mut __sk_buff) -> i32 {
     // SAFETY: the context of the program.
     let (protocol, kind) = unsafe { ((*skb).protocol, (*skb).pkt_type) };
     match protocol {
-        _ if kind != PACKET_HOST => TC_ACT_OK,
+        _ if kind != PACKET_HOST => PASS,
         IPV4 => look::<L2, false>(skb),
         IPV6 => look::<L2, true>(skb),
-        _ => TC_ACT_OK,
+        _ => PASS,
     }
 }
 
 #[inline(always)]
 fn look<const L2: usize, const V6: bool>(skb: *mut __sk_buff) -> i32 {
-    let Some(frame) = Frame::<L2, V6>::of(skb) else { return TC_ACT_OK };
+    let Some(frame) = Frame::<L2, V6>::of(skb) else { return PASS };
     match frame.payload() {
         Payload::Tcp => {
             let key = frame.key();
@@ -50,22 +51,22 @@ fn look<const L2: usize, const V6: bool>(skb: *mut __sk_buff) -> i32 {
                     if is_comparing() && (frame.tcp_word(12) >> 8) as u8 & (TCP_SYN | TCP_ACK) == TCP_ACK {
                         let (theirs, own) =
                             (u32::from_be(frame.tcp_word(4)), u32::from_be(frame.tcp_word(8)));
-                        wire::arrives::<V6>(skb, &key, wire::Numbers { theirs, own });
+                        wire::arrives::<V6>(skb, &key.tuple, wire::Numbers { theirs, own });
                     }
-                    TC_ACT_OK
+                    PASS
                 }
             }
         }
         Payload::Icmp => too_big::translate::<L2, V6>(skb),
         Payload::Fragment => {
             count(FlowReason::Fragment);
-            TC_ACT_OK
+            PASS
         }
         Payload::Extended => {
             count(FlowReason::ExtensionHeader);
-            TC_ACT_OK
+            PASS
         }
-        Payload::Other => TC_ACT_OK,
+        Payload::Other => PASS,
     }
 }
 
@@ -113,7 +114,7 @@ fn carry<const L2: usize, const V6: bool>(
         }
         if state::yields(flow, key) {
             count(FlowReason::SynOnClosed);
-            return TC_ACT_OK;
+            return PASS;
         }
         state::asks(flow, u32::from_be(words[1]));
         count(FlowReason::SynOnLive);
@@ -123,7 +124,7 @@ fn carry<const L2: usize, const V6: bool>(
         && let Some(mtu) = exceeded_mtu::<V6>(skb, flow, largest)
     {
         count(FlowReason::TooBig);
-        return too_big::answer::<L2, V6>(skb, key, words[1], length, mtu);
+        return too_big::answer::<L2, V6>(skb, &key.tuple, words[1], length, mtu);
     }
 
     // SAFETY: a helper without arguments.
@@ -131,19 +132,19 @@ fn carry<const L2: usize, const V6: bool>(
     flow.packets += 1;
     let mut window = u32::from(u16::from_be((words[3] >> 16) as u16));
     if flags & TCP_SYN == 0 {
-        window <<= flow.window_left & 15;
+        window <<= flow.sender_scale();
         let (seq, ack) = (u32::from_be(words[1]), u32::from_be(words[2]));
         let segment = state::Segment { seq, ack, window, data: length - headers, flags };
         state::note(flow, &segment);
         if state::is_for_socket(flow, &segment)
-            && let Some(numbers) = socket::Numbers::find::<V6>(skb, key)
+            && let Some(numbers) = socket::Numbers::find::<V6>(skb, &key.tuple)
         {
             return to_socket(skb, frame, &words, &numbers, header);
         }
         // The window of a SYN is never scaled (RFC 7323 §2.2).
-        window = (window >> (flow.window_right & 15)).min(0xffff);
+        window = (window >> (flow.offered_scale())).min(0xffff);
     }
-    rewrite(skb, frame, key, flow, words, window)
+    rewrite(skb, frame, &key.tuple, flow, words, window)
 }
 
 /// Leaves an acknowledgement to the socket, as if its sender had sent nothing that the socket has not seen, and got
@@ -171,14 +172,14 @@ fn to_socket<const L2: usize, const V6: bool>(
         frame.set_tcp_word(28, 0);
     }
     checksum::correct(skb, Frame::<L2, V6>::TRANSPORT + TCP_CHECKSUM, sum);
-    TC_ACT_OK
+    PASS
 }
 
 #[inline(always)]
 fn rewrite<const L2: usize, const V6: bool>(
     skb: *mut __sk_buff,
     frame: &Frame<L2, V6>,
-    key: &FlowKey,
+    key: &Tuple,
     flow: &mut Flow,
     words: [u32; 4],
     window: u32,
@@ -214,7 +215,7 @@ fn rewrite<const L2: usize, const V6: bool>(
         }
     }
 
-    let changes_family = flow.changes_family != 0;
+    let changes_family = flow.changes_family();
     let addresses = if changes_family {
         family::pseudo_difference::<V6>(key, &flow.to)
     } else {
@@ -252,7 +253,7 @@ fn rewrite<const L2: usize, const V6: bool>(
 
 /// Puts the new addresses in and takes one from the hop limit; gives back the difference of the addresses.
 #[inline(always)]
-fn readdress<const L2: usize, const V6: bool>(frame: &Frame<L2, V6>, key: &FlowKey, to: &FlowKey) -> Sum {
+fn readdress<const L2: usize, const V6: bool>(frame: &Frame<L2, V6>, key: &Tuple, to: &Tuple) -> Sum {
     let mut sum = Sum::ZERO;
     if V6 {
         macro_rules! each {
@@ -290,7 +291,7 @@ fn exceeded_mtu<const V6: bool>(skb: *mut __sk_buff, flow: &Flow, largest: u32) 
     if unsafe { bpf_check_mtu(skb.cast(), flow.egress, &raw mut mtu, 0, 0) } < 0 {
         return None;
     }
-    if flow.changes_family != 0 {
+    if flow.changes_family() {
         mtu = if V6 { mtu + GROWTH } else { mtu.saturating_sub(GROWTH) };
     }
     (largest > mtu).then_some(mtu)

@@ -5,13 +5,14 @@
 //! they die with the first helper that moves packet data.
 
 use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_pull_data};
-use edge_common::flow::{FlowKey, MAPPED};
+use edge_common::flow::{FlowKey, MAPPED, Tuple};
+
+pub(crate) use edge_common::flow::TCP;
 
 /// `ETH_P_IP` and `ETH_P_IPV6` in network order, as `__sk_buff.protocol` has them.
 pub(crate) const IPV4: u32 = 0x0800_u16.to_be() as u32;
 pub(crate) const IPV6: u32 = 0x86dd_u16.to_be() as u32;
 
-pub(crate) const TCP: u8 = 6;
 pub(crate) const ICMP: u8 = 1;
 pub(crate) const ICMPV6: u8 = 58;
 
@@ -188,10 +189,10 @@ impl<const L2: usize, const V6: bool> Frame<L2, V6> {
             let address = |at: usize| {
                 [self.ip_word(at), self.ip_word(at + 4), self.ip_word(at + 8), self.ip_word(at + 12)]
             };
-            FlowKey { source: address(8), destination: address(24), ports }
+            FlowKey::of(Tuple { source: address(8), destination: address(24), ports }, TCP)
         } else {
             let address = |at: usize| [0, 0, MAPPED, self.ip_word(at)];
-            FlowKey { source: address(12), destination: address(16), ports }
+            FlowKey::of(Tuple { source: address(12), destination: address(16), ports }, TCP)
         }
     }
 }

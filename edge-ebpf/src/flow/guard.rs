@@ -10,7 +10,7 @@
 //!   for it in the socket's [`Handshake`]; `skb->mark` belongs to the tunnels.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_OK, TC_ACT_SHOT},
+    bindings::{__sk_buff, TC_ACT_SHOT},
     helpers::generated::{bpf_sk_storage_get, bpf_skb_store_bytes},
 };
 use edge_common::flow::{
@@ -19,6 +19,7 @@ use edge_common::flow::{
 };
 
 use crate::{
+    PASS,
     checksum::{self, Sum},
     frame::{
         Frame, IPV4, IPV6, Payload, TCP_ACK, TCP_CHECKSUM, TCP_FIN, TCP_HEADER, TCP_RST, TCP_SYN, ip_header,
@@ -40,19 +41,19 @@ pub(crate) fn egress<const L2: usize>(skb: *mut __sk_buff) -> i32 {
     let (protocol, came_from) = unsafe { ((*skb).protocol, (*skb).ingress_ifindex) };
     // What came in by a device is forwarded or a flow's; only what starts here has none.
     if came_from != 0 {
-        return TC_ACT_OK;
+        return PASS;
     }
     match protocol {
         IPV4 => guard::<L2, false>(skb),
         IPV6 => guard::<L2, true>(skb),
-        _ => TC_ACT_OK,
+        _ => PASS,
     }
 }
 
 #[inline(always)]
 fn guard<const L2: usize, const V6: bool>(skb: *mut __sk_buff) -> i32 {
-    let Some(frame) = Frame::<L2, V6>::of(skb) else { return TC_ACT_OK };
-    let Payload::Tcp = frame.payload() else { return TC_ACT_OK };
+    let Some(frame) = Frame::<L2, V6>::of(skb) else { return PASS };
+    let Payload::Tcp = frame.payload() else { return PASS };
     let word = frame.tcp_word(12);
     let flags = (word >> 8) as u8;
     if flags & (TCP_RST | TCP_FIN) != 0
@@ -70,7 +71,7 @@ fn guard<const L2: usize, const V6: bool>(skb: *mut __sk_buff) -> i32 {
     }
     let is_syn = flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
     if !is_syn && flags & TCP_ACK == 0 {
-        return TC_ACT_OK;
+        return PASS;
     }
     let noted = handshake(skb);
     if !is_syn
@@ -97,7 +98,7 @@ fn guard<const L2: usize, const V6: bool>(skb: *mut __sk_buff) -> i32 {
         renew::<L2, V6>(skb, &frame.key().reversed(), frame.tcp_word(8), stamp);
     }
     // A SYN that could not be changed goes as it is: the legs will differ and the connection stays on sockets.
-    TC_ACT_OK
+    PASS
 }
 
 /// Puts in what the flow saw acknowledged and the timestamp that it carried last, where these are more than the socket

@@ -41,6 +41,11 @@ use aya_ebpf::{
 
 edge_ebpf::program!();
 
+/// The verdict on what is no flow's, and on what the stack is to have: whoever comes behind this program decides. That
+/// may be the programs of an older layout, which still carry their flows, or somebody else's. `TC_ACT_UNSPEC` of a
+/// filter, `TCX_NEXT` of a link (`linux/pkt_cls.h`, `linux/bpf.h`).
+const PASS: i32 = -1;
+
 /// Length of an Ethernet header. 802.1Q tags are not in the packet: the kernel keeps them beside it.
 const ETHERNET: usize = 14;
 

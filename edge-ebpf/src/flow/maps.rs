@@ -20,7 +20,7 @@ static FLOW_EVENTS: RingBuf<(), { FLOW_EVENT_BYTES as usize }> = RingBuf::new();
 
 /// Packets by [`FlowReason`].
 #[btf_map]
-static FLOW_REASONS: PerCpuArray<u64, { FlowReason::COUNT as usize }> = PerCpuArray::new();
+static FLOW_REASONS: PerCpuArray<u64, { FlowReason::ROOM as usize }> = PerCpuArray::new();
 
 /// What is known of a socket's handshake, kept with the socket.
 #[btf_map]

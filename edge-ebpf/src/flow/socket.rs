@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock, bpf_sock_tuple},
     helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_release, bpf_tcp_sock},
 };
-use edge_common::flow::FlowKey;
+use edge_common::flow::Tuple;
 
 /// `BPF_F_CURRENT_NETNS` (`linux/bpf.h`).
 pub(crate) const CURRENT_NETNS: u64 = -1_i64 as u64;
@@ -21,43 +21,33 @@ pub(crate) struct Numbers {
 }
 
 impl Numbers {
-    /// Of the socket that packets with this key are for, if there is one.
+    /// Of the socket that packets with these addresses are for, if there is one.
     #[inline(always)]
-    pub(crate) fn find<const V6: bool>(skb: *mut __sk_buff, key: &FlowKey) -> Option<Self> {
+    pub(crate) fn find<const V6: bool>(skb: *mut __sk_buff, tuple: &Tuple) -> Option<Self> {
         let mut numbers = Self { expected: 0, sent: 0 };
         // A function returns one register here.
-        (look::<V6>(skb, key, &mut numbers) != 0).then_some(numbers)
+        (look::<V6>(skb, tuple, &mut numbers) != 0).then_some(numbers)
     }
 }
 
-/// The addresses of a key in the shape that the kernel looks sockets up by (`struct bpf_sock_tuple`): both addresses
-/// and both ports, without anything between.
-pub(crate) struct Tuple([u32; 3]);
-
-impl Tuple {
-    #[inline(always)]
-    pub(crate) fn of(key: &FlowKey) -> Self {
-        Self([key.source[3], key.destination[3], key.ports])
-    }
-
-    /// Where it is, and its size. A key of IPv6 has that shape itself.
-    #[inline(always)]
-    pub(crate) fn raw<const V6: bool>(&self, key: &FlowKey) -> (*const bpf_sock_tuple, u32) {
-        if V6 {
-            ((&raw const *key).cast(), size_of::<FlowKey>() as u32)
-        } else {
-            ((&raw const self.0).cast(), size_of_val(&self.0) as u32)
-        }
+/// What the kernel looks a socket up by, and its size: `struct bpf_sock_tuple` is both addresses and both ports, without
+/// anything between. A tuple of IPv6 has that shape; `v4` are the words of one of IPv4.
+#[inline(always)]
+pub(crate) fn sought<const V6: bool>(tuple: &Tuple, v4: &[u32; 3]) -> (*const bpf_sock_tuple, u32) {
+    if V6 {
+        ((&raw const *tuple).cast(), size_of::<Tuple>() as u32)
+    } else {
+        ((&raw const *v4).cast(), size_of_val(v4) as u32)
     }
 }
 
 #[inline(never)]
-fn look<const V6: bool>(skb: *mut __sk_buff, key: &FlowKey, numbers: &mut Numbers) -> u32 {
-    let tuple = Tuple::of(key);
-    let (tuple, size) = tuple.raw::<V6>(key);
+fn look<const V6: bool>(skb: *mut __sk_buff, tuple: &Tuple, numbers: &mut Numbers) -> u32 {
+    let v4 = [tuple.source[3], tuple.destination[3], tuple.ports];
+    let (sought, size) = sought::<V6>(tuple, &v4);
     // SAFETY: helpers that check their arguments. The socket is held until it is released, and read before.
     unsafe {
-        let socket: *mut bpf_sock = bpf_sk_lookup_tcp(skb.cast(), tuple.cast_mut(), size, CURRENT_NETNS, 0);
+        let socket: *mut bpf_sock = bpf_sk_lookup_tcp(skb.cast(), sought.cast_mut(), size, CURRENT_NETNS, 0);
         if socket.is_null() {
             return 0;
         }

@@ -12,15 +12,16 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_OK, TC_ACT_SHOT, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
+    bindings::{__sk_buff, TC_ACT_SHOT, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::generated::{
         bpf_skb_adjust_room, bpf_skb_change_proto, bpf_skb_change_tail, bpf_skb_load_bytes,
         bpf_skb_store_bytes,
     },
 };
-use edge_common::flow::{FlowKey, FlowReason, MAPPED};
+use edge_common::flow::{FlowKey, FlowReason, MAPPED, Tuple};
 
 use crate::{
+    PASS,
     checksum::Sum,
     family::{ipv4_header, ipv6_header},
     frame::{ICMP, ICMPV6, IPV4, IPV6, TCP, TCP_HEADER, ip_header},
@@ -59,7 +60,7 @@ struct Message<const IP_WORDS: usize> {
 
 /// A packet that was too big, as its sender sent it.
 struct Offender {
-    key: FlowKey,
+    tuple: Tuple,
     /// Network order.
     seq: u32,
     /// Of the whole packet, bytes.
@@ -77,7 +78,7 @@ impl Offender {
     /// ICMP checksum holds either way. Modulo 65535, to halve is to rotate by one bit.
     #[inline(always)]
     fn segment(&self) -> [u32; 5] {
-        let mut words = [self.key.ports, self.seq, 0, 0x5010_0000_u32.to_be(), 0];
+        let mut words = [self.tuple.ports, self.seq, 0, 0x5010_0000_u32.to_be(), 0];
         let checksum = (!Sum::ZERO.add_all(&words).folded()).rotate_right(1);
         words[4] = u32::from(checksum);
         words
@@ -85,27 +86,27 @@ impl Offender {
 
     #[inline(always)]
     fn message_v4(&self) -> Message<5> {
-        let inner = ipv4_header(0, self.length.wrapping_sub(20), HOP_LIMIT, TCP, &self.key);
+        let inner = ipv4_header(0, self.length.wrapping_sub(20), HOP_LIMIT, TCP, &self.tuple);
         let segment = self.segment();
         let mut icmp = [FRAGMENTATION_NEEDED, self.mtu.to_be()];
         let sum = Sum::ZERO.add_all(&icmp).add_all(&inner).add_all(&segment).folded();
         icmp[0] |= u32::from(!sum) << 16;
         let payload = (message(false) - ip_header(false)) as u32;
-        let outer = ipv4_header(NETWORK_CONTROL, payload, HOP_LIMIT, ICMP, &self.key.reversed());
+        let outer = ipv4_header(NETWORK_CONTROL, payload, HOP_LIMIT, ICMP, &self.tuple.reversed());
         Message { outer, icmp, inner, segment }
     }
 
     #[inline(always)]
     fn message_v6(&self) -> Message<10> {
-        let inner = ipv6_header(0, self.length.wrapping_sub(40), HOP_LIMIT, TCP, &self.key);
+        let inner = ipv6_header(0, self.length.wrapping_sub(40), HOP_LIMIT, TCP, &self.tuple);
         let segment = self.segment();
         let mut icmp = [PACKET_TOO_BIG, self.mtu.to_be()];
         let payload = (message(true) - ip_header(true)) as u32;
-        let pseudo = Sum::ZERO.add_all(&self.key.source).add_all(&self.key.destination);
+        let pseudo = Sum::ZERO.add_all(&self.tuple.source).add_all(&self.tuple.destination);
         let pseudo = pseudo.add(payload.to_be()).add(u32::from(ICMPV6).to_be());
         let sum = pseudo.add_all(&icmp).add_all(&inner).add_all(&segment).folded();
         icmp[0] |= u32::from(!sum) << 16;
-        let outer = ipv6_header(NETWORK_CONTROL, payload, HOP_LIMIT, ICMPV6, &self.key.reversed());
+        let outer = ipv6_header(NETWORK_CONTROL, payload, HOP_LIMIT, ICMPV6, &self.tuple.reversed());
         Message { outer, icmp, inner, segment }
     }
 
@@ -130,12 +131,12 @@ impl Offender {
 #[inline(never)]
 pub(crate) fn answer<const L2: usize, const V6: bool>(
     skb: *mut __sk_buff,
-    key: &FlowKey,
+    tuple: &Tuple,
     seq: u32,
     length: u32,
     mtu: u32,
 ) -> i32 {
-    let offender = Offender { key: *key, seq, length, mtu };
+    let offender = Offender { tuple: *tuple, seq, length, mtu };
     let kept = (L2 + ip_header(V6) + TCP_HEADER) as u32;
     let room = (ip_header(V6) + ICMP_HEADER) as i32;
     // The segment stays where it is relative to the mark for its checksum: cut behind it, grow before it.
@@ -185,33 +186,33 @@ impl<const IP_WORDS: usize> Report<IP_WORDS> {
 #[inline(never)]
 pub(crate) fn translate<const L2: usize, const V6: bool>(skb: *mut __sk_buff) -> i32 {
     let offset = (L2 + ip_header(V6)) as u32;
-    // The key of the packet that did not fit, as it left the edge.
+    // The tuple of the packet that did not fit, as it left the edge.
     let (sent, seq, length, mtu) = if V6 {
-        let Some(report) = Report::<10>::load(skb, offset, PACKET_TOO_BIG) else { return TC_ACT_OK };
+        let Some(report) = Report::<10>::load(skb, offset, PACKET_TOO_BIG) else { return PASS };
         let ip = &report.ip;
         let second = u32::from_be(ip[1]);
         if (second >> 8) as u8 != TCP {
-            return TC_ACT_OK;
+            return PASS;
         }
         let source = [ip[2], ip[3], ip[4], ip[5]];
         let destination = [ip[6], ip[7], ip[8], ip[9]];
-        let key = FlowKey { source, destination, ports: report.ports };
-        (key, report.seq, (second >> 16) + 40, u32::from_be(report.icmp[1]))
+        let tuple = Tuple { source, destination, ports: report.ports };
+        (tuple, report.seq, (second >> 16) + 40, u32::from_be(report.icmp[1]))
     } else {
-        let Some(report) = Report::<5>::load(skb, offset, FRAGMENTATION_NEEDED) else { return TC_ACT_OK };
+        let Some(report) = Report::<5>::load(skb, offset, FRAGMENTATION_NEEDED) else { return PASS };
         let ip = &report.ip;
         let first = u32::from_be(ip[0]);
         // The edge sends no IPv4 options.
         if first >> 24 != 0x45 || (u32::from_be(ip[2]) >> 16) as u8 != TCP {
-            return TC_ACT_OK;
+            return PASS;
         }
         let source = [0, 0, MAPPED, ip[3]];
         let destination = [0, 0, MAPPED, ip[4]];
-        let key = FlowKey { source, destination, ports: report.ports };
-        (key, report.seq, first & 0xffff, u32::from_be(report.icmp[1]) & 0xffff)
+        let tuple = Tuple { source, destination, ports: report.ports };
+        (tuple, report.seq, first & 0xffff, u32::from_be(report.icmp[1]) & 0xffff)
     };
     // The entry of the other direction goes to who sent it.
-    let Some(flow) = find(&sent.reversed()) else { return TC_ACT_OK };
+    let Some(flow) = find(&FlowKey::of(sent.reversed(), TCP)) else { return PASS };
     // SAFETY: valid until the program ends; see `maps::flow` for who else writes.
     let flow = unsafe { &*flow };
     let number = u32::from_be(seq);
@@ -219,11 +220,11 @@ pub(crate) fn translate<const L2: usize, const V6: bool>(skb: *mut __sk_buff) ->
     let device = unsafe { (*skb).ingress_ifindex };
     if device != flow.ingress || number.wrapping_sub(flow.acked) > flow.window {
         count(FlowReason::TooBigDisbelieved);
-        return TC_ACT_OK;
+        return PASS;
     }
-    let to_v6 = V6 != (flow.changes_family != 0);
+    let to_v6 = V6 != (flow.changes_family());
     let mut offender =
-        Offender { key: flow.reverse_key(), seq: number.wrapping_add(flow.ack_delta).to_be(), length, mtu };
+        Offender { tuple: flow.to.reversed(), seq: number.wrapping_add(flow.ack_delta).to_be(), length, mtu };
     if to_v6 && !V6 {
         offender.length += GROWTH;
         offender.mtu = (mtu + GROWTH).max(LEAST_IPV6);

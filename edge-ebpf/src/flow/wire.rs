@@ -11,11 +11,11 @@ use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
     helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_release, bpf_sk_storage_get, bpf_tcp_sock},
 };
-use edge_common::flow::{FlowKey, Handshake};
+use edge_common::flow::{Handshake, Tuple};
 
 use crate::{
     maps::handshakes,
-    socket::{CURRENT_NETNS, Tuple},
+    socket::{CURRENT_NETNS, sought},
     state::is_after,
 };
 
@@ -34,7 +34,7 @@ pub(crate) struct Numbers {
 
 /// Notes the device on which a packet arrived that is the socket's as it is.
 #[inline(always)]
-pub(crate) fn arrives<const V6: bool>(skb: *mut __sk_buff, key: &FlowKey, numbers: Numbers) {
+pub(crate) fn arrives<const V6: bool>(skb: *mut __sk_buff, key: &Tuple, numbers: Numbers) {
     // SAFETY: the context of the program.
     let device = unsafe { (*skb).ingress_ifindex };
     look::<V6>(skb, key, &numbers, device);
@@ -44,7 +44,7 @@ pub(crate) fn arrives<const V6: bool>(skb: *mut __sk_buff, key: &FlowKey, number
 #[inline(always)]
 pub(crate) fn leaves<const V6: bool>(
     skb: *mut __sk_buff,
-    key: &FlowKey,
+    key: &Tuple,
     numbers: Numbers,
     own: &mut Handshake,
 ) {
@@ -59,9 +59,9 @@ pub(crate) fn leaves<const V6: bool>(
 /// Whether there is a socket that packets with this key are for as they are; notes the `device`, unless it is 0, as
 /// the one by which they arrive.
 #[inline(never)]
-fn look<const V6: bool>(skb: *mut __sk_buff, key: &FlowKey, numbers: &Numbers, device: u32) -> u32 {
-    let tuple = Tuple::of(key);
-    let (tuple, size) = tuple.raw::<V6>(key);
+fn look<const V6: bool>(skb: *mut __sk_buff, key: &Tuple, numbers: &Numbers, device: u32) -> u32 {
+    let v4 = [key.source[3], key.destination[3], key.ports];
+    let (tuple, size) = sought::<V6>(key, &v4);
     // SAFETY: helpers that check their arguments. The socket is held until it is released, and read before; its
     // storage lives as long as it.
     unsafe {

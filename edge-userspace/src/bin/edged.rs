@@ -73,6 +73,8 @@ fn uninstall(pins: &Path) -> Result<(), Box<dyn Error>> {
 }
 
 fn serve(options: &Options) -> Result<(), Box<dyn Error>> {
+    // Before the runtime: this splits the process and gives rights up for all threads to come.
+    let prepared = daemon::prepare(options)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime.block_on(daemon::run(options))?)
+    Ok(runtime.block_on(daemon::run(prepared))?)
 }

@@ -128,12 +128,15 @@ pub enum AccessLogTarget {
 pub struct Limits {
     /// `hello_timeout`: from accept to a complete ClientHello or request head; 5 s.
     pub hello_timeout: Duration,
-    /// `hello_bytes`: the largest ClientHello or request head, in bytes; 16384, at most 65536.
+    /// `hello_bytes`: the largest ClientHello or request head, in bytes; 65536, which is the most.
     pub hello_bytes: usize,
-    /// `connections`: at the same time; 0, the default, means what the file-descriptor limit allows.
+    /// `hello_memory`: what the first bytes of all clients together may take, in bytes; 16 MiB.
+    pub hello_memory: usize,
+    /// `connections`: at the same time; 0, the default, means what the file-descriptor limit and the memory allow.
     pub connections: usize,
-    /// `connections_per_source`: at the same time, of one IPv4 address or IPv6 /64; 0, the default, means no limit.
-    pub connections_per_source: usize,
+    /// `connections_per_source`: at the same time, of one IPv4 address or IPv6 /64; 0 means no limit. `None`, which is
+    /// `"auto"` and the default, is a share of `connections`.
+    pub connections_per_source: Option<usize>,
     /// `connection_rate_per_source`: new ones a second, of one IPv4 address or IPv6 /64; 0, the default, means no limit.
     pub connection_rate_per_source: u32,
     /// `idle_timeout`: a connection without a byte either way for this long is closed; 1 h, and 0 is never (`None`).
@@ -193,9 +196,10 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             hello_timeout: Duration::from_secs(5),
-            hello_bytes: 16384,
+            hello_bytes: 65536,
+            hello_memory: 16 << 20,
             connections: 0,
-            connections_per_source: 0,
+            connections_per_source: None,
             connection_rate_per_source: 0,
             idle_timeout: Some(Duration::from_hours(1)),
         }

@@ -3,7 +3,7 @@
 //! What a setting means and its default say the types that are made here; how a kind of value is written says the
 //! reader that is named behind the key.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, ops::RangeInclusive, sync::Arc};
 
 use toml::de::DeValue;
 
@@ -29,6 +29,8 @@ use crate::{
 const MAX_SOCKET_PATH: usize = 107;
 /// The largest ClientHello or request head that may be allowed for, in bytes.
 const MAX_HELLO: usize = 65536;
+/// What the first bytes of all clients may be allowed to take. The least has room for a few of the largest hellos.
+const HELLO_MEMORY: RangeInclusive<usize> = 1 << 20..=1 << 31;
 /// The highest rate that a limit can speak of: one a microsecond.
 const MAX_RATE: u32 = 1_000_000;
 /// The most connections that a limit can speak of: file descriptors are 32-bit.
@@ -95,17 +97,20 @@ fn access_log(value: &Value<'_>) -> Option<AccessLogTarget> {
 
 fn limits(table: &mut Section<'_>) -> Limits {
     let default = Limits::default();
-    let connections = integer(0..=MAX_CONNECTIONS);
     let idle = table.or("idle_timeout", default.idle_timeout.unwrap_or_default(), duration_or_zero);
     Limits {
         hello_timeout: table.or("hello_timeout", default.hello_timeout, duration),
         hello_bytes: table.or("hello_bytes", default.hello_bytes, integer(1..=MAX_HELLO)),
-        connections: table.or("connections", default.connections, &connections),
-        connections_per_source: table.or(
-            "connections_per_source",
-            default.connections_per_source,
-            &connections,
-        ),
+        hello_memory: table.or("hello_memory", default.hello_memory, integer(HELLO_MEMORY)),
+        connections: table.or("connections", default.connections, integer(0..=MAX_CONNECTIONS)),
+        connections_per_source: table.or("connections_per_source", default.connections_per_source, |value| {
+            match value.get() {
+                // A share of all.
+                DeValue::String(text) if text == "auto" => Some(None),
+                DeValue::Integer(_) => integer(0..=MAX_CONNECTIONS)(value).map(Some),
+                _ => value.expected(format_args!("\"auto\" or a whole number from 0 to {MAX_CONNECTIONS}")),
+            }
+        }),
         connection_rate_per_source: table.or(
             "connection_rate_per_source",
             default.connection_rate_per_source,

@@ -59,6 +59,11 @@ impl Admission {
         self.limit.load(Ordering::Relaxed)
     }
 
+    /// Connections on sockets now, those that are refused included.
+    pub fn live(&self) -> usize {
+        self.live.load(Ordering::Relaxed)
+    }
+
     /// Waits until there may be one more connection, without taking its place.
     pub async fn room(&self) {
         loop {

@@ -2,14 +2,16 @@
 
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
+use edge_common::flow::FlowEvent;
 
 use super::{
-    Admission, Connection, FlowView, Flows, Outcome, Registry, Running,
+    Admission, Connection, FlowView, Flows, HelloMemory, Outcome, Registry, Running,
     admission::SourceSlot,
     flows::{FlowAccount, FlowEnd},
     passport::Passport,
@@ -22,6 +24,7 @@ use crate::{
         timings::Timings,
     },
     proxy_protocol::tlv,
+    shield::BlockedSources,
 };
 
 /// What every connection shares: the running state, the registry, the limits and where accounts go.
@@ -33,6 +36,8 @@ pub struct Edge {
     pub registry: Registry,
     /// How many there may be.
     pub admission: Arc<Admission>,
+    /// How much memory first bytes may take.
+    pub hello_memory: Arc<HelloMemory>,
     /// A line for each connection that ended.
     pub access_log: AccessLog,
     /// How long hellos and connects take.
@@ -43,6 +48,8 @@ pub struct Edge {
     pub tiers: Tiers,
     /// Connections that go on without sockets, where this machine can carry them.
     pub flows: Option<Flows>,
+    /// Sources that are refused at accept.
+    pub blocked: Arc<BlockedSources>,
     /// What makes the numbers of this process unique among all.
     pub run: u64,
 }
@@ -101,7 +108,7 @@ impl Edge {
     }
 
     /// Takes over what an earlier daemon left, with what the programs have reported meanwhile.
-    pub fn adopt_flows(&self, events: &mut FlowEvents) -> Result<(), KernelError> {
+    pub fn adopt_flows(&self, events: impl Iterator<Item = FlowEvent>) -> Result<(), KernelError> {
         self.flows.as_ref().map_or(Ok(()), |flows| flows.adopt(self, events))
     }
 
@@ -146,21 +153,50 @@ impl Edge {
         }
     }
 
-    /// Brings all counters up to date.
+    /// Ends all connections of sources that are blocked; says how many. To be called when somebody is blocked, after
+    /// [`Self::blocked`] has them: a connection that comes meanwhile is either among those or finds itself blocked.
+    pub fn stop_blocked(&self) -> usize {
+        let hold = |address: SocketAddr| self.blocked.hold(address.ip());
+        self.stop(
+            StopReason::Blocked,
+            |connection| hold(connection.peer) || hold(connection.client()),
+            |flow| hold(flow.peer()) || hold(flow.client),
+        )
+    }
+
+    /// Whether this peer is blocked. Such a connection is counted and has no line in the access log: its packets are
+    /// dropped unseen on other devices.
+    pub fn refuses(&self, listener: &Arc<str>, peer: SocketAddr) -> bool {
+        let refused = self.blocked.hold(peer.ip());
+        if refused {
+            self.endings.count(Ending {
+                listener: Arc::clone(listener),
+                route: None,
+                datapath: None,
+                result: Outcome::Blocked.label(),
+                refused: true,
+            });
+        }
+        refused
+    }
+
+    /// Brings all counters up to date. Callers that come while another one looks the flows over share the next look.
     pub fn settle(&self) {
+        let not_before = Instant::now();
         self.registry.settle();
-        self.sweep_flows(self.running.load().idle_timeout);
+        self.sweep_flows(self.running.load().idle_timeout, not_before);
     }
 
     /// Brings all counters up to date, and ends what moved nothing for `idle`, where nobody says otherwise.
     pub fn sweep(&self, idle: Option<Duration>) {
+        let not_before = Instant::now();
         self.registry.sweep(idle);
-        self.sweep_flows(idle);
+        self.sweep_flows(idle, not_before);
     }
 
-    fn sweep_flows(&self, idle: Option<Duration>) {
+    fn sweep_flows(&self, idle: Option<Duration>, not_before: Instant) {
         if let Some(flows) = &self.flows
-            && let Err(error) = flows.sweep(self, idle)
+            && let Err(error) = flows.sweep(self, idle, not_before)
         {
             tracing::warn!(error = error.words(), "the flows cannot be looked over");
         }

@@ -1,19 +1,21 @@
 //! Connections that go on as flows: without sockets, without a task, and without anything of theirs kept here. They
 //! are found in the kernel's table, looked over from time to time (see [`sweep`]), and accounted for when they end.
 
+mod evidence;
+mod keepalive;
 mod sweep;
 mod unfinished;
 
 use std::{
     collections::{HashMap, HashSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use edge_common::flow::{CLOSED, Flow, FlowEvent, FlowKey, REPLACED, REPORTED, UP};
 
-use self::{sweep::Census, unfinished::Suspect};
+use self::{keepalive::Keepalive, sweep::Census, unfinished::Suspect};
 use super::{Edge, Outcome, Passport, admission::SourceSlot};
 use crate::{
     datapath::{End, Side, StopReason, flow::FlowTier},
@@ -35,7 +37,13 @@ pub struct Flows {
     places: Mutex<HashMap<u64, SourceSlot>>,
     /// Flows that stall, and how much each had repeated when that was last held against it.
     stalling: Mutex<HashMap<u64, u32>>,
+    /// Flows whose peers were asked whether they are still there.
+    keepalive: Mutex<Keepalive>,
+    /// What both sides of flows to suspected backends had acknowledged at the last sweep.
+    acknowledged: Mutex<HashMap<u64, [u32; 2]>>,
     census: Mutex<Census>,
+    /// When the last sweep began. Held during a sweep, so that whoever comes meanwhile waits for it.
+    swept: Mutex<Option<Instant>>,
     /// Flows of hand-overs that an earlier daemon did not finish.
     suspects: Mutex<Vec<Suspect>>,
 }
@@ -51,7 +59,7 @@ pub struct FlowView {
     pub backend: SocketAddr,
     /// Since it was accepted.
     pub age: Duration,
-    /// Since it last carried a packet.
+    /// Since it last carried a packet other than the answer to a keepalive.
     pub idle: Duration,
     /// Bytes from the client.
     pub bytes_up: u64,
@@ -95,6 +103,8 @@ pub(super) enum FlowEnd {
     ClientReset,
     BackendReset,
     Stopped(StopReason),
+    /// This side answered no keepalive.
+    Gone(Side),
     /// A hand-over that an earlier daemon did not finish, and bytes were lost.
     Unfinished,
 }
@@ -107,6 +117,8 @@ impl FlowEnd {
             Self::ClientReset => Outcome::Carried(End::Reset(Side::Client)).label(),
             Self::BackendReset => Outcome::Carried(End::Reset(Side::Backend)).label(),
             Self::Stopped(reason) => Outcome::Stopped(reason).label(),
+            Self::Gone(Side::Client) => "client_gone",
+            Self::Gone(Side::Backend) => "backend_gone",
             Self::Unfinished => "handover_interrupted",
         }
     }
@@ -122,7 +134,10 @@ impl Flows {
             settled: Mutex::default(),
             places: Mutex::default(),
             stalling: Mutex::default(),
+            keepalive: Mutex::default(),
+            acknowledged: Mutex::default(),
             census: Mutex::default(),
+            swept: Mutex::default(),
             suspects: Mutex::default(),
         }
     }
@@ -146,19 +161,21 @@ impl Flows {
         edge: &Edge,
         events: impl Iterator<Item = FlowEvent>,
     ) -> Result<(), KernelError> {
-        let halves = self.tier.table().remove_halves()?;
-        let unfinished = self.tier.table().unfinished();
+        let halves = self.tier.remove_halves()?;
+        let unfinished = self.tier.unfinished();
         for (id, pending) in &unfinished {
-            let pair = self.tier.table().pair(&pending.up_key)?;
-            match pair.filter(|pair| pair.up.id == *id) {
+            match self.tier.pair(&pending.up_key, *id)? {
                 Some(pair) => lock(&self.suspects).push(Suspect::new(*id, *pending, &pair)),
                 None => self.finish_handover(*id),
             }
         }
+        let labels = self.tier.labels()?;
+        let clients: HashMap<u32, IpAddr> =
+            labels.into_iter().filter_map(|label| Some((label, self.passport(label).client?.ip()))).collect();
         let (mut flows, mut last_id) = (0_u64, 0);
         let mut reported = HashSet::new();
         let limit = edge.running.load().connections_per_source;
-        self.tier.table().each_entry(|key, flow| {
+        self.tier.each_entry(|key, flow| {
             last_id = last_id.max(flow.id);
             if flow.direction != UP {
                 return;
@@ -166,7 +183,8 @@ impl Flows {
             flows += 1;
             // An earlier daemon may have ended before it could.
             self.tier.is_flow(flow.id, key);
-            self.tier.ports().take_for_flow(flow.to.destination(), flow.to.source().port());
+            let client = clients.get(&flow.label).copied().unwrap_or(key.source().ip());
+            self.tier.ports().take_for_flow(flow.to.destination(), flow.to.source().port(), client);
             if flow.has(REPORTED) {
                 reported.insert(flow.id);
             }
@@ -248,13 +266,17 @@ impl Flows {
             passport,
         };
         self.settle(event.label, &account);
+        if end == FlowEnd::Finished && account.bytes_up > 0 && account.bytes_down > 0 {
+            let peer = if is_up { event.key.source() } else { event.to.destination() };
+            self.tier.worked(peer.ip(), backend.ip(), since(clock.monotonic, event.last_seen));
+        }
         edge.account_flow(&account, end);
     }
 
     /// Ends a flow now: removes it, with a reset to both sides where it has not ended by itself.
     fn end(&self, edge: &Edge, pair: &FlowPair, end: FlowEnd) {
         let FlowPair { up_key, up, down } = pair;
-        if matches!(end, FlowEnd::Stopped(_) | FlowEnd::Unfinished) {
+        if matches!(end, FlowEnd::Stopped(_) | FlowEnd::Gone(_) | FlowEnd::Unfinished) {
             if !self.tier.cut(pair) {
                 return;
             }
@@ -293,7 +315,7 @@ impl Flows {
     pub fn list(&self) -> Result<Vec<FlowView>, KernelError> {
         let mut ups: Vec<(FlowKey, Flow)> = Vec::new();
         let mut downs: HashMap<u64, Flow> = HashMap::new();
-        self.tier.table().each_entry(|key, flow| {
+        self.tier.each_entry(|key, flow| {
             if flow.direction == UP {
                 ups.push((key, flow));
             } else {
@@ -302,6 +324,7 @@ impl Flows {
         })?;
         let now = monotonic();
         let accounted = lock(&self.accounted).clone();
+        let keepalive = lock(&self.keepalive);
         Ok(ups
             .into_iter()
             .filter(|(_, up)| !accounted.contains(&up.id))
@@ -313,7 +336,7 @@ impl Flows {
                     client: passport.client.unwrap_or(up_key.source()),
                     backend: up.to.destination(),
                     age: since(now, up.accepted),
-                    idle: since(now, up.last_seen.max(down.last_seen)),
+                    idle: since(now, keepalive.active(up.id).unwrap_or(up.last_seen.max(down.last_seen))),
                     bytes_up: up.bytes(),
                     bytes_down: down.bytes(),
                     passport,

@@ -1,16 +1,8 @@
 //! Reading what a client asks for, before anything is sent anywhere.
 
-use std::{
-    future::poll_fn,
-    io,
-    mem::MaybeUninit,
-    task::{Poll, ready},
-};
+use tokio::{net::TcpStream, time::timeout};
 
-use rustix::net::{RecvFlags, recv};
-use tokio::{io::Interest, net::TcpStream, time::timeout};
-
-use super::{account::Asked, postgres};
+use super::{account::Asked, postgres, received::Received};
 use crate::{
     listener::ListenerSpec,
     sniff::{
@@ -22,14 +14,11 @@ use crate::{
     },
 };
 
-/// Room for the hellos of today's browsers in one read.
-const ROOM: usize = 4096;
-
 /// The hello, and every byte read so far: they go to the backend unchanged.
 #[derive(Debug)]
 pub(super) struct Hello {
     pub(super) asked: Asked,
-    pub(super) received: Vec<u8>,
+    pub(super) received: Received,
     /// The version that an alert to this client carries.
     pub(super) tls_version: u16,
 }
@@ -41,32 +30,32 @@ pub(super) enum NoHello {
     Gone,
     /// It took too long.
     Late,
+    /// There is no memory for more of it.
+    NoMemory,
     /// It can become none.
     Rejected(Rejection),
 }
 
-/// Reads the PROXY header; what came behind it stays in `received`.
+/// Reads the PROXY header. It stays in `received` until [`Received::behind`] takes it away.
 pub(super) async fn read_proxy_header(
-    client: &mut TcpStream,
-    received: &mut Vec<u8>,
+    client: &TcpStream,
+    received: &mut Received,
 ) -> Result<ProxyHeader, NoHello> {
-    let header = read_until(client, received, proxy_header).await?;
-    received.drain(..header.len);
-    Ok(header)
+    read_until(client, received, proxy_header).await
 }
 
 /// What the client speaks: the listener's one protocol, or what the first bytes tell. One that waits for its server,
 /// where there are such, is taken for one of SSH. `None` on a tcp listener, where nothing is read.
 pub(super) async fn read_protocol(
-    client: &mut TcpStream,
+    client: &TcpStream,
     listener: &ListenerSpec,
-    received: &mut Vec<u8>,
+    received: &mut Received,
 ) -> Result<Option<Spoken>, NoHello> {
     if listener.protocols.is_empty() {
         return Ok(listener.protocol.spoken());
     }
-    if received.is_empty() && listener.protocols.contains(&Spoken::Ssh) {
-        match timeout(listener.silence_timeout, read_more(client, received)).await {
+    if received.bytes.is_empty() && listener.protocols.contains(&Spoken::Ssh) {
+        match timeout(listener.silence_timeout, received.read(client)).await {
             Ok(read) => read?,
             Err(_) => return Ok(Some(Spoken::Ssh)),
         }
@@ -79,7 +68,7 @@ pub(super) async fn read(
     client: &mut TcpStream,
     protocol: Option<Spoken>,
     max_bytes: usize,
-    mut received: Vec<u8>,
+    mut received: Received,
 ) -> Result<Hello, NoHello> {
     let mut asked = Asked { protocol, ..Asked::default() };
     let mut tls_version = 0;
@@ -104,53 +93,18 @@ pub(super) async fn read(
 
 /// Reads until `sniff` has an answer. It bounds what is kept: it rejects what grows too large.
 pub(super) async fn read_until<T>(
-    client: &mut TcpStream,
-    received: &mut Vec<u8>,
+    client: &TcpStream,
+    received: &mut Received,
     mut sniff: impl FnMut(&[u8]) -> Sniff<T>,
 ) -> Result<T, NoHello> {
     loop {
-        if !received.is_empty() {
-            match sniff(received) {
+        if !received.bytes.is_empty() {
+            match sniff(&received.bytes) {
                 Sniff::Complete(found) => return Ok(found),
                 Sniff::Rejected(rejection) => return Err(NoHello::Rejected(rejection)),
                 Sniff::Incomplete => {}
             }
         }
-        read_more(client, received).await?;
-    }
-}
-
-/// Reads once. What comes is received on the stack and only then given memory, as much as it is: connections in
-/// the act of opening are many, and what they leave free between what stays is lost.
-async fn read_more(client: &TcpStream, received: &mut Vec<u8>) -> Result<(), NoHello> {
-    let read = poll_fn(|cx| {
-        loop {
-            ready!(client.poll_read_ready(cx))?;
-            match receive(client, received) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => return Poll::Ready(read),
-            }
-        }
-    });
-    match read.await {
-        Ok(1..) => Ok(()),
-        Ok(0) | Err(_) => Err(NoHello::Gone),
-    }
-}
-
-/// A read that does not fill the room has emptied the socket, whose readiness is then cleared at once: the next
-/// one would only say `EAGAIN`.
-fn receive(client: &TcpStream, received: &mut Vec<u8>) -> io::Result<usize> {
-    let mut room = [MaybeUninit::<u8>::uninit(); ROOM];
-    let mut read = 0;
-    let result = client.try_io(Interest::READABLE, || {
-        let ((bytes, _), _) = recv(client, &mut room, RecvFlags::empty())?;
-        received.extend_from_slice(bytes);
-        read = bytes.len();
-        if 0 < read && read < ROOM { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-    });
-    match result {
-        Err(error) if read == 0 => Err(error),
-        _ => Ok(read),
+        received.read(client).await?;
     }
 }

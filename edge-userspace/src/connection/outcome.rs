@@ -10,6 +10,8 @@ use crate::{
 pub enum Outcome {
     /// It was carried.
     Carried(End),
+    /// Its source is blocked.
+    Blocked,
     /// Its source may not connect here.
     Denied,
     /// Its source has as many connections as it may have.
@@ -20,6 +22,8 @@ pub enum Outcome {
     Rejected(Rejection),
     /// No complete PROXY header in time.
     ProxyHeaderTimeout,
+    /// There is no memory for its first bytes.
+    HelloMemory,
     /// No complete hello in time.
     HelloTimeout,
     /// It went away before it had said what it wants.
@@ -31,6 +35,9 @@ pub enum Outcome {
     /// The edge ended it before it was connected.
     Stopped(StopReason),
 }
+
+/// The same word, be it refused or ended.
+const BLOCKED: &str = "blocked";
 
 impl Outcome {
     /// `close` in the access log.
@@ -44,14 +51,17 @@ impl Outcome {
                 StopReason::Operator => "closed_by_operator",
                 StopReason::RouteRemoved => "route_removed",
                 StopReason::Shutdown => "shutdown",
-                StopReason::Blocked => "blocked",
+                StopReason::Blocked => BLOCKED,
                 StopReason::TunnelGone => "tunnel_gone",
+                StopReason::HelloMemory => "hello_memory",
             },
+            Self::Blocked => BLOCKED,
             Self::Denied => "denied",
             Self::SourceLimit => "source_limit",
             Self::SourceRate => "source_rate",
             Self::Rejected(rejection) => rejection.label(),
             Self::ProxyHeaderTimeout => "proxy_header_timeout",
+            Self::HelloMemory => "hello_memory",
             Self::HelloTimeout => "hello_timeout",
             Self::Gone => "client_gone",
             Self::NoRoute => "no_route",

@@ -9,17 +9,20 @@ use tokio::{
     time::timeout,
 };
 
-use super::hello::{NoHello, read_until};
+use super::{
+    hello::{NoHello, read_until},
+    received::Received,
+};
 use crate::sniff::{
     Rejection,
     postgres::{NO, Request, SSL_REQUEST, YES, request},
 };
 
 /// Tells a client that asks for TLS to go on. One that asks for GSSAPI first gets a no, and may ask again.
-pub(super) async fn welcome(client: &mut TcpStream, received: &mut Vec<u8>) -> Result<(), NoHello> {
+pub(super) async fn welcome(client: &mut TcpStream, received: &mut Received) -> Result<(), NoHello> {
     for _ in 0..2 {
         let asked = read_until(client, received, request).await?;
-        received.clear();
+        received.bytes.clear();
         let answer = match asked {
             Request::Tls => YES,
             Request::Gss => NO,

@@ -3,18 +3,19 @@
 use std::time::Duration;
 
 use rustix::net::{Shutdown, shutdown};
-use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
+use tokio::{net::TcpStream, time::timeout};
 
 use super::Outcome;
 use crate::{
     datapath,
+    receive::receive,
     sniff::{Rejection, Spoken, http, postgres, tls::alert},
 };
 
 /// How long a refused client may take to read the answer and close.
 const LINGER: Duration = Duration::from_secs(1);
 /// What a refused client may still send meanwhile.
-const LINGER_BYTES: u64 = 256 * 1024;
+const LINGER_BYTES: usize = 256 * 1024;
 
 /// What a client is told.
 #[derive(Debug, PartialEq, Eq)]
@@ -47,12 +48,7 @@ fn answer(outcome: Outcome, protocol: Option<Spoken>, tls_version: u16) -> Answe
 }
 
 /// Refuses the client. Returns when it has closed, or has had the time to.
-pub(super) async fn refuse(
-    mut client: TcpStream,
-    outcome: Outcome,
-    protocol: Option<Spoken>,
-    tls_version: u16,
-) {
+pub(super) async fn refuse(client: TcpStream, outcome: Outcome, protocol: Option<Spoken>, tls_version: u16) {
     let answer = answer(outcome, protocol, tls_version);
     let bytes: &[u8] = match &answer {
         Answer::Alert(record) => record,
@@ -66,11 +62,15 @@ pub(super) async fn refuse(
         return;
     }
     // Closing with unread bytes in the socket would send a reset, which can overtake the answer at the client.
-    let mut sink = Vec::with_capacity(4096);
-    let mut left = (&mut client).take(LINGER_BYTES);
+    let mut sink = Vec::new();
+    let mut left = LINGER_BYTES;
     let _ = timeout(LINGER, async {
-        while let Ok(1..) = left.read_buf(&mut sink).await {
+        while let Ok(read @ 1..) = receive(&client, &mut sink).await {
             sink.clear();
+            left = left.saturating_sub(read);
+            if left == 0 {
+                return;
+            }
         }
     })
     .await;

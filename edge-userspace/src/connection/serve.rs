@@ -20,11 +20,14 @@ use super::{
     account::{Asked, Way},
     admission::SourceSlot,
     hello::{self, Hello, NoHello},
-    postgres, refusal,
+    hello_memory::Held,
+    postgres,
+    received::Received,
+    refusal,
 };
 use crate::{
     datapath::{
-        self, Choice, Fate, Pair, Passenger, Preread, Ticket,
+        self, Choice, Fate, Pair, Passenger, Preread, StopReason, Ticket,
         flow::{FlowTier, Options},
     },
     kernel::monotonic,
@@ -70,7 +73,10 @@ pub fn serve(
         let opened = tokio::select! {
             biased;
             opened = Box::pin(open(edge, connection, &listener, port, &mut client)) => opened,
-            reason = connection.stop.ordered_end() => Err(Outcome::Stopped(reason).into()),
+            reason = connection.stop.ordered_end() => Err(match reason {
+                StopReason::HelloMemory => Outcome::HelloMemory.into(),
+                reason => Outcome::Stopped(reason).into(),
+            }),
         };
         let ended = finish(opened, client, &registered, listener.spec.protocol.spoken()).await;
         if let Some(outcome) = ended {
@@ -177,6 +183,7 @@ impl From<NoHello> for Outcome {
         match reason {
             NoHello::Gone => Self::Gone,
             NoHello::Late => Self::HelloTimeout,
+            NoHello::NoMemory => Self::HelloMemory,
             NoHello::Rejected(rejection) => Self::Rejected(rejection),
         }
     }
@@ -184,19 +191,27 @@ impl From<NoHello> for Outcome {
 
 async fn open(
     edge: &Arc<Edge>,
-    connection: &Connection,
+    connection: &Arc<Connection>,
     listener: &ListenerState,
     port: u16,
     client: &mut TcpStream,
 ) -> Result<Opened, Refused> {
     let running = edge.running.load_full();
     let deadline = Instant::now() + listener.spec.hello_timeout.unwrap_or(running.hello_timeout);
-    let mut received = Vec::new();
+    let account = || edge.hello_memory.hold(connection, connection.client().ip());
+    let mut received = Received::new(account());
     if listener.believes(connection.peer.ip()) {
         let header = timeout_at(deadline, hello::read_proxy_header(client, &mut received)).await;
-        connection.is_announced(header.map_err(|_| Outcome::ProxyHeaderTimeout)??);
+        let header = connection.is_announced(header.map_err(|_| Outcome::ProxyHeaderTimeout)??);
+        // From here on it is the client's account, no more the proxy's.
+        received = received.behind(header.len, account())?;
     }
     let source = connection.client().ip();
+    // The peer was looked at when it was accepted. Since then it may have been blocked: only now is the connection among
+    // those that a block ends.
+    if edge.blocked.hold(connection.peer.ip()) || edge.blocked.hold(source) {
+        return Err(Outcome::Blocked.into());
+    }
     if !listener.admits(source) {
         return Err(Outcome::Denied.into());
     }
@@ -218,8 +233,8 @@ async fn open(
     let destination = destination(&running, listener, source, asked)
         .ok_or_else(|| refused(Outcome::NoRoute, tls_version))?;
 
-    let speaks = !received.is_empty() || destination.proxy_protocol != ProxyProtocol::Off;
-    let preparation = ForClient { flow: for_flow(edge, &destination, client, connection.peer.ip()), speaks };
+    let speaks = !received.bytes.is_empty() || destination.proxy_protocol != ProxyProtocol::Off;
+    let preparation = ForClient { flow: for_flow(edge, &destination, client, connection), speaks };
     let connecting = destination.pool.connect_prepared(source, port, Some(&preparation));
     let failed = |error: &dyn Display| {
         tracing::warn!(
@@ -231,7 +246,8 @@ async fn open(
     let connect::Connection { mut stream, address, lease, took, kept, .. } =
         connecting.await.map_err(|error| failed(&error))?;
     edge.timings.connect(destination.pool.name(), took);
-    let mut preread = preread(edge, connection, &destination, client, received);
+    let (received, memory) = received.finish()?;
+    let mut preread = preread(edge, connection, &destination, client, received, memory);
     if protocol == Some(Spoken::Postgres) {
         let hello = preread.bytes.split_off(std::mem::take(&mut preread.uncounted));
         let agreed = postgres::agree(&mut stream, &preread.bytes, destination.pool.connect_timeout()).await;
@@ -264,15 +280,22 @@ fn destination(
 }
 
 /// How a socket to the backend is made ready for a hand-over, where there may be one.
-fn for_flow(edge: &Edge, destination: &Destination, client: &TcpStream, peer: IpAddr) -> Option<ForFlow> {
+fn for_flow(
+    edge: &Edge,
+    destination: &Destination,
+    client: &TcpStream,
+    connection: &Connection,
+) -> Option<ForFlow> {
     let is_wanted = matches!(destination.datapath, Choice::Auto | Choice::Flow);
     let tier = edge.tiers.flow().filter(|_| is_wanted)?;
-    Some(ForFlow { tier: Arc::clone(tier), client: Options::of(client, peer).ok()? })
+    let options = Options::of(client, connection.peer.ip()).ok()?;
+    Some(ForFlow { tier: Arc::clone(tier), client: connection.client().ip(), options })
 }
 
 struct ForFlow {
     tier: Arc<FlowTier>,
-    client: Options,
+    client: IpAddr,
+    options: Options,
 }
 
 /// Prepares the socket that is a client's way to the backend.
@@ -289,8 +312,8 @@ impl Preparation for ForClient {
             // (`tcp_rcv_synsent_state_process`). What fails costs that packet.
             let _ = set_tcp_quickack(socket, false);
         }
-        let ForFlow { tier, client } = self.flow.as_ref()?;
-        Some(Box::new(tier.prepare(socket, backend, *client)?))
+        let ForFlow { tier, client, options } = self.flow.as_ref()?;
+        Some(Box::new(tier.prepare(socket, backend, *client, *options)?))
     }
 }
 
@@ -301,9 +324,11 @@ fn preread(
     destination: &Destination,
     client: &TcpStream,
     received: Vec<u8>,
+    memory: Held,
 ) -> Preread {
+    let hold = (!received.is_empty()).then(|| Box::new(memory) as _);
     if destination.proxy_protocol == ProxyProtocol::Off {
-        return Preread { bytes: received, uncounted: 0 };
+        return Preread { bytes: received, uncounted: 0, hold };
     }
     let announced = connection.announced();
     let source = match (announced.map(|header| header.source), client.local_addr()) {
@@ -326,7 +351,7 @@ fn preread(
     );
     let uncounted = bytes.len();
     bytes.extend(received);
-    Preread { bytes, uncounted }
+    Preread { bytes, uncounted, hold }
 }
 
 #[cfg(test)]

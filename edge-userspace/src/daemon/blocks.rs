@@ -6,100 +6,169 @@ use std::{
     time::SystemTime,
 };
 
-use tokio::{sync::watch, task::AbortHandle};
+use ipnet::IpNet;
+use tokio::{
+    sync::watch,
+    task::{AbortHandle, spawn_blocking},
+};
 
-use super::{Daemon, operate::not_saved};
+use super::{Daemon, Steering, devices, following::Following, operate::not_saved};
 use crate::{
-    config::{Settings, state},
+    config::{
+        Settings,
+        state::{self, State, StateError},
+    },
+    connection::Edge,
     control::{
         Refusal, RefusalKind,
-        api::{AddBlock, Block, RemoveBlock, Timestamp},
+        api::{self, AddBlock, Block, RemoveBlock, Timestamp},
     },
-    datapath::StopReason,
-    kernel::{Kernel, KernelError},
-    shield::{Blocked, Shield, ShieldError, tend},
+    kernel::{Hook, Kernel, KernelError},
+    shield::{Blocked, BlockedSources, Guard, Shield, ShieldError, tend},
     tunnel::Tunnels,
 };
 
-/// The shield, where the kernel has one, and the task that keeps it current.
+/// The shield, and the task that keeps its lists current.
 #[derive(Debug)]
 pub(super) struct Shielding {
-    shield: Option<Arc<Mutex<Shield>>>,
+    shield: Arc<Mutex<Shield>>,
     tunnels: Option<watch::Receiver<Arc<Tunnels>>>,
+    pub(super) stirred: Option<watch::Receiver<()>>,
     tending: Mutex<Option<AbortHandle>>,
 }
 
 impl Shielding {
-    /// Takes the shield's program, and puts the operator's blocks of before in force.
-    pub(super) fn new(
-        kernel: &mut Kernel,
-        blocks: &[state::Block],
-        tunnels: Option<watch::Receiver<Arc<Tunnels>>>,
-    ) -> Self {
-        let shield = kernel.shield.take().and_then(|program| {
-            Shield::new(program).inspect_err(|error| tracing::warn!(%error, "the shield cannot be used")).ok()
+    /// Takes the shield's program, and puts the operator's blocks of before in force. To be called before connections are
+    /// accepted.
+    pub(super) fn new(kernel: &mut Kernel, blocks: &[state::Block], following: &Following) -> Self {
+        let taken = kernel.shield.take().map(Shield::new).transpose().unwrap_or_else(|error| {
+            let error = error.words();
+            tracing::warn!(error, "the shield cannot be used: blocked sources are refused at accept alone");
+            None
         });
-        let shielding = Self {
-            shield: shield.map(|shield| Arc::new(Mutex::new(shield))),
-            tunnels,
-            tending: Mutex::default(),
-        };
+        let mut shield = taken.unwrap_or_else(Shield::at_accept);
         let now = SystemTime::now();
-        for block in blocks.iter().filter(|block| !block.has_ended(now)) {
-            match shielding.shield().map(|mut shield| shield.block(block.cidr, block.until, &[])) {
-                Some(Ok(())) => {}
-                Some(Err(error)) => tracing::error!(cidr = %block.cidr, %error, "a block is not in force"),
-                None => tracing::error!(cidr = %block.cidr, "a block is not in force: no shield"),
-            }
+        let blocks = blocks.iter().filter(|block| !block.has_ended(now));
+        let blocks: Vec<_> = blocks.map(|block| (block.cidr, block.until)).collect();
+        for (cidr, error) in shield.restore(&blocks) {
+            tracing::error!(%cidr, %error, "a block is not as it was");
         }
-        shielding
+        Self {
+            shield: Arc::new(Mutex::new(shield)),
+            tunnels: following.tunnels(),
+            stirred: following.stirred(),
+            tending: Mutex::default(),
+        }
+    }
+
+    /// Who is blocked, for whoever accepts.
+    pub(super) fn sources(&self) -> Arc<BlockedSources> {
+        Arc::clone(self.shield().sources())
     }
 
     /// Follows the lists and the limit of these settings from now on.
-    pub(super) fn follow(&self, settings: &Settings) {
-        let Some(shared) = &self.shield else {
-            if !settings.shield.lists.is_empty() || settings.shield.syn_rate > 0 {
-                tracing::warn!("[shield] has no effect: `edgectl doctor` says why");
-            }
-            return;
-        };
+    pub(super) fn follow(&self, settings: &Settings, edge: &Arc<Edge>) {
         let ports = settings.listeners.iter().flat_map(|listener| listener.bind.iter().map(SocketAddr::port));
-        if let Some(mut shield) = self.shield()
-            && let Err(error) = shield.set_syn_rate(settings.shield.syn_rate, ports)
-        {
-            tracing::error!(%error, "shield.syn_rate has no effect");
+        match self.shield().set_syn_rate(settings.shield.syn_rate, ports) {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!("shield.syn_rate has no effect: `edgectl doctor` says why"),
+            Err(error) => tracing::error!(%error, "shield.syn_rate has no effect"),
         }
-        let tunnels = self.tunnels.clone();
-        let task = tokio::spawn(tend(Arc::clone(shared), settings.shield.lists.clone(), move || {
-            peers(tunnels.as_ref())
-        }));
+        let (tunnels, edge) = (self.tunnels.clone(), Arc::clone(edge));
+        let task = tokio::spawn(tend(
+            Arc::clone(&self.shield),
+            settings.shield.lists.clone(),
+            move || peers(tunnels.as_ref()),
+            move || {
+                let cut = edge.stop_blocked();
+                if cut > 0 {
+                    tracing::info!(connections = cut, "ended connections of sources that lists name");
+                }
+            },
+        ));
         let mut tending = self.tending.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(old) = tending.replace(task.abort_handle()) {
             old.abort();
         }
     }
 
+    /// Attaches to devices that have come, and lets go of those that have gone. Takes a dump of all devices, and resets
+    /// queues of drivers where it attaches.
+    pub(super) fn look(&self, edge: &Edge) {
+        look(&self.shield, edge);
+    }
+
+    /// The same, on another thread.
+    pub(super) async fn look_aside(&self, edge: &Arc<Edge>) {
+        let (shield, edge) = (Arc::clone(&self.shield), Arc::clone(edge));
+        // Fails only when the runtime ends.
+        let _ = spawn_blocking(move || look(&shield, &edge)).await;
+    }
+
+    /// How blocked sources are kept out, device by device.
+    pub(super) fn guards(&self) -> Vec<Guard> {
+        self.shield().guards()
+    }
+
     /// Packets dropped since the maps were made.
     pub(super) fn dropped(&self) -> u64 {
-        let counters = self.shield().and_then(|shield| shield.counters().ok());
-        counters.map_or(0, |counters| counters.blocked + counters.limited)
+        self.shield().counters().map_or(0, |counters| counters.blocked + counters.limited)
     }
 
-    pub(super) fn shield(&self) -> Option<MutexGuard<'_, Shield>> {
-        // A panic between two changes of the shield leaves each of them whole.
-        Some(self.shield.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
+    pub(super) fn shield(&self) -> MutexGuard<'_, Shield> {
+        lock(&self.shield)
     }
+}
 
-    fn in_use(&self) -> Result<MutexGuard<'_, Shield>, Refusal> {
-        self.shield().ok_or_else(|| {
-            Refusal::new(
-                RefusalKind::Unsupported,
-                "no_shield",
-                "XDP is not to be had here, so nothing can be blocked",
-            )
-            .hint("`edgectl doctor` says why; `deny` of a listener refuses sources in user space")
-        })
+fn lock(shield: &Mutex<Shield>) -> MutexGuard<'_, Shield> {
+    // A panic between two changes of the shield leaves each of them whole.
+    shield.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn look(shield: &Mutex<Shield>, edge: &Edge) {
+    match devices::sorted(edge) {
+        Ok(devices) => lock(shield).watch(devices),
+        Err(error) => {
+            tracing::warn!(
+                error = error.words(),
+                "devices that come are not shielded, blocks hold at accept"
+            );
+        }
     }
+}
+
+/// Saves a state, or sees to it that what is on disk is what was there: the last step of a save may fail, after which the
+/// new text is there already.
+async fn save(steering: &Steering, new: &State) -> Result<(), StateError> {
+    let saved = steering.store.save(new).await;
+    if saved.is_err() {
+        // Where that fails as well, the first error says what is wrong.
+        let _ = steering.store.save(&steering.state).await;
+    }
+    saved
+}
+
+/// A word of the operator about a prefix: in force and on disk, or neither.
+///
+/// It is in force first, so that what the kernel refuses is never on disk. A daemon that dies in between leaves the next
+/// one to go by what is on disk ([`Shield::restore`]).
+async fn lasting<T>(
+    shield: &Mutex<Shield>,
+    cidr: IpNet,
+    change: impl FnOnce(&mut Shield) -> Result<T, ShieldError>,
+    save: impl Future<Output = Result<(), StateError>>,
+) -> Result<T, Refusal> {
+    let (before, changed) = {
+        let mut shield = lock(shield);
+        (shield.before(cidr), change(&mut shield).map_err(|error| refused(&error))?)
+    };
+    if let Err(error) = save.await {
+        if let Err(stuck) = lock(shield).go_back(before) {
+            tracing::error!(%cidr, error = %stuck, "a change that is not on disk cannot be taken back");
+        }
+        return Err(not_saved(&error));
+    }
+    Ok(changed)
 }
 
 /// Where the tunnels' other ends are: a block must not cut the way home.
@@ -112,7 +181,7 @@ fn peers(tunnels: Option<&watch::Receiver<Arc<Tunnels>>>) -> Vec<IpAddr> {
 
 impl Daemon {
     pub(super) fn listed_blocks(&self) -> Result<Vec<Block>, Refusal> {
-        let blocked = self.shielding.in_use()?.blocked().map_err(|error| kernel_refused(&error))?;
+        let blocked = self.shielding.shield().blocked().map_err(|error| kernel_refused(&error))?;
         Ok(blocked.iter().map(shown).collect())
     }
 
@@ -126,26 +195,22 @@ impl Daemon {
             spare.extend(&wanted.protect);
             spare
         };
-        self.shielding.in_use()?.block(wanted.cidr, until, &spare).map_err(|error| refused(&error))?;
+        // A device may have come this moment, and its event not yet.
+        self.shielding.look_aside(&self.edge).await;
         let mut state = steering.state.clone();
         state.blocks.retain(|block| block.cidr != wanted.cidr && !block.has_ended(SystemTime::now()));
         state.blocks.push(state::Block { cidr: wanted.cidr, until });
-        if let Err(error) = steering.store.save(&state).await {
-            // As it was before; a list that names the prefix too goes on blocking it.
-            let _ = self.shielding.in_use()?.unblock(wanted.cidr);
-            return Err(not_saved(&error));
-        }
+        lasting(
+            &self.shielding.shield,
+            wanted.cidr,
+            |shield| shield.block(wanted.cidr, until, &spare),
+            save(&steering, &state),
+        )
+        .await?;
         steering.state = state;
-        let is_meant = |addresses: [SocketAddr; 2]| {
-            addresses.iter().any(|address| wanted.cidr.contains(&address.ip().to_canonical()))
-        };
-        let cut = self.edge.stop(
-            StopReason::Blocked,
-            |connection| is_meant([connection.peer, connection.client()]),
-            |flow| is_meant([flow.peer(), flow.client]),
-        );
+        let cut = self.edge.stop_blocked();
         tracing::info!(cidr = %wanted.cidr, connections = cut, "blocked");
-        self.find_block(wanted.cidr)
+        Ok(Block { devices: guards(&self.shielding), ..self.find_block(wanted.cidr)? })
     }
 
     pub(super) async fn unblock(&self, wanted: RemoveBlock) -> Result<Block, Refusal> {
@@ -153,21 +218,41 @@ impl Daemon {
         let was = self.find_block(wanted.cidr)?;
         let mut state = steering.state.clone();
         state.blocks.retain(|block| block.cidr != wanted.cidr);
-        steering.store.save(&state).await.map_err(|error| not_saved(&error))?;
+        let list = lasting(
+            &self.shielding.shield,
+            wanted.cidr,
+            |shield| shield.unblock(wanted.cidr),
+            save(&steering, &state),
+        )
+        .await?;
         steering.state = state;
-        if let Some(list) = self.shielding.in_use()?.unblock(wanted.cidr).map_err(|error| refused(&error))? {
+        if let Some(list) = list {
             tracing::warn!(cidr = %wanted.cidr, list = &*list, "goes on being blocked by a list");
         }
         Ok(was)
     }
 
-    fn find_block(&self, cidr: ipnet::IpNet) -> Result<Block, Refusal> {
-        let blocked = self.shielding.in_use()?.blocked().map_err(|error| kernel_refused(&error))?;
+    fn find_block(&self, cidr: IpNet) -> Result<Block, Refusal> {
+        let blocked = self.shielding.shield().blocked().map_err(|error| kernel_refused(&error))?;
         blocked.iter().find(|blocked| blocked.net == cidr).map(shown).ok_or_else(|| {
             Refusal::new(RefusalKind::NotFound, "not_blocked", format!("{cidr} is not blocked"))
                 .hint("`edgectl block list` shows what is, as it was written")
         })
     }
+}
+
+/// How blocked sources are kept out, as the control API has it.
+pub(super) fn guards(shielding: &Shielding) -> Vec<api::Guard> {
+    let shown = |guard: Guard| api::Guard {
+        device: guard.device,
+        by: match guard.hook {
+            Some(Hook::Xdp) => api::GuardedBy::Xdp,
+            Some(Hook::Tc) => api::GuardedBy::Tc,
+            None => api::GuardedBy::Accept,
+        },
+        reason: (!guard.reason.is_empty()).then_some(guard.reason),
+    };
+    shielding.guards().into_iter().map(shown).collect()
 }
 
 fn shown(blocked: &Blocked) -> Block {
@@ -176,6 +261,7 @@ fn shown(blocked: &Blocked) -> Block {
         until: blocked.until.map(Timestamp),
         packets: blocked.packets,
         source: blocked.list.clone().unwrap_or_else(|| "runtime".into()),
+        devices: Vec::new(),
     }
 }
 
@@ -198,4 +284,65 @@ fn refused(error: &ShieldError) -> Refusal {
 fn kernel_refused(error: &KernelError) -> Refusal {
     Refusal::new(RefusalKind::Unsupported, "kernel_refused", error.words())
         .hint("`edgectl doctor` looks at what the kernel can do")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::{Ready, ready},
+        io,
+        time::Duration,
+    };
+
+    use super::*;
+
+    type Saved = Ready<Result<(), StateError>>;
+
+    /// A disk that takes nothing.
+    fn full() -> Saved {
+        let (path, source) = ("/full/state.toml".into(), io::ErrorKind::StorageFull.into());
+        ready(Err(StateError::Io { action: "write", path, source }))
+    }
+
+    fn good() -> Saved {
+        ready(Ok(()))
+    }
+
+    /// Until when what is blocked is, in the shield's account, and whether this address is refused at accept.
+    fn blocked(shield: &Mutex<Shield>, net: IpNet) -> (Vec<Option<SystemTime>>, bool) {
+        let shield = lock(shield);
+        let known = shield.blocked().unwrap().into_iter().map(|block| block.until);
+        (known.collect(), shield.sources().hold(net.addr()))
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_saved_changes_nothing() {
+        let shield = Mutex::new(Shield::at_accept());
+        let net: IpNet = "192.0.2.1/32".parse().unwrap();
+        let soon = SystemTime::now() + Duration::from_mins(1);
+        let block = |until| move |shield: &mut Shield| shield.block(net, until, &[]);
+        let refusal = lasting(&shield, net, block(None), full()).await.unwrap_err();
+        assert!(refusal.message.contains("nothing was changed"), "{refusal:?}");
+        assert_eq!(blocked(&shield, net), (vec![], false), "not added");
+
+        lasting(&shield, net, block(None), good()).await.unwrap();
+        lasting(&shield, net, block(Some(soon)), full()).await.unwrap_err();
+        assert_eq!(blocked(&shield, net), (vec![None], true), "blocked for ever as before");
+
+        lasting(&shield, net, |shield| shield.unblock(net), full()).await.unwrap_err();
+        assert_eq!(blocked(&shield, net), (vec![None], true), "not removed");
+        lasting(&shield, net, |shield| shield.unblock(net), good()).await.unwrap();
+        assert_eq!(blocked(&shield, net), (vec![], false));
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_is_not_saved() {
+        let shield = Mutex::new(Shield::at_accept());
+        let net: IpNet = "192.0.2.1/32".parse().unwrap();
+        let save = async { unreachable!("it is not in force") };
+        lasting(&shield, net, |shield| shield.unblock(net), save).await.unwrap_err();
+        let save = async { unreachable!("it is not in force") };
+        let spare = [net.addr()];
+        lasting(&shield, net, |shield| shield.block(net, None, &spare), save).await.unwrap_err();
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use super::{connection_limit, share_of_a_source};
 use crate::{
     config::Settings,
     connection::{Destination, ListenerState, Running, Source, identity_of},
@@ -102,7 +103,9 @@ pub(super) fn build(settings: &Settings, runtime: &[RouteSpec], kept: &mut Kept)
         listeners,
         hello_timeout: limits.hello_timeout,
         hello_bytes: limits.hello_bytes,
-        connections_per_source: limits.connections_per_source,
+        connections_per_source: limits
+            .connections_per_source
+            .unwrap_or_else(|| share_of_a_source(connection_limit(limits.connections))),
         connection_rate_per_source: limits.connection_rate_per_source,
         idle_timeout: limits.idle_timeout,
     };

@@ -72,7 +72,7 @@ impl Daemon {
         let mut steering = self.steering.lock().await;
         let mut state = steering.state.clone();
         {
-            let Some(mut shield) = self.shielding.shield() else { return };
+            let mut shield = self.shielding.shield();
             let blocked = shield.blocked().unwrap_or_default();
             let in_kernel = |net| blocked.iter().find(|known| known.net == net)?.until;
             for (net, outcome) in outcomes(&state.blocks, &self.loaded_blocks, in_kernel, SystemTime::now()) {

@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use super::{Daemon, status};
 use crate::{
-    control::api::{Check, CheckStatus, DoctorReport},
+    control::api::{Check, CheckStatus, DoctorReport, Guard, GuardedBy, OtherLayout},
     datapath::{LARGER_PIPES, SMALL_PIPES, are_pipes_large},
-    kernel::{self, Finding},
+    kernel::{self, Finding, keeper},
     pool::BackendState,
 };
 
@@ -58,13 +58,59 @@ impl Daemon {
         if let Some(flows) = &self.edge.flows {
             checks.extend(firewall::hindrances(flows));
         }
+        checks.extend(shield(&super::blocks::guards(&self.shielding)));
         checks.push(pipes());
+        checks.extend(self.left_by_others().iter().filter(|other| other.readable).map(older_check));
         checks.extend(self.findings.iter().cloned().map(kernel_check));
-        if let Ok(probe) = tokio::task::spawn_blocking(kernel::probe::probe).await {
-            checks.extend(probe.findings.into_iter().map(kernel_check));
-        }
+        checks.extend(keeper());
         DoctorReport { checks }
     }
+}
+
+/// Where blocked sources cost no more than a packet, and where they cost a connection.
+fn shield(guards: &[Guard]) -> Vec<Check> {
+    let check = |guard: &Guard| {
+        let name = format!("shield on {}", guard.device);
+        match (guard.by, &guard.reason) {
+            (GuardedBy::Accept, reason) => {
+                let reason = reason.as_deref().unwrap_or("its packets are not dropped");
+                Check::new(
+                    name,
+                    CheckStatus::Warn,
+                    format!("blocked sources are refused at accept alone: {reason}"),
+                )
+            }
+            (by, _) => Check::new(
+                name,
+                CheckStatus::Ok,
+                format!("packets of blocked sources are dropped ({})", by.name()),
+            ),
+        }
+    };
+    guards.iter().map(check).collect()
+}
+
+/// In order: they go by themselves.
+fn older_check(other: &OtherLayout) -> Check {
+    let flows = other.flows.unwrap_or(0);
+    let message =
+        format!("{flows} flows go on in layout {} and end there; new ones are beside them", other.layout);
+    Check::new("flows of an earlier version", CheckStatus::Ok, message)
+}
+
+/// Whether the process is there that attaches programs to devices that come.
+fn keeper() -> Option<Check> {
+    let is_gone = keeper::keeper()?.is_gone();
+    Some(if is_gone {
+        Check::new(
+            "privileged process",
+            CheckStatus::Fail,
+            "it has ended: devices that come from now on carry no flows and drop nothing",
+        )
+        .remedy("restart edged; its connections that are flows outlive that")
+    } else {
+        Check::new("privileged process", CheckStatus::Ok, "keeps the rights for programs and devices")
+    })
 }
 
 fn pipes() -> Check {

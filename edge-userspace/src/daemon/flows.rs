@@ -1,16 +1,19 @@
 //! The flow tier in the daemon: taken from the kernel at the start, its reports read, shown with everything else.
 
-use std::{collections::HashMap, fs, io, ops::RangeInclusive, sync::Arc};
+use std::{collections::HashMap, fs, io, iter, ops::RangeInclusive, sync::Arc};
 
-use edge_common::flow::FlowReason;
+use edge_common::flow::{FlowEvent, FlowReason};
 
 use super::{Daemon, status};
 use crate::{
     config::FlowSpec,
     connection::{Edge, FlowView, Flows, backend_key},
     control::api,
-    datapath::{Tier, Tiers, flow::FlowTier},
-    kernel::{Finding, FlowEvents, Kernel, State},
+    datapath::{
+        Tier, Tiers,
+        flow::{FlowTier, Ports},
+    },
+    kernel::{Finding, FlowEvents, Kernel, OlderFlows, State},
     observe::metrics::FlowCounts,
     pool::Backend,
 };
@@ -25,17 +28,18 @@ pub(super) fn take(
     kernel: &mut Kernel,
     tiers: &Tiers,
     FlowSpec { ports }: &FlowSpec,
-) -> Option<(Flows, FlowEvents)> {
+) -> Option<(Flows, Reports)> {
     let mut program = kernel.flow.take()?;
-    let taken = program.events().and_then(|events| Ok((events, FlowTier::new(program, ports.clone())?)));
+    let older = std::mem::take(&mut kernel.older);
+    let own_ports = Ports::new(ports.clone());
+    let own_ports = if kernel.unread.is_empty() { own_ports } else { own_ports.from_the_middle() };
+    let taken = program.events().and_then(|events| Ok((events, FlowTier::new(program, older, own_ports)?)));
     match taken {
         Ok((events, tier)) => {
-            if let Err(error) = reserve(ports) {
-                tracing::warn!(%error, "ports of flows cannot be reserved: do not let others connect from {ports:?}");
-            }
             let tier = Arc::new(tier);
             tiers.add_flow(Arc::clone(&tier));
-            Some((Flows::new(tier), events))
+            let older = tier.older().tables().into_iter().filter_map(reports_of).collect();
+            Some((Flows::new(tier), Reports { own: events, older }))
         }
         Err(error) => {
             let finding = Finding::new("flow tier", State::Limited, error.words());
@@ -46,7 +50,13 @@ pub(super) fn take(
     }
 }
 
-/// Keeps the kernel from giving out these ports, where its own range reaches into them.
+/// Keeps the kernel from giving out these ports, where its own range reaches into them. Needs rights.
+pub(super) fn reserve_ports(ports: &RangeInclusive<u16>) {
+    if let Err(error) = reserve(ports) {
+        tracing::warn!(%error, "ports of flows cannot be reserved: do not let others connect from {ports:?}");
+    }
+}
+
 fn reserve(ports: &RangeInclusive<u16>) -> io::Result<()> {
     let local = fs::read_to_string(LOCAL)?;
     let bounds: Vec<u16> = local.split_whitespace().filter_map(|bound| bound.parse().ok()).collect();
@@ -64,23 +74,83 @@ fn reserve(ports: &RangeInclusive<u16>) -> io::Result<()> {
     fs::write(RESERVED, all)
 }
 
+/// What the programs of all layouts report.
+pub(super) struct Reports {
+    own: FlowEvents,
+    older: Vec<(Arc<OlderFlows>, FlowEvents)>,
+}
+
+fn reports_of(table: Arc<OlderFlows>) -> Option<(Arc<OlderFlows>, FlowEvents)> {
+    match table.events() {
+        Ok(events) => Some((table, events)),
+        Err(error) => {
+            tracing::error!(
+                layout = table.layout(),
+                error = error.words(),
+                "ends of an earlier version's flows are noticed late, and its programs stay when the last one has ended"
+            );
+            None
+        }
+    }
+}
+
+impl Reports {
+    /// Those that are there already.
+    pub(super) fn waiting(&mut self) -> impl Iterator<Item = FlowEvent> {
+        let older = self.older.iter_mut();
+        let mut all: Vec<&mut FlowEvents> =
+            iter::once(&mut self.own).chain(older.map(|(_, events)| events)).collect();
+        iter::from_fn(move || all.iter_mut().find_map(Iterator::next))
+    }
+
+    /// Reads them from now on.
+    pub(super) fn listen(self, edge: &Arc<Edge>) {
+        tokio::spawn(listen(Arc::clone(edge), self.own));
+        for (table, events) in self.older {
+            tokio::spawn(outlive(Arc::clone(edge), table, events));
+        }
+    }
+}
+
 /// Reads what the programs report, for as long as the daemon lives.
-pub(super) async fn listen(edge: Arc<Edge>, mut events: FlowEvents) {
+async fn listen(edge: Arc<Edge>, mut events: FlowEvents) {
+    listen_to(&edge, &mut events).await;
+}
+
+/// Ends only where the kernel refuses.
+async fn listen_to(edge: &Edge, events: &mut FlowEvents) {
     loop {
         if let Err(error) = events.readable().await {
             tracing::error!(%error, "ends of flows are noticed late from now on");
             return;
         }
-        edge.flows_happened(&mut events);
+        edge.flows_happened(events);
+    }
+}
+
+/// Reads what an older layout's programs report until the last of their flows has ended, and takes them away then.
+async fn outlive(edge: Arc<Edge>, table: Arc<OlderFlows>, mut events: FlowEvents) {
+    tokio::select! {
+        () = listen_to(&edge, &mut events) => table.emptied().await,
+        () = table.emptied() => {}
+    }
+    // What ended last was reported before its entries went.
+    edge.flows_happened(&mut events);
+    let Some(flows) = &edge.flows else { return };
+    if let Err(error) = table.detach().and_then(|()| flows.tier().older().remove(&table)) {
+        tracing::warn!(
+            layout = table.layout(),
+            error = error.words(),
+            "the programs of an earlier version stay until edged starts again"
+        );
     }
 }
 
 /// What is counted of the tier.
 pub(super) fn measured(flows: &Flows) -> FlowCounts {
-    let reasons = flows.tier().reasons();
-    let packets =
-        FlowReason::ALL.into_iter().map(|reason| (name(reason), reasons.count(reason).unwrap_or(0)));
-    FlowCounts { packets: packets.collect(), stays: flows.tier().stay_counts() }
+    let tier = flows.tier();
+    let packets = FlowReason::ALL.into_iter().map(|reason| (name(reason), tier.count(reason)));
+    FlowCounts { packets: packets.collect(), stays: tier.stay_counts() }
 }
 
 /// As the metrics have it.
@@ -147,5 +217,21 @@ impl Daemon {
                 Vec::new()
             }
         }
+    }
+
+    /// What is left of other versions, for `status` and `doctor`.
+    pub(super) fn left_by_others(&self) -> Vec<api::OtherLayout> {
+        let older = self.edge.flows.iter().flat_map(|flows| flows.tier().older().tables());
+        let older = older.map(|table| api::OtherLayout {
+            layout: table.layout().into(),
+            flows: Some(table.live()),
+            readable: true,
+        });
+        let unread = self.unread.iter().map(|unread| api::OtherLayout {
+            layout: unread.layout.as_str().into(),
+            flows: unread.count(),
+            readable: false,
+        });
+        older.chain(unread).collect()
     }
 }

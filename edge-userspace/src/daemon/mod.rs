@@ -6,6 +6,8 @@
 mod blocks;
 mod build;
 mod clock;
+mod devices;
+mod ebb;
 mod examine;
 mod flows;
 mod following;
@@ -13,6 +15,7 @@ mod keeping;
 mod listening;
 mod observed;
 mod operate;
+mod prepare;
 mod probe;
 mod segments;
 mod service;
@@ -27,15 +30,17 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
-pub use service::{Options, run};
+pub use prepare::{Options, Prepared, prepare};
+pub use service::run;
 
 use self::{
     blocks::Shielding,
     build::{Built, Kept, build},
+    ebb::Ebb,
     following::Following,
     keeping::Keeper,
     segments::Segments,
@@ -48,10 +53,10 @@ use crate::{
         ConfigError, Settings,
         state::{self, Opened, State, StateError, StateStore},
     },
-    connection::{Admission, Edge, Endings, Registry},
+    connection::{Admission, Edge, Endings, HelloMemory, Registry},
     control,
     datapath::{Tier, Tiers},
-    kernel::{Finding, Kernel, Objects, PinsBusy},
+    kernel::{Finding, Kernel, Objects, PinsBusy, UnreadFlows, give_back_memory},
     listener::BindError,
     moment::Moment,
     observe::{access_log::AccessLog, timings::Timings},
@@ -62,6 +67,13 @@ use crate::{
 const RESERVED_DESCRIPTORS: u64 = 256;
 /// Descriptors that a connection holds: its two sockets.
 const DESCRIPTORS_A_CONNECTION: u64 = 2;
+/// Memory that a connection is reckoned with, in bytes: two idle sockets of the kernel, the task, and as much again
+/// for what they hold now and then.
+const MEMORY_A_CONNECTION: u64 = 16 << 10;
+/// One source may have one in so many connections ...
+const SHARE_OF_A_SOURCE: usize = 8;
+/// ... or so many, where there are few.
+const LEAST_SHARE: usize = 128;
 
 /// Why the daemon cannot start, or a reload changes nothing.
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +127,8 @@ pub struct Daemon {
     objects: Objects,
     /// What the kernel does not have, as far as it was looked at when the daemon started.
     findings: Vec<Finding>,
+    /// Flows of versions whose layout this one cannot read.
+    unread: Vec<UnreadFlows>,
     /// What is shown of the settings without waiting for a change under way.
     shown: Mutex<Shown>,
 }
@@ -174,33 +188,38 @@ impl Daemon {
         }
         let tiers = Tiers::default();
         let flows = flows::take(&mut kernel, &tiers, &settings.flow);
-        let (flows, mut events) = flows.unzip();
+        let (flows, mut reports) = flows.unzip();
         tiers::provide(&tiers, &kernel.objects, &settings, &state.routes)?;
         let access_log = AccessLog::open(&settings.daemon.access_log)
             .map_err(|error| DaemonError::System("cannot open daemon.access_log", error))?;
+        let mut following = Following::new(&settings.resolver, settings.tunnel);
+        // Before anybody is accepted.
+        let shielding = Shielding::new(&mut kernel, &state.blocks, &following);
         let mut kept = Kept::default();
         let built = build(&settings, &state.routes, &mut kept);
         let edge = Arc::new(Edge {
             running: ArcSwap::from_pointee(built.running),
             registry: Registry::default(),
             admission: Arc::new(Admission::new(connection_limit(settings.limits.connections))),
+            hello_memory: Arc::new(HelloMemory::new(settings.limits.hello_memory)),
             access_log,
             timings: Timings::default(),
             endings: Endings::default(),
             tiers,
             flows,
+            blocked: shielding.sources(),
             run: fastrand::u64(..),
         });
-        if let Some(events) = &mut events
-            && let Err(error) = edge.adopt_flows(events)
+        if let Some(reports) = &mut reports
+            && let Err(error) = edge.adopt_flows(reports.waiting())
         {
             tracing::error!(
                 error = error.words(),
                 "flows of an earlier daemon are carried, but not all are known"
             );
         }
-        if let Some(events) = events {
-            tokio::spawn(flows::listen(Arc::clone(&edge), events));
+        if let Some(reports) = reports {
+            reports.listen(&edge);
         }
         tokio::spawn({
             let edge = Arc::clone(&edge);
@@ -216,10 +235,9 @@ impl Daemon {
             .map_err(|error| DaemonError::System("cannot start a worker", error))?;
         sockets.commit(prepared, &workers);
         troubles.note_listeners(sockets.troubles());
-        let mut following = Following::new(&settings.resolver, settings.tunnel);
         following.set(built.checks, &settings.resolver, settings.tunnel);
-        let shielding = Shielding::new(&mut kernel, &state.blocks, following.tunnels());
-        shielding.follow(&settings);
+        shielding.look(&edge);
+        shielding.follow(&settings, &edge);
         let segments = Segments::new(following.stirred());
         for warning in &built.warnings {
             tracing::warn!("{warning}");
@@ -235,6 +253,7 @@ impl Daemon {
             troubles: Arc::clone(&troubles),
             loaded_blocks: state.blocks.clone(),
             findings: kernel.findings,
+            unread: kernel.unread,
             objects: kernel.objects,
             shown: Mutex::new(Shown {
                 settings: settings.clone(),
@@ -292,13 +311,21 @@ impl Daemon {
         tiers::provide(&self.edge.tiers, &self.objects, &settings, &steering.state.routes)?;
         let prepared = steering.sockets.prepare(&settings.listeners, self.workers.count(), Demand::All)?;
         let mut warnings = needs_restart(&steering.settings, &settings);
+        warnings.extend(settings.shield.lists.iter().filter(|list| is_closed(list)).map(|list| {
+            format!(
+                "{} cannot be read: edged sees the directories of lists that were named when it started, as far as its user may; \
+                 mend the modes or restart edged",
+                list.display()
+            )
+        }));
         steering.settings = settings;
         self.edge.admission.set_limit(connection_limit(steering.settings.limits.connections));
+        self.edge.hello_memory.set_limit(steering.settings.limits.hello_memory);
         warnings.extend(self.swap(steering));
         steering.sockets.commit(prepared, &self.workers);
         self.note_listeners(&steering.sockets);
         warnings.extend(self.troubles.lines());
-        self.shielding.follow(&steering.settings);
+        self.shielding.follow(&steering.settings, &self.edge);
         for warning in &warnings {
             tracing::warn!("{warning}");
         }
@@ -328,15 +355,25 @@ impl Daemon {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends idle connections and keeps the counters current, for as long as the daemon lives.
+    /// Ends idle connections, keeps the counters current and gives back memory, for as long as the daemon lives.
     async fn sweep(&self) {
         /// How often counters are brought up to date, and how exact `idle_timeout` is at most.
         const EVERY: Duration = Duration::from_secs(1);
         const AT_LEAST: Duration = Duration::from_millis(50);
+        let mut ebb = Ebb::default();
         loop {
             let idle = self.edge.running.load().idle_timeout;
             tokio::time::sleep(idle.map_or(EVERY, |idle| (idle / 8).clamp(AT_LEAST, EVERY))).await;
-            self.edge.sweep(idle);
+            let edge = Arc::clone(&self.edge);
+            // Off the control runtime: with very many flows a look takes long.
+            if tokio::task::spawn_blocking(move || edge.sweep(idle)).await.is_err() {
+                tracing::error!("a look over all connections failed; the next one follows");
+            }
+            let (first_bytes, _) = self.edge.hello_memory.usage();
+            if ebb.is_low(self.edge.admission.live(), first_bytes, Instant::now()) {
+                // Not on this thread, which has clocks to keep.
+                tokio::task::spawn_blocking(give_back_memory);
+            }
         }
     }
 }
@@ -349,6 +386,11 @@ fn drain(kept: &Kept, state: &State) {
             backend.drain();
         }
     }
+}
+
+/// Whether a file is there and must not be read.
+fn is_closed(path: &Path) -> bool {
+    std::fs::File::open(path).is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
 /// What a reload cannot change.
@@ -366,7 +408,7 @@ fn needs_restart(old: &Settings, new: &Settings) -> Vec<String> {
     named.map(|(key, _)| format!("{key} changed: it takes effect when edged is restarted")).collect()
 }
 
-/// How many connections there may be: as configured, or what the descriptor limit allows.
+/// How many connections there may be: as configured, or what descriptors and memory allow.
 fn connection_limit(configured: usize) -> usize {
     if configured != 0 {
         return configured;
@@ -374,5 +416,14 @@ fn connection_limit(configured: usize) -> usize {
     let descriptors =
         rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
     let reserved = RESERVED_DESCRIPTORS.min(descriptors / 4);
-    usize::try_from((descriptors - reserved) / DESCRIPTORS_A_CONNECTION).unwrap_or(usize::MAX)
+    let system = rustix::system::sysinfo();
+    let memory = u64::from(system.mem_unit).saturating_mul(system.totalram as u64) / MEMORY_A_CONNECTION;
+    let limit = ((descriptors - reserved) / DESCRIPTORS_A_CONNECTION).min(memory);
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
+/// How many of `connections` one source may have where nothing else is said: wide enough for the many customers behind
+/// the NAT of a provider, narrow enough that a few sources cannot have them all.
+fn share_of_a_source(connections: usize) -> usize {
+    (connections / SHARE_OF_A_SOURCE).max(LEAST_SHARE)
 }

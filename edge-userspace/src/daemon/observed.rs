@@ -5,10 +5,7 @@ use std::sync::Arc;
 use super::Daemon;
 use crate::{
     connection::ListenerState,
-    control::{
-        Operator,
-        api::{Backend, BackendState},
-    },
+    control::api::{Backend, BackendState},
     datapath::Tier,
     host::HostName,
     kernel::Fill,
@@ -76,7 +73,7 @@ impl Observed for Daemon {
                 .map(|(pool, histogram)| (Arc::clone(pool), (&**histogram).into()))
                 .collect(),
             backends: self
-                .backends()
+                .shown_backends(|_| true)
                 .into_iter()
                 .map(|backend| {
                     let up = backend.state == BackendState::Up;
@@ -88,6 +85,7 @@ impl Observed for Daemon {
                 .collect(),
             blocked_packets: self.shielding.dropped(),
             conntrack: Fill::now().map(|fill| (fill.entries, fill.limit)),
+            hello_memory: edge.hello_memory.usage().0,
             flow: edge.flows.as_ref().map(super::flows::measured),
             reload_successful: self.shown().last_reload.as_ref().is_none_or(|reload| reload.error.is_none()),
         }

@@ -251,7 +251,7 @@ impl Daemon {
         })
     }
 
-    fn shown_backends(&self, which: impl Fn(&BackendId) -> bool) -> Vec<Backend> {
+    pub(super) fn shown_backends(&self, which: impl Fn(&BackendId) -> bool) -> Vec<Backend> {
         let running = self.edge.running.load();
         let chosen = running.backends().filter(|backend| which(backend.id()));
         chosen.map(|backend| super::status::backend(backend)).collect()

@@ -2,12 +2,10 @@
 
 use std::{
     io,
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -15,59 +13,21 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Daemon, DaemonError};
-use crate::{
-    config::Settings,
-    control::{BindError, ControlSocket},
-    datapath::StopReason,
-    kernel::{
-        self, Kernel, Objects, Wanted,
-        capability::{self, Duty},
-    },
-};
+use super::{Daemon, DaemonError, prepare::Prepared};
+use crate::datapath::StopReason;
 
 /// How long connections get to hear that the daemon ends, after the time to drain is over.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// What the command line says.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The configuration file.
-    pub config: PathBuf,
-    /// BPF objects to load instead of the embedded ones.
-    pub bpf_object: Option<PathBuf>,
-    /// The directory of pins, on a BPF filesystem.
-    pub pins: PathBuf,
-}
-
-/// What the daemon needs rights for once it runs.
-const DUTIES: &[Duty] = &[Duty::LowPorts, Duty::Bpf, Duty::Network, Duty::Pipes];
-
 /// Runs the daemon until it is told to end.
-///
-/// To be called before the process has any other thread, since rights are given up by this one for all that come.
-pub async fn run(options: &Options) -> Result<(), DaemonError> {
-    let config = &options.config;
-    let settings = Settings::load(config)?;
-    raise_descriptor_limit();
-    let inherited = kernel::inherited_listeners();
-    let system = |what| move |error| DaemonError::System(what, error);
-    let mut signals = Signals::new().map_err(system("cannot listen to signals"))?;
-    // Held until the process ends, however it does.
-    let _pins = kernel::lock_pins(&options.pins)?;
+pub async fn run(prepared: Prepared) -> Result<(), DaemonError> {
+    // The pins are held until the process ends, however it does.
+    let Prepared { config, settings, inherited, control, kernel, pins: _pins } = prepared;
+    let mut signals =
+        Signals::new().map_err(|error| DaemonError::System("cannot listen to signals", error))?;
     let (admin, control_path) = (settings.daemon.admin, settings.daemon.control.clone());
-    let control = match ControlSocket::bind(&control_path) {
-        // It serves all the same, and the directory may come.
-        Err(error @ BindError::Io { .. }) => Err(error),
-        Err(error) => return Err(error.into()),
-        Ok(socket) => Ok(socket),
-    };
-    let kernel = open_kernel(options);
-    if let Err(error) = capability::keep_only(DUTIES) {
-        tracing::warn!(%error, "runs on with all its rights");
-    }
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    let daemon = Daemon::start(config, settings, inherited, workers, kernel)?;
+    let daemon = Daemon::start(&config, settings, inherited, workers, kernel)?;
     // Before anybody is told that it serves: a client that was promised more would stay on its sockets.
     daemon.announce();
     daemon.workers.answer().await;
@@ -94,6 +54,10 @@ pub async fn run(options: &Options) -> Result<(), DaemonError> {
     });
     tokio::spawn({
         let daemon = Arc::clone(&daemon);
+        async move { daemon.follow_devices().await }
+    });
+    tokio::spawn({
+        let daemon = Arc::clone(&daemon);
         let tunnels = daemon.steering.lock().await.following.tunnels();
         async move { daemon.sever(tunnels).await }
     });
@@ -116,17 +80,6 @@ pub async fn run(options: &Options) -> Result<(), DaemonError> {
     let _ = ending.send(true);
     let _ = timeout(LAST_WORDS, control).await;
     Ok(())
-}
-
-/// Loads what the kernel has room for. What it refuses is missing, and said once.
-fn open_kernel(options: &Options) -> Kernel {
-    let objects = options.bpf_object.clone().map_or_else(Objects::embedded, Objects::replaced_by);
-    let kernel = Kernel::open(&Wanted { objects, pins: options.pins.clone(), ..Wanted::default() });
-    for finding in &kernel.findings {
-        let remedy = finding.remedy.as_deref().unwrap_or("`edgectl doctor` says more");
-        tracing::warn!("{}: {} ({remedy})", finding.name, finding.message);
-    }
-    kernel
 }
 
 impl Daemon {
@@ -226,15 +179,5 @@ fn monotonic() -> NotifyState<'static> {
 pub(super) fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::warn!(%error, "the service manager cannot be told");
-    }
-}
-
-/// Takes all descriptors that the hard limit allows: a proxy needs two a connection, and poll(2), for which the
-/// soft limit is kept low, is not used here.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
-    {
-        tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }

@@ -53,7 +53,7 @@ impl Daemon {
         listeners.sort_by(|a, b| a.name.cmp(&b.name));
         let mut backends = BackendCount { up: 0, down: 0, drained: 0 };
         let (mut bytes_up, mut bytes_down) = (0, 0);
-        for backend in api_backends(self) {
+        for backend in self.shown_backends(|_| true) {
             match backend.state {
                 api::BackendState::Up => backends.up += 1,
                 api::BackendState::Down => backends.down += 1,
@@ -80,21 +80,31 @@ impl Daemon {
                     error: reload.error.clone(),
                 }),
             },
-            datapath: DatapathStatus { allowed: shown.settings.daemon.datapath, tiers: self.tiers() },
+            datapath: DatapathStatus {
+                allowed: shown.settings.daemon.datapath,
+                tiers: self.tiers(),
+                others: self.left_by_others(),
+            },
             listeners,
             troubles: self.troubles.lines().into_iter().chain(self.edge.access_log.trouble()).collect(),
             connections: ConnectionCount {
                 now: live.len() as u64 + census.live,
                 total: live.len() as u64 + census.live + ended,
                 limit: self.edge.admission.limit() as u64,
+                limit_per_source: running.connections_per_source as u64,
             },
             bytes_up,
             bytes_down,
+            hello_memory: {
+                let (now, limit) = self.edge.hello_memory.usage();
+                api::HelloMemory { now: now as u64, limit: limit as u64 }
+            },
             rejected,
             routes: RouteCount { file: (running.routes.len() - runtime) as u64, runtime: runtime as u64 },
             backends,
             blocked_packets: self.shielding.dropped(),
             conntrack: Fill::now().map(|Fill { entries, limit }| ConntrackStatus { entries, limit }),
+            shield: super::blocks::guards(&self.shielding),
         }
     }
 }
@@ -123,10 +133,6 @@ fn bind_troubles(troubles: Vec<(SocketAddr, Trouble)>) -> Vec<BindTrouble> {
         reason: trouble.to_string(),
     };
     troubles.into_iter().map(shown).collect()
-}
-
-fn api_backends(daemon: &Daemon) -> Vec<api::Backend> {
-    crate::control::Operator::backends(daemon)
 }
 
 pub(super) fn connection(connection: &connection::Connection) -> api::Connection {

@@ -12,7 +12,12 @@ use tokio::{
     task::AbortHandle,
 };
 
-use crate::{connection::Edge, kernel::tcp, listener, pool::warm};
+use crate::{
+    connection::Edge,
+    kernel::{admin, tcp},
+    listener,
+    pool::warm,
+};
 
 /// One address of one listener.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -41,7 +46,9 @@ impl Workers {
             let (orders, inbox) = mpsc::unbounded_channel();
             let edge = Arc::clone(edge);
             let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-            thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+            let builder = thread::Builder::new().name(format!("worker-{index}"));
+            // Hands connections over, which takes CAP_NET_ADMIN.
+            admin::spawn(builder, move || {
                 warm::enable(count);
                 runtime.block_on(work(edge, inbox));
             })?;

@@ -16,7 +16,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use tokio::{io::Interest, net::TcpStream};
 
 use super::{
-    Preread,
+    Hold, Preread,
     direction::{Fault, Step},
     meter::Counter,
 };
@@ -43,12 +43,13 @@ struct Rest {
     written: usize,
     /// How many of them, at the start, are not the client's and are not counted.
     uncounted: usize,
+    _hold: Hold,
 }
 
 impl Copy {
     pub(super) fn new(preread: Preread) -> Self {
-        let Preread { bytes, uncounted } = preread;
-        let rest = (!bytes.is_empty()).then(|| Box::new(Rest { bytes, written: 0, uncounted }));
+        let Preread { bytes, uncounted, hold } = preread;
+        let rest = (!bytes.is_empty()).then(|| Box::new(Rest { bytes, written: 0, uncounted, _hold: hold }));
         Self { rest, is_last: false }
     }
 
@@ -96,12 +97,15 @@ impl Copy {
         has_ended: bool,
         counter: Counter<'_>,
     ) -> Result<usize, Fault> {
-        let read = receive(source, buffer).map_err(Fault::Source)?;
+        let (read, is_last) = if has_ended {
+            receive_to_end(source, buffer).map_err(Fault::Source)?
+        } else {
+            (receive(source, buffer).map_err(Fault::Source)?, false)
+        };
         if read == 0 {
             return Ok(0);
         }
-        // Before the FIN there is no more than this.
-        self.is_last = has_ended && read < buffer.len();
+        self.is_last = is_last;
         // The FIN that follows goes in the packet of the last bytes.
         let flags = if self.is_last { SendFlags::MORE } else { SendFlags::empty() };
         let written = match transmit(destination, &buffer[..read], flags) {
@@ -111,7 +115,7 @@ impl Copy {
         };
         counter.add(written);
         if written < read {
-            let rest = Rest { bytes: buffer[written..read].to_vec(), written: 0, uncounted: 0 };
+            let rest = Rest { bytes: buffer[written..read].to_vec(), written: 0, uncounted: 0, _hold: None };
             self.rest = Some(Box::new(rest));
         }
         Ok(read)
@@ -149,16 +153,29 @@ fn has_ended(socket: &TcpStream, cx: &mut Context<'_>) -> bool {
     matches!(found, Poll::Ready(Ok(ready)) if ready.is_read_closed() && !ready.is_error())
 }
 
-/// Reads once. A read that does not fill the buffer has emptied the socket: its readiness is cleared at once,
-/// which saves the call that would only say `EAGAIN`. (A stream's end stays visible, the runtime keeps it.)
+/// Reads once. Only `EAGAIN` clears the socket's readiness. A short read does not: `tcp_recvmsg` stops at an urgent
+/// byte, and epoll has no new edge for what is behind it.
 fn receive(socket: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut got = 0;
-    let result = socket.try_io(Interest::READABLE, || {
-        let (read, _) = recv(socket, &mut *buffer, RecvFlags::empty())?;
-        got = read;
-        if 0 < read && read < buffer.len() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-    });
-    settle(got, result)
+    socket.try_io(Interest::READABLE, || {
+        let (read, _) = recv(socket, buffer, RecvFlags::empty())?;
+        Ok(read)
+    })
+}
+
+/// Reads what stands before a FIN that is there, as much as there is room for; whether that was all. Only a read of
+/// nothing says so.
+fn receive_to_end(socket: &TcpStream, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
+    let mut read = 0;
+    while read < buffer.len() {
+        match receive(socket, &mut buffer[read..]) {
+            Ok(0) => return Ok((read, true)),
+            Ok(bytes) => read += bytes,
+            // Behind a FIN there is no error to lose (`SOCK_DONE` comes before `sk_err` in `tcp_recvmsg`).
+            Err(_) if read > 0 => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((read, false))
 }
 
 /// Writes once; a partial write has filled the socket, so that its readiness is cleared at once.

@@ -17,7 +17,7 @@ use super::{
     bulk::{Bulk, Carrier},
     copy::Copy,
     meter::Counter,
-    splice::Splice,
+    splice::{Splice, Spliced},
 };
 
 /// Steps of one direction before other tasks of the thread get their turn ...
@@ -135,7 +135,14 @@ impl Direction {
             // Bytes left by the other carrier go first.
             Carrier::Splice if !self.copy.holds_bytes() => {
                 match ready!(self.splice.poll(cx, source, destination, counter)) {
-                    Ok(step) => step,
+                    Ok(Spliced::Moved(bytes)) => Step::Moved(bytes),
+                    Ok(Spliced::Stopped) => {
+                        let copied = self.copy.poll(cx, source, destination, counter);
+                        if !matches!(copied, Poll::Ready(Ok(Step::Moved(_)))) {
+                            self.splice.release();
+                        }
+                        ready!(copied)?
+                    }
                     Err(SpliceFault::NoPipe) => {
                         self.bulk.forbid_splice();
                         Step::Moved(0)

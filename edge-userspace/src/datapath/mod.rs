@@ -29,7 +29,7 @@ pub use choice::{Choice, Tier};
 pub use meter::Meter;
 pub use pipe::{LARGER_PIPES, SMALL_PIPES, are_pipes_large};
 pub(crate) use relay::reset;
-pub use relay::{Pair, Preread};
+pub use relay::{Hold, Pair, Preread};
 pub use stop::{Stop, StopReason};
 
 /// The tiers that not every machine has.

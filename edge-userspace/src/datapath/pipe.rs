@@ -142,8 +142,8 @@ impl Pipe {
         self.filled
     }
 
-    /// Moves bytes from a socket into the pipe. `Ok(0)` is the end of the stream; `WouldBlock` means that the
-    /// socket is empty or, if the pipe is not, that the pipe may be full.
+    /// Moves bytes from a socket into the pipe. Neither `Ok(0)` nor `WouldBlock` says why there were none: the stream
+    /// has ended, the socket is empty or stands at an urgent byte, or the pipe is full.
     pub(super) fn fill(&mut self, socket: impl AsFd) -> io::Result<usize> {
         if self.filled == 0 {
             self.fills = self.fills.wrapping_add(1);

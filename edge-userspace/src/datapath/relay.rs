@@ -1,6 +1,7 @@
 //! The socket tiers: both directions of a connection, half-close, reset and the order to stop.
 
 use std::{
+    any::Any,
     future::{Future, poll_fn},
     os::fd::AsFd,
     task::{Context, Poll},
@@ -33,6 +34,16 @@ pub struct Pair {
     pub backend: TcpStream,
 }
 
+impl Pair {
+    /// Whether urgent bytes stay in the streams, where they are skipped by default.
+    pub(super) fn keep_urgent(&self, keep: bool) {
+        for socket in [&self.client, &self.backend] {
+            // It fails on no socket.
+            let _ = tcp::keep_urgent(socket, keep);
+        }
+    }
+}
+
 /// What goes to the backend before anything else.
 #[derive(Debug, Default)]
 pub struct Preread {
@@ -40,7 +51,12 @@ pub struct Preread {
     pub bytes: Vec<u8>,
     /// The length of our own header: not the client's, not counted.
     pub uncounted: usize,
+    /// Dropped when the bytes are gone.
+    pub hold: Hold,
 }
+
+/// What somebody wants to have back.
+pub type Hold = Option<Box<dyn Any + Send + Sync>>;
 
 /// Carries a connection to its end on sockets, by copy and, where `choice` allows it, by splice.
 ///

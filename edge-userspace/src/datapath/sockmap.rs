@@ -50,10 +50,16 @@ pub(super) async fn carry(
     if !send_first(&pair.backend, &mut preread, meter) {
         return relay::carry(pair, preread, Choice::Auto, meter, stop).await;
     }
+    // Its memory is not kept for as long as the kernel carries.
+    drop(preread);
+    // The verdict sees urgent octets as any other, so that they count as such from the start.
+    pair.keep_urgent(true);
     let joined = match sockmap.join(&pair.client, &pair.backend) {
         Ok(joined) => joined,
         Err(reason) => {
             tracing::debug!(%reason, "a connection is not handed to the kernel");
+            pair.keep_urgent(false);
+            let preread = Preread::default();
             return relay::carry(pair, preread, Choice::Auto, meter, stop).await;
         }
     };

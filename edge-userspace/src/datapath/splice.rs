@@ -11,7 +11,7 @@ use std::{
 use tokio::{io::Interest, net::TcpStream};
 
 use super::{
-    direction::{Fault, SpliceFault, Step},
+    direction::{Fault, SpliceFault},
     meter::Counter,
     pipe::Pipe,
 };
@@ -19,6 +19,16 @@ use super::{
 #[derive(Debug, Default)]
 pub(super) struct Splice {
     pipe: Option<Box<Pipe>>,
+}
+
+/// What one step did.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Spliced {
+    /// This many bytes reached the destination's socket or are in the pipe.
+    Moved(usize),
+    /// Nothing could be moved. Whether the source is empty, has ended or stands at an urgent byte, only `recv` can tell:
+    /// `tcp_splice_read` says `EAGAIN` or 0 for each of them. The source's readiness is as it was.
+    Stopped,
 }
 
 impl Splice {
@@ -33,36 +43,34 @@ impl Splice {
         source: &TcpStream,
         destination: &TcpStream,
         counter: Counter<'_>,
-    ) -> Poll<Result<Step, SpliceFault>> {
+    ) -> Poll<Result<Spliced, SpliceFault>> {
         if self.holds_bytes() {
             ready!(self.poll_drain(cx, destination, counter))
                 .map_err(|error| SpliceFault::Socket(Fault::Destination(error)))?;
         }
-        let step = loop {
-            match source.poll_read_ready(cx) {
-                Poll::Ready(ready) => ready.map_err(|error| SpliceFault::Socket(Fault::Source(error)))?,
-                Poll::Pending => {
-                    self.release();
-                    return Poll::Pending;
-                }
+        match source.poll_read_ready(cx) {
+            Poll::Ready(ready) => ready.map_err(|error| SpliceFault::Socket(Fault::Source(error)))?,
+            Poll::Pending => {
+                self.release();
+                return Poll::Pending;
             }
-            let pipe = match &mut self.pipe {
-                Some(pipe) => pipe,
-                empty => empty.insert(Pipe::take().map_err(|_| SpliceFault::NoPipe)?),
-            };
-            match source.try_io(Interest::READABLE, || pipe.fill(source.as_fd())) {
-                Ok(0) => break Step::End,
-                Ok(bytes) => break Step::Moved(bytes),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(SpliceFault::Socket(Fault::Source(error)))),
-            }
+        }
+        let pipe = match &mut self.pipe {
+            Some(pipe) => pipe,
+            empty => empty.insert(Pipe::take().map_err(|_| SpliceFault::NoPipe)?),
         };
-        if step == Step::End {
-            self.release();
-        } else if let Poll::Ready(Err(error)) = self.poll_drain(cx, destination, counter) {
+        let bytes = match pipe.fill(source.as_fd()) {
+            Ok(0) => return Poll::Ready(Ok(Spliced::Stopped)),
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Poll::Ready(Ok(Spliced::Stopped));
+            }
+            Err(error) => return Poll::Ready(Err(SpliceFault::Socket(Fault::Source(error)))),
+        };
+        if let Poll::Ready(Err(error)) = self.poll_drain(cx, destination, counter) {
             return Poll::Ready(Err(SpliceFault::Socket(Fault::Destination(error))));
         }
-        Poll::Ready(Ok(step))
+        Poll::Ready(Ok(Spliced::Moved(bytes)))
     }
 
     /// Drains the pipe until it is empty.

@@ -24,6 +24,8 @@ pub enum StopReason {
     Blocked = 5,
     /// The device that its way home is bound to is gone.
     TunnelGone = 6,
+    /// Its first bytes have to give way to those of others.
+    HelloMemory = 7,
 }
 
 /// Where the order is left and the task that has to obey is woken. The first order stands.
@@ -89,7 +91,8 @@ impl Stop {
             3 => Some(StopReason::RouteRemoved),
             4 => Some(StopReason::Shutdown),
             5 => Some(StopReason::Blocked),
-            _ => Some(StopReason::TunnelGone),
+            6 => Some(StopReason::TunnelGone),
+            _ => Some(StopReason::HelloMemory),
         }
     }
 }

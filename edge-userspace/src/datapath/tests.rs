@@ -48,7 +48,7 @@ fn pattern(length: usize) -> Vec<u8> {
 
 #[tokio::test]
 async fn what_was_read_first_goes_first_and_our_own_header_is_not_counted() {
-    let preread = Preread { bytes: b"HEADERhello".to_vec(), uncounted: 6 };
+    let preread = Preread { bytes: b"HEADERhello".to_vec(), uncounted: 6, hold: None };
     let mut carried = carried(preread, Choice::Auto).await;
     carried.client.write_all(b" world").await.unwrap();
     carried.client.shutdown().await.unwrap();

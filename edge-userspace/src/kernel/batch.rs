@@ -5,10 +5,10 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd as _, BorrowedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
 };
 
-use aya::Pod;
+use aya::{Pod, maps::MapData};
 
 /// `linux/bpf.h`.
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
@@ -34,9 +34,31 @@ pub(super) fn each<K: Pod + Default, V: Pod + Default>(
     map: BorrowedFd<'_>,
     mut visit: impl FnMut(K, V),
 ) -> io::Result<()> {
+    let sizes = (size_of::<K>(), size_of::<V>());
+    raw(map, sizes, |key, value| {
+        // SAFETY: each is as long as its type, any octets are such a value (`Pod`), and the copy needs no alignment.
+        let (key, value) = unsafe {
+            (key.as_ptr().cast::<K>().read_unaligned(), value.as_ptr().cast::<V>().read_unaligned())
+        };
+        visit(key, value);
+    })
+}
+
+/// How many entries a map has, whatever they are.
+pub(super) fn count(map: &MapData) -> io::Result<u64> {
+    let info = map.info().map_err(io::Error::other)?;
+    let sizes = (info.key_size() as usize, info.value_size() as usize);
+    let mut entries = 0;
+    raw(map.fd().as_fd(), sizes, |_, _| entries += 1)?;
+    Ok(entries)
+}
+
+/// `sizes` are those of a key and a value.
+fn raw(map: BorrowedFd<'_>, sizes: (usize, usize), mut visit: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
+    let (key_size, value_size) = sizes;
     let mut room = ENTRIES;
-    let mut keys = vec![K::default(); room as usize];
-    let mut values = vec![V::default(); room as usize];
+    let mut keys = vec![0_u8; room as usize * key_size];
+    let mut values = vec![0_u8; room as usize * value_size];
     // The number of the next bucket; the kernel's to interpret.
     let (mut position, mut next) = (0_u32, 0_u32);
     let mut started = false;
@@ -52,7 +74,7 @@ pub(super) fn each<K: Pod + Default, V: Pod + Default>(
         };
         // SAFETY: the attributes are those of this command; the kernel writes at most `count` keys and values,
         // for which there is room, and one word at `out_batch`. Keys and values are of the map's sizes, which its
-        // owner asserts, and any octets are such ones (`Pod`).
+        // owner asserts.
         let result = unsafe {
             libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut attributes, size_of::<Attributes>())
         };
@@ -64,15 +86,16 @@ pub(super) fn each<K: Pod + Default, V: Pod + Default>(
             Some(libc::ENOSPC) if attributes.count == 0 && room < 1 << 20 => {
                 // A bucket longer than the room.
                 room *= 2;
-                keys.resize(room as usize, K::default());
-                values.resize(room as usize, V::default());
+                keys.resize(room as usize * key_size, 0);
+                values.resize(room as usize * value_size, 0);
                 continue;
             }
             Some(libc::EINTR) => continue,
             Some(_) => return Err(error.unwrap_or_else(|| io::ErrorKind::Other.into())),
         };
         let found = attributes.count.min(room) as usize;
-        keys[..found].iter().zip(&values[..found]).for_each(|(key, value)| visit(*key, *value));
+        let pairs = keys.chunks_exact(key_size).zip(values.chunks_exact(value_size));
+        pairs.take(found).for_each(|(key, value)| visit(key, value));
         if last {
             return Ok(());
         }

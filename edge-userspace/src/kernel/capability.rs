@@ -10,13 +10,15 @@ use caps::{CapSet, errors::CapsError};
 use rustix::thread::set_no_new_privs;
 use thiserror::Error;
 
-/// What the daemon does after its start and needs a right for.
+/// What the daemon or its keeper does after the start and needs a right for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Duty {
     /// Binding ports below 1024 at a reload.
     LowPorts,
     /// Attaching programs and changing maps.
     Bpf,
+    /// Reading and changing maps on kernels that want a right for it (before 5.19).
+    Maps,
     /// `TCP_REPAIR`, buffers beyond `net.core.*mem_max`, settings of tunnels.
     Network,
     /// More and larger pipes than `fs.pipe-user-pages-soft` gives.
@@ -30,6 +32,7 @@ impl Duty {
             // CAP_PERFMON: without it the verifier also walks what a processor might speculate (`bypass_spec_v1`), which
             // is too much for larger programs.
             Self::Bpf => &[Capability::CAP_BPF, Capability::CAP_PERFMON, Capability::CAP_NET_ADMIN],
+            Self::Maps => &[Capability::CAP_BPF],
             Self::Network => &[Capability::CAP_NET_ADMIN],
             Self::Pipes => &[Capability::CAP_SYS_RESOURCE],
         }
@@ -60,6 +63,8 @@ pub fn keep_only(duties: &[Duty]) -> Result<HashSet<Capability>, CapabilityError
     let keep: HashSet<_> = duties.iter().flat_map(|duty| duty.capabilities()).copied().collect();
     set_no_new_privs(true)?;
     let permitted = caps::read(None, CapSet::Permitted)?;
+    // Who has become another user has them permitted, and none effective.
+    caps::set(None, CapSet::Effective, &permitted)?;
     // The bounding set can be changed only while CAP_SETPCAP is still there. A thread without it has a bounding
     // set that is of no use to it either: with no_new_privs nothing is gained through it.
     if permitted.contains(&Capability::CAP_SETPCAP) {

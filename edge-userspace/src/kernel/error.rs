@@ -18,10 +18,10 @@ pub enum KernelError {
         /// Why it could not be mounted.
         source: io::Error,
     },
-    /// Pins of a layout that this version does not know.
-    #[error("{path} was left by another version of edged")]
+    /// A pin whose shape is not the one that its path promises.
+    #[error("{path} is not what a daemon of this layout pins")]
     OtherLayout {
-        /// The pin, or the directory of pins.
+        /// The pin.
         path: PathBuf,
     },
     /// A file of the BPF filesystem, or an object file.
@@ -78,6 +78,14 @@ pub enum KernelError {
         /// The cause.
         source: Box<PinError>,
     },
+    /// The keeper refused, or is gone.
+    #[error("{words}")]
+    Keeper {
+        /// In words.
+        words: String,
+        /// Whether the kernel refused it for want of rights.
+        denied: bool,
+    },
     /// A plain system call.
     #[error("{call}")]
     Call {
@@ -133,7 +141,8 @@ impl KernelError {
 
     /// Whether the kernel refused for want of rights, not of ability.
     pub fn is_denied(&self) -> bool {
-        matches!(self.code(), Some(libc::EPERM | libc::EACCES))
+        matches!(self, Self::Keeper { denied: true, .. })
+            || matches!(self.code(), Some(libc::EPERM | libc::EACCES))
     }
 
     /// The error as something to tell the operator; `name` is the part that is missing, `effect` what follows.

@@ -4,9 +4,10 @@
 //! Minimum kernel: 6.1; tc links from 6.6 on, before that filters of clsact with a priority and handle of our own.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, fs, io,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use aya::{
@@ -22,16 +23,19 @@ use edge_common::flow::{Flow, FlowKey, Label, Pending};
 use tracing::info;
 
 use super::{
-    Interface, KernelError, Objects,
+    Framing, Interface, KernelError, Objects,
     cgroup::open_own_cgroup,
     flow_events::{FLOW_EVENTS, FlowEvents},
     flow_table::{FLOW_LABELS, FLOW_REASONS, FLOWS, FLOWS_PENDING, FlowReasons, FlowTable},
     interfaces,
+    keeper::{Reply, Request, keeper},
+    link_device::device_of,
     load::{Shape, load},
     pin::Pins,
+    pin_name,
 };
 
-const OBJECT: &str = "flow";
+pub(super) const OBJECT: &str = "flow";
 /// The maps that outlive the daemon. What is noted of sockets ends with the sockets.
 const MAPS: [Shape; 5] = [
     Shape::of::<FlowKey, Flow>(FLOWS, MapType::Hash),
@@ -44,12 +48,18 @@ const ESTABLISHED: &str = "established";
 /// At the hooks of [`Hook::ALL`], for devices with Ethernet headers and without.
 const CLASSIFIERS: [[&str; 2]; 2] = [["ingress_l2", "egress_l2"], ["ingress_l3", "egress_l3"]];
 
-/// The pin of a link is called so, with the hook and the interface's name behind it.
-const LINK: &str = "link-";
-
-/// Where a filter of clsact is, so that another daemon finds it: any number that nobody else is likely to use.
-const PRIORITY: u16 = 0xed9e;
+/// Where a filter of clsact is, so that another daemon finds it: any number that nobody else is likely to use, and one
+/// less with each layout, for a later one has to see a packet first: programs up to layout 2 let nobody see it after them.
+const PRIORITY: u16 = priority(edge_common::LAYOUT);
 const HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// The priority of a layout's filters.
+const fn priority(layout: u32) -> u16 {
+    const OF_LAYOUT_2: u16 = 0xed9e;
+    #[expect(clippy::cast_possible_truncation, reason = "there will never be that many")]
+    let since = layout.saturating_sub(2) as u16;
+    OF_LAYOUT_2 - since
+}
 
 /// A hook of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +87,40 @@ impl Hook {
 }
 
 /// The loaded programs. Dropping it leaves flows, links and filters in place for the next daemon.
+#[derive(Debug)]
 pub struct FlowProgram {
+    hands: Hands,
+    maps: Option<Maps>,
+}
+
+/// Whose hands attach the programs.
+#[derive(Debug)]
+enum Hands {
+    Own(FlowLinks),
+    Keeper(Entrusted),
+}
+
+/// What is known of the devices while the keeper attaches to them.
+#[derive(Debug, Default)]
+struct Entrusted {
+    attached: BTreeMap<u32, String>,
+    /// What was refused and when, so that no connection asks for the same again.
+    refused: BTreeMap<u32, (Instant, String)>,
+}
+
+/// How long a refusal counts.
+const REFUSED: Duration = Duration::from_secs(5);
+
+/// The maps, taken out of the object; each is given away once.
+#[derive(Debug)]
+struct Maps {
+    table: Option<FlowTable>,
+    events: Option<FlowEvents>,
+    reasons: Option<FlowReasons>,
+}
+
+/// The programs and where they are attached.
+pub(super) struct FlowLinks {
     ebpf: Ebpf,
     directory: PathBuf,
     /// By index, which says more than the name: a device that is made anew has another. Both hooks.
@@ -95,41 +138,144 @@ impl FlowProgram {
             classifier(&mut ebpf, name)?.load().map_err(failed("loading", name))?;
         }
         sock_ops(&mut ebpf)?.load().map_err(failed("loading", ESTABLISHED))?;
-        Ok(Self { ebpf, directory, attached: BTreeMap::new(), uses_tcx })
+        let links = FlowLinks { ebpf, directory, attached: BTreeMap::new(), uses_tcx };
+        Ok(Self { hands: Hands::Own(links), maps: None })
     }
 
-    /// The flows.
+    /// Gives the programs away and keeps the maps: from now on the keeper is asked.
+    pub(super) fn entrust(&mut self) -> Result<FlowLinks, KernelError> {
+        let maps =
+            Maps { table: Some(self.table()?), events: Some(self.events()?), reasons: Some(self.reasons()?) };
+        match std::mem::replace(&mut self.hands, Hands::Keeper(Entrusted::default())) {
+            Hands::Own(links) => {
+                self.maps = Some(maps);
+                Ok(links)
+            }
+            Hands::Keeper(_) => Err(given("programs")),
+        }
+    }
+
+    /// The flows; to be taken once.
     pub fn table(&mut self) -> Result<FlowTable, KernelError> {
-        FlowTable::take(&mut self.ebpf, OBJECT)
+        match (&mut self.maps, &mut self.hands) {
+            (Some(maps), _) => maps.table.take().ok_or_else(|| given("FLOWS")),
+            (None, Hands::Own(links)) => FlowTable::take(&mut links.ebpf, OBJECT),
+            (None, Hands::Keeper(_)) => Err(given("FLOWS")),
+        }
     }
 
     /// What the programs report; to be taken once.
     pub fn events(&mut self) -> Result<FlowEvents, KernelError> {
-        FlowEvents::take(&mut self.ebpf, OBJECT)
+        match (&mut self.maps, &mut self.hands) {
+            (Some(maps), _) => maps.events.take().ok_or_else(|| given(FLOW_EVENTS)),
+            (None, Hands::Own(links)) => FlowEvents::take(&mut links.ebpf, OBJECT),
+            (None, Hands::Keeper(_)) => Err(given(FLOW_EVENTS)),
+        }
     }
 
     /// The counters; to be taken once.
     pub fn reasons(&mut self) -> Result<FlowReasons, KernelError> {
-        FlowReasons::take(&mut self.ebpf, OBJECT)
+        match (&mut self.maps, &mut self.hands) {
+            (Some(maps), _) => maps.reasons.take().ok_or_else(|| given("FLOW_REASONS")),
+            (None, Hands::Own(links)) => FlowReasons::take(&mut links.ebpf, OBJECT),
+            (None, Hands::Keeper(_)) => Err(given("FLOW_REASONS")),
+        }
     }
 
     /// Notes the handshakes of this process's sockets from now on; to be called before listening. Ends with this
     /// daemon: without it there are no sockets to note.
     pub fn watch_handshakes(&mut self) -> Result<(), KernelError> {
+        match &mut self.hands {
+            Hands::Own(links) => links.watch_handshakes(),
+            Hands::Keeper(_) => ask(&Request::WatchHandshakes).map(drop),
+        }
+    }
+
+    /// Whether packets of the device with this index are carried.
+    pub fn is_attached(&self, index: u32) -> bool {
+        self.devices().contains_key(&index)
+    }
+
+    /// Attaches the programs to a device, or lets the links and filters that are there run them.
+    pub fn attach(&mut self, index: u32) -> Result<(), KernelError> {
+        match &mut self.hands {
+            Hands::Own(links) => links.attach(index),
+            Hands::Keeper(entrusted) => entrusted.attach(index),
+        }
+    }
+
+    /// Lets the links and filters that an earlier daemon left run these programs; what leads to a device that is gone
+    /// is removed.
+    pub fn adopt(&mut self) -> Result<(), KernelError> {
+        match &mut self.hands {
+            Hands::Own(links) => links.adopt(),
+            Hands::Keeper(entrusted) => entrusted.ask(&Request::AdoptFlows),
+        }
+    }
+
+    /// Forgets devices that are gone, so that another one which gets the index of such a one is attached to.
+    pub fn forget_gone(&mut self) -> Result<(), KernelError> {
+        match &mut self.hands {
+            Hands::Own(links) => links.forget_gone(),
+            Hands::Keeper(entrusted) => entrusted.ask(&Request::ForgetGone),
+        }
+    }
+
+    /// The names of the devices that the programs are attached to.
+    pub fn attached(&self) -> impl Iterator<Item = &str> {
+        self.devices().values().map(String::as_str)
+    }
+
+    const fn devices(&self) -> &BTreeMap<u32, String> {
+        match &self.hands {
+            Hands::Own(links) => &links.attached,
+            Hands::Keeper(entrusted) => &entrusted.attached,
+        }
+    }
+}
+
+impl Entrusted {
+    fn attach(&mut self, index: u32) -> Result<(), KernelError> {
+        if self.attached.contains_key(&index) {
+            return Ok(());
+        }
+        self.refused.retain(|_, (when, _)| when.elapsed() < REFUSED);
+        if let Some((_, words)) = self.refused.get(&index) {
+            return Err(KernelError::Keeper { words: words.clone(), denied: false });
+        }
+        self.ask(&Request::AttachFlows { index }).inspect_err(|error| {
+            self.refused.insert(index, (Instant::now(), error.words()));
+        })
+    }
+
+    fn ask(&mut self, request: &Request) -> Result<(), KernelError> {
+        if let Reply::Flows(devices) = ask(request)? {
+            self.attached = devices;
+        }
+        Ok(())
+    }
+}
+
+fn ask(request: &Request) -> Result<Reply, KernelError> {
+    let keeper = keeper().ok_or_else(|| given("programs"))?;
+    keeper.ask(request).map(|(reply, _)| reply)
+}
+
+/// Something is no longer here.
+const fn given(part: &'static str) -> KernelError {
+    KernelError::Incomplete { object: OBJECT, part }
+}
+
+impl FlowLinks {
+    pub(super) fn watch_handshakes(&mut self) -> Result<(), KernelError> {
         let cgroup = open_own_cgroup()?;
         let program = sock_ops(&mut self.ebpf)?;
         program.attach(cgroup, CgroupAttachMode::Single).map_err(failed("attaching", ESTABLISHED))?;
         Ok(())
     }
 
-    /// Whether packets of the device with this index are carried.
-    pub fn is_attached(&self, index: u32) -> bool {
-        self.attached.contains_key(&index)
-    }
-
-    /// Attaches the programs to a device, or lets the links and filters that are there run them.
-    pub fn attach(&mut self, index: u32) -> Result<(), KernelError> {
-        if self.is_attached(index) {
+    pub(super) fn attach(&mut self, index: u32) -> Result<(), KernelError> {
+        if self.attached.contains_key(&index) {
             return Ok(());
         }
         let error = |words: String| KernelError::Call {
@@ -142,7 +288,7 @@ impl FlowProgram {
         let name = found.name;
         let names = names.ok_or_else(|| error(format!("{name} has a link header that is not Ethernet's")))?;
         for (hook, program_name) in Hook::ALL.into_iter().zip(names) {
-            let pin = self.pin(hook, &name);
+            let pin = self.pin(hook, index);
             let program = classifier(&mut self.ebpf, program_name)?;
             if self.uses_tcx {
                 attach_link(program, program_name, hook, &name, &pin)?;
@@ -151,27 +297,49 @@ impl FlowProgram {
             }
         }
         info!(device = name, tcx = self.uses_tcx, "packets of flows are carried here");
-        self.attached.retain(|_, attached| *attached != name);
         self.attached.insert(index, name);
         Ok(())
     }
 
-    /// Lets the links and filters that an earlier daemon left run these programs; what leads to a device that is gone
-    /// is removed.
-    pub fn adopt(&mut self) -> Result<(), KernelError> {
+    pub(super) fn forget_gone(&mut self) -> Result<(), KernelError> {
+        let there = interfaces()?;
+        let (directory, uses_tcx) = (&self.directory, self.uses_tcx);
+        self.attached.retain(|index, name| {
+            let Some(found) = there.iter().find(|found| found.index == *index) else { return false };
+            name.clone_from(&found.name);
+            // A filter goes with its device; a link is on none then.
+            !uses_tcx
+                || Hook::ALL.iter().all(|hook| {
+                    let pin = directory.join(pin_name::link(*index, Some(hook.name())));
+                    device_of(&pin).ok() == Some(*index)
+                })
+        });
+        Ok(())
+    }
+
+    pub(super) fn adopt(&mut self) -> Result<(), KernelError> {
         if !self.uses_tcx {
             return self.adopt_filters();
         }
-        for name in self.left_behind()? {
-            let found = interfaces()?.into_iter().find(|found| found.name == name);
-            match found {
-                Some(found) => self.attach(found.index)?,
-                None => {
-                    for hook in Hook::ALL {
-                        // Gone by itself, or taken away by hand.
-                        let _ = fs::remove_file(self.pin(hook, &name));
-                    }
+        for hook in Hook::ALL {
+            let error = |source| KernelError::File { call: "reading", path: self.directory.clone(), source };
+            for pin_name::Found { path, device } in
+                pin_name::links(&self.directory, Some(hook.name())).map_err(error)?
+            {
+                let pin = self.pin(hook, device);
+                if path != pin && device != 0 {
+                    // An earlier version's, called by the device's name.
+                    let error = |source| KernelError::File { call: "renaming", path: path.clone(), source };
+                    fs::rename(&path, pin).map_err(error)?;
+                } else if device == 0 {
+                    // Its device is gone; perhaps the pin was taken away by hand.
+                    let _ = fs::remove_file(path);
                 }
+            }
+        }
+        for device in self.left_behind()? {
+            if interfaces()?.iter().any(|found| found.index == device) {
+                self.attach(device)?;
             }
         }
         Ok(())
@@ -189,39 +357,31 @@ impl FlowProgram {
         Ok(())
     }
 
-    /// The interfaces that an earlier daemon left a link on and that this one has not attached to.
-    fn left_behind(&self) -> Result<Vec<String>, KernelError> {
+    /// The devices that an earlier daemon left a link on and that this one has not attached to, by index.
+    fn left_behind(&self) -> Result<BTreeSet<u32>, KernelError> {
         let error = |source| KernelError::File { call: "reading", path: self.directory.clone(), source };
-        let mut names: Vec<String> = fs::read_dir(&self.directory)
-            .map_err(error)?
-            .flatten()
-            .filter_map(|entry| {
-                let name = entry.file_name().to_string_lossy().into_owned();
-                let rest = name.strip_prefix(LINK)?;
-                Hook::ALL
-                    .iter()
-                    .find_map(|hook| Some(rest.strip_prefix(hook.name())?.strip_prefix('-')?.to_owned()))
-            })
-            .filter(|name| !self.attached.values().any(|attached| attached == name))
-            .collect();
-        names.sort_unstable();
-        names.dedup();
-        Ok(names)
+        let mut left = BTreeSet::new();
+        for hook in Hook::ALL {
+            let links = pin_name::links(&self.directory, Some(hook.name())).map_err(error)?;
+            left.extend(links.into_iter().map(|link| link.device));
+        }
+        left.retain(|device| *device != 0 && !self.attached.contains_key(device));
+        Ok(left)
     }
 
-    /// The names of the devices that the programs are attached to.
-    pub fn attached(&self) -> impl Iterator<Item = &str> {
-        self.attached.values().map(String::as_str)
+    /// The devices that the programs are attached to, by index.
+    pub(super) fn devices(&self) -> impl Iterator<Item = (u32, &str)> {
+        self.attached.iter().map(|(index, name)| (*index, name.as_str()))
     }
 
-    fn pin(&self, hook: Hook, interface: &str) -> PathBuf {
-        self.directory.join(format!("{LINK}{}-{interface}", hook.name()))
+    fn pin(&self, hook: Hook, index: u32) -> PathBuf {
+        self.directory.join(pin_name::link(index, Some(hook.name())))
     }
 }
 
-impl fmt::Debug for FlowProgram {
+impl fmt::Debug for FlowLinks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FlowProgram").field("attached", &self.attached).finish_non_exhaustive()
+        f.debug_struct("FlowLinks").field("attached", &self.attached).finish_non_exhaustive()
     }
 }
 
@@ -237,7 +397,8 @@ fn attach_link(
     }
     // A pin that could not be taken over belongs to an interface that is gone, or never was.
     let _ = fs::remove_file(pin);
-    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+    // Before the programs of older layouts: those up to 2 let nobody see a packet after them.
+    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
     let link = program
         .attach_with_options(interface, hook.attach_type(), options)
         .and_then(|link| program.take_link(link))
@@ -288,22 +449,30 @@ fn attach_filter(
 
 /// Lets a filter that is there run this program.
 fn replace_filter(program: &mut SchedClassifier, hook: Hook, interface: &str) -> Option<()> {
-    let link = program.attach_to_link(filter(hook, interface)?).ok()?;
+    let link = program.attach_to_link(filter(hook, interface, PRIORITY)?).ok()?;
     std::mem::forget(program.take_link(link).ok()?);
     Some(())
 }
 
 /// The handle of a filter, be there one or not.
-fn filter(hook: Hook, interface: &str) -> Option<SchedClassifierLink> {
-    SchedClassifierLink::attached(interface, hook.attach_type(), PRIORITY, HANDLE, None).ok()
+fn filter(hook: Hook, interface: &str, priority: u16) -> Option<SchedClassifierLink> {
+    SchedClassifierLink::attached(interface, hook.attach_type(), priority, HANDLE, None).ok()
 }
 
-/// Removes the filters that daemons left where the kernel has no links. Returns whether there were any.
+/// Removes the filters that daemons of any layout left where the kernel has no links. Returns whether there were any.
 pub fn remove_filters() -> Result<bool, KernelError> {
+    /// Layouts to come, after which somebody goes back to this version.
+    const LATER: u32 = 8;
+    let layouts = 2..=edge_common::LAYOUT + LATER;
+    layouts.map(|layout| remove_filters_at(priority(layout))).try_fold(false, |any, found| Ok(any | found?))
+}
+
+/// The same for the filters of one layout.
+pub(super) fn remove_filters_at(priority: u16) -> Result<bool, KernelError> {
     let mut any = false;
     for Interface { name, .. } in interfaces()? {
         for hook in Hook::ALL {
-            any |= filter(hook, &name).is_some_and(|filter| filter.detach().is_ok());
+            any |= filter(hook, &name, priority).is_some_and(|filter| filter.detach().is_ok());
         }
     }
     Ok(any)
@@ -311,10 +480,11 @@ pub fn remove_filters() -> Result<bool, KernelError> {
 
 /// The programs for an interface, at both hooks; `None` where its packets begin with a header that is not known.
 const fn classifiers_of(interface: &Interface) -> Option<[&'static str; 2]> {
-    match (interface.is_ethernet, interface.is_raw_ip) {
-        (true, _) => Some(CLASSIFIERS[0]),
-        (_, true) => Some(CLASSIFIERS[1]),
-        _ => None,
+    match interface.framing {
+        Framing::Ethernet => Some(CLASSIFIERS[0]),
+        Framing::RawIp => Some(CLASSIFIERS[1]),
+        // What goes out by such a device is redirected rightly only from Linux 6.6 on (`dev_is_mac_header_xmit`).
+        Framing::Encapsulated | Framing::Other => None,
     }
 }
 

@@ -2,31 +2,51 @@
 #![expect(unsafe_code, reason = "registering a descriptor with the runtime")]
 
 use std::{
+    collections::HashMap,
     fmt, io,
     os::fd::{AsFd as _, OwnedFd},
+    sync::Arc,
 };
 
 use aya::{
     Ebpf,
-    maps::{MapData, RingBuf},
+    maps::{Map, MapData, RingBuf},
 };
-use edge_common::flow::{FlowEvent, FlowKey};
+use edge_common::flow::{FlowEvent, FlowKey, Tuple};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{KernelError, load::take};
+use super::{
+    KernelError,
+    load::{map, take},
+};
 
 pub(super) const FLOW_EVENTS: &str = "FLOW_EVENTS";
 
 /// The reports; one reader. What is not read is there for the next daemon.
 pub struct FlowEvents {
     ring: RingBuf<MapData>,
+    /// What the octets of a report say; `None` for too few.
+    read: fn(&[u8]) -> Option<FlowEvent>,
+    /// What labels of another layout's table are called in this one's; `None` for this one's own.
+    labels: Option<Arc<HashMap<u32, u32>>>,
     /// Registered with the runtime that first waits.
     readiness: Option<AsyncFd<OwnedFd>>,
 }
 
 impl FlowEvents {
     pub(super) fn take(ebpf: &mut Ebpf, object: &'static str) -> Result<Self, KernelError> {
-        Ok(Self { ring: take(ebpf, object, FLOW_EVENTS)?, readiness: None })
+        Ok(Self { ring: take(ebpf, object, FLOW_EVENTS)?, read, labels: None, readiness: None })
+    }
+
+    /// The reports of an older layout's programs.
+    pub(super) fn of(
+        ring: MapData,
+        read: fn(&[u8]) -> Option<FlowEvent>,
+        labels: Arc<HashMap<u32, u32>>,
+    ) -> Result<Self, KernelError> {
+        let ring = RingBuf::try_from(Map::RingBuf(ring));
+        let ring = ring.map_err(map("opening", FLOW_EVENTS))?;
+        Ok(Self { ring, read, labels: Some(labels), readiness: None })
     }
 
     /// Waits until there may be a report.
@@ -56,28 +76,36 @@ impl Iterator for FlowEvents {
 
     /// The next event, if there is one already. Otherwise wait for readability of the descriptor.
     fn next(&mut self) -> Option<FlowEvent> {
-        let item = self.ring.next()?;
-        let word = |at: usize| Some(u64::from_ne_bytes(item.get(at..at + 8)?.try_into().ok()?));
-        let half = |at: usize| Some(u32::from_ne_bytes(item.get(at..at + 4)?.try_into().ok()?));
-        let address = |at: usize| Some([half(at)?, half(at + 4)?, half(at + 8)?, half(at + 12)?]);
-        let key = |at: usize| {
-            Some(FlowKey { source: address(at)?, destination: address(at + 16)?, ports: half(at + 32)? })
-        };
-        // In the order of the fields, which have no padding between them.
-        Some(FlowEvent {
-            id: word(0)?,
-            bytes: word(8)?,
-            peer_bytes: word(16)?,
-            accepted: word(24)?,
-            last_seen: word(32)?,
-            key: key(40)?,
-            to: key(76)?,
-            kind: half(112)?,
-            direction: half(116)?,
-            label: half(120)?,
-            resets: half(124)?,
-            connect_time: half(128)?,
-            reserved: half(132)?,
-        })
+        let mut event = (self.read)(&self.ring.next()?)?;
+        if let Some(labels) = &self.labels {
+            event.label = labels.get(&event.label).copied().unwrap_or(0);
+        }
+        Some(event)
     }
+}
+
+/// In the order of the fields, which have no padding between them.
+fn read(item: &[u8]) -> Option<FlowEvent> {
+    let word = |at: usize| Some(u64::from_ne_bytes(item.get(at..at + 8)?.try_into().ok()?));
+    let half = |at: usize| Some(u32::from_ne_bytes(item.get(at..at + 4)?.try_into().ok()?));
+    let address = |at: usize| Some([half(at)?, half(at + 4)?, half(at + 8)?, half(at + 12)?]);
+    let key = |at: usize| {
+        let tuple = Tuple { source: address(at)?, destination: address(at + 16)?, ports: half(at + 32)? };
+        Some(FlowKey { tuple, protocol: half(at + 36)? })
+    };
+    Some(FlowEvent {
+        id: word(0)?,
+        bytes: word(8)?,
+        peer_bytes: word(16)?,
+        accepted: word(24)?,
+        last_seen: word(32)?,
+        key: key(40)?,
+        to: key(80)?,
+        kind: half(120)?,
+        direction: half(124)?,
+        label: half(128)?,
+        resets: half(132)?,
+        connect_time: half(136)?,
+        reserved: half(140)?,
+    })
 }

@@ -3,7 +3,7 @@
 
 use std::{
     fmt, io,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd},
 };
 
 use aya::{
@@ -17,7 +17,8 @@ use edge_common::flow::{
 use thiserror::Error;
 
 use super::{
-    KernelError, batch,
+    KernelError,
+    flow_walk::FlowWalk,
     load::{map, take},
 };
 use crate::hash::fnv1a;
@@ -51,6 +52,14 @@ pub struct FlowPair {
 }
 
 impl FlowPair {
+    /// Of two entries as they were found, each brought up to what the other one has seen acknowledged.
+    pub(super) const fn settled(up_key: FlowKey, up: Flow, down: Flow) -> Self {
+        let mut pair = Self { up_key, up, down };
+        pair.up.settle(&pair.down);
+        pair.down.settle(&pair.up);
+        pair
+    }
+
     /// Where backend → client is found.
     pub const fn down_key(&self) -> FlowKey {
         self.up.reverse_key()
@@ -88,8 +97,7 @@ pub struct FlowTable {
     label_limit: u32,
     handshakes: SkStorage<MapData, Handshake>,
     comparing: Comparing,
-    /// The flows once more, for what aya has no call for.
-    descriptor: OwnedFd,
+    walk: FlowWalk,
 }
 
 impl FlowTable {
@@ -98,9 +106,12 @@ impl FlowTable {
             Some(Map::HashMap(data)) => Ok(data),
             _ => Err(KernelError::Incomplete { object, part }),
         };
-        let call = "duplicating a map's descriptor";
-        let descriptor = hash(FLOWS)?.fd().as_fd().try_clone_to_owned();
-        let descriptor = descriptor.map_err(|source| KernelError::Call { call, source })?;
+        let again = |part| {
+            let call = "duplicating a map's descriptor";
+            let descriptor = hash(part)?.fd().as_fd().try_clone_to_owned();
+            descriptor.map_err(|source| KernelError::Call { call, source })
+        };
+        let walk = FlowWalk::new(again(FLOWS)?, again(FLOW_LABELS)?);
         // An earlier daemon may have made it of another size.
         let label_limit = hash(FLOW_LABELS)?.info().map_err(map("asking about", FLOW_LABELS))?.max_entries();
         let labels: HashMap<MapData, u32, Label> = take(ebpf, object, FLOW_LABELS)?;
@@ -112,7 +123,7 @@ impl FlowTable {
             labels,
             handshakes: take(ebpf, object, HANDSHAKES)?,
             comparing: Comparing(take(ebpf, object, FLOW_COMPARING)?),
-            descriptor,
+            walk,
         })
     }
 
@@ -141,12 +152,7 @@ impl FlowTable {
     /// Both directions of the flow whose client → backend entry is at `up_key`.
     pub fn pair(&self, up_key: &FlowKey) -> Result<Option<FlowPair>, KernelError> {
         let Some(up) = self.get(up_key)? else { return Ok(None) };
-        Ok(self.get(&up.reverse_key())?.map(|down| {
-            let mut pair = FlowPair { up_key: *up_key, up, down };
-            pair.up.settle(&pair.down);
-            pair.down.settle(&pair.up);
-            pair
-        }))
+        Ok(self.get(&up.reverse_key())?.map(|down| FlowPair::settled(*up_key, up, down)))
     }
 
     /// Removes both directions of a flow; what is gone already is not an error. From then on the stack has its
@@ -158,16 +164,15 @@ impl FlowTable {
         Ok(())
     }
 
-    /// Visits every entry, in no order. One that comes or goes meanwhile may be missed.
-    pub fn each_entry(&self, visit: impl FnMut(FlowKey, Flow)) -> Result<(), KernelError> {
-        batch::each(self.descriptor.as_fd(), visit)
-            .map_err(|source| KernelError::Call { call: "reading the flows", source })
+    /// A handle to look all flows over with, which needs no hold on the table.
+    pub fn walk(&self) -> Result<FlowWalk, KernelError> {
+        self.walk.try_clone()
     }
 
     /// Removes directions whose other one is missing: what a daemon left that died while it installed or removed.
     pub fn remove_halves(&mut self) -> Result<usize, KernelError> {
         let mut halves = Vec::new();
-        self.each_entry(|key, flow| {
+        self.walk.each_entry(|key, flow| {
             if matches!(self.get(&flow.reverse_key()), Ok(None)) {
                 halves.push(key);
             }
@@ -242,11 +247,6 @@ impl FlowTable {
             let end = label.text.iter().position(|octet| *octet == 0).unwrap_or(LABEL_BYTES);
             String::from_utf8_lossy(&label.text[..end]).into_owned()
         }))
-    }
-
-    /// The keys of all labels.
-    pub fn labels(&self) -> Vec<u32> {
-        self.labels.keys().filter_map(Result::ok).collect()
     }
 
     /// Removes a label that no flow has.
@@ -334,7 +334,7 @@ fn label_key(text: &str) -> u32 {
 }
 
 /// `None` for what is not there.
-fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
+pub(super) fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(None),

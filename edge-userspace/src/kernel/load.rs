@@ -29,7 +29,11 @@ impl Shape {
         Self { name, kind: MapType::RingBuf, key: 0, value: 0 }
     }
 
-    fn fits(&self, found: &MapInfo) -> bool {
+    pub(super) const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    pub(super) fn fits(&self, found: &MapInfo) -> bool {
         // aya's MapType has no equality; its discriminants are the kernel's numbers.
         found.map_type().is_ok_and(|kind| kind as u32 == self.kind as u32)
             && found.key_size() as usize == self.key

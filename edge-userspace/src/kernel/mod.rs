@@ -5,6 +5,7 @@
 //! the kernel refuses becomes a missing part and a [`Finding`] that says how to mend it, never an exit: the
 //! socket tiers need nothing from here.
 
+pub mod admin;
 mod arrival;
 mod batch;
 pub mod capability;
@@ -16,16 +17,24 @@ mod finding;
 mod flow;
 mod flow_events;
 mod flow_table;
+mod flow_walk;
 mod inherit;
 mod interface;
+pub mod keeper;
+mod link_device;
 mod load;
+mod memory;
+mod netlink;
 mod netlink_message;
 mod object;
+mod older;
 mod pin;
 mod pin_lock;
+mod pin_name;
 pub mod probe;
 mod revive;
 mod route_lookup;
+pub mod sandbox;
 mod shield;
 mod sockmap;
 pub mod tcp;
@@ -41,14 +50,17 @@ pub use finding::{Finding, State};
 pub use flow::{FlowProgram, remove_filters};
 pub use flow_events::FlowEvents;
 pub use flow_table::{FlowPair, FlowReasons, FlowTable, InstallError};
+pub use flow_walk::FlowWalk;
 pub use inherit::inherited_listeners;
-pub use interface::{Interface, interfaces};
+pub use interface::{Framing, Interface, interfaces};
+pub use memory::give_back_memory;
 pub use object::Objects;
+pub use older::{OlderFlows, UnreadFlows};
 pub use pin::{DEFAULT_PINS, uninstall};
 pub use pin_lock::{PinLock, PinsBusy, lock_pins};
 pub use revive::{Standing, ask_peer, reset_peer};
 pub use route_lookup::{RouteLookup, RouteQuestion, RouteWay};
-pub use shield::{Prefix, ShieldProgram};
+pub use shield::{Hook, Prefix, ShieldProgram};
 pub use sockmap::{DEFAULT_CREDIT, Joined, JoinedSocket, NotJoined, Progress, Sockmap};
 pub use xfrm::Policies;
 
@@ -63,19 +75,11 @@ pub struct Wanted {
     pub shield: bool,
     /// Whether connections are to be handed to the flow tier.
     pub flow: bool,
-    /// The interfaces that the shield watches; `None` means those of [`Interface::faces_the_world`].
-    pub interfaces: Option<Vec<String>>,
 }
 
 impl Default for Wanted {
     fn default() -> Self {
-        Self {
-            objects: Objects::embedded(),
-            pins: DEFAULT_PINS.into(),
-            shield: true,
-            flow: true,
-            interfaces: None,
-        }
+        Self { objects: Objects::embedded(), pins: DEFAULT_PINS.into(), shield: true, flow: true }
     }
 }
 
@@ -88,6 +92,10 @@ pub struct Kernel {
     pub objects: Objects,
     /// The programs of the flow tier, loaded and not attached.
     pub flow: Option<FlowProgram>,
+    /// Flows that programs of older layouts carry.
+    pub older: Vec<OlderFlows>,
+    /// Flows that programs of layouts unknown to this version carry.
+    pub unread: Vec<UnreadFlows>,
     /// What is wanted and missing, and why.
     pub findings: Vec<Finding>,
 }
@@ -101,13 +109,53 @@ impl Kernel {
         let mut kernel = Self { objects: wanted.objects.clone(), ..Self::default() };
         if wanted.shield {
             let shield = Self::open_shield(wanted);
-            kernel.shield = kernel.or_find(shield, "shield", "blocks and syn_rate have no effect");
+            kernel.shield = kernel.or_find(
+                shield,
+                "shield",
+                "blocked sources are refused at accept alone, and syn_rate has no effect",
+            );
         }
         if wanted.flow {
+            kernel.find_others(wanted);
             let flow = Self::open_flow(wanted);
             kernel.flow = kernel.or_find(flow, "flow tier", "connections stay on their sockets");
+            if kernel.flow.is_none() {
+                // Nobody is there to list them.
+                let older = std::mem::take(&mut kernel.older);
+                kernel.unread.extend(older.into_iter().map(UnreadFlows::from));
+            }
         }
         kernel
+    }
+
+    /// Finds what daemons of other versions left. It is carried on beside what is this version's own.
+    fn find_others(&mut self, wanted: &Wanted) {
+        // Where pins are not to be had, the parts that need them say so.
+        let Ok(others) = pin::Pins::open(&wanted.pins).and_then(|pins| pins.others()) else { return };
+        (self.older, self.unread) = older::find(&others);
+        for UnreadFlows { layout, .. } in &self.unread {
+            let directory = wanted.pins.join(layout);
+            let message = format!(
+                "{} was left by a version of edged whose layout this one cannot read: its flows go on, but cannot be \
+                 listed or closed",
+                directory.display()
+            );
+            let finding = Finding::new("flows of another version", State::Limited, message);
+            self.findings.push(finding.remedy("`edged --uninstall` ends them, and all other flows too"));
+        }
+    }
+
+    /// What a keeper keeps: the programs. The maps stay here, and so do the handles, which ask the [`keeper`] from now on.
+    pub fn wards(&mut self) -> keeper::Wards {
+        let mut flow = None;
+        if let Some(mut program) = self.flow.take() {
+            let links = program.entrust();
+            flow = self.or_find(links, "flow tier", "connections stay on their sockets");
+            self.flow = flow.is_some().then_some(program);
+        }
+        let shield = self.shield.as_mut().and_then(ShieldProgram::entrust);
+        let older = self.older.iter().map(OlderFlows::pins).collect();
+        keeper::Wards { flow, shield, older, objects: self.objects.clone() }
     }
 
     fn open_flow(wanted: &Wanted) -> Result<FlowProgram, KernelError> {
@@ -122,10 +170,6 @@ impl Kernel {
 
     fn open_shield(wanted: &Wanted) -> Result<ShieldProgram, KernelError> {
         let pins = pin::Pins::open(&wanted.pins)?;
-        let interfaces = match &wanted.interfaces {
-            Some(names) => names.clone(),
-            None => interfaces()?.into_iter().filter(Interface::faces_the_world).map(|i| i.name).collect(),
-        };
-        ShieldProgram::load(&wanted.objects, &pins, interfaces)
+        ShieldProgram::load(&wanted.objects, &pins)
     }
 }

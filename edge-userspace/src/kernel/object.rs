@@ -32,6 +32,11 @@ impl Objects {
         Self { replacement: Some(path) }
     }
 
+    /// The file or directory that replaces the embedded ones.
+    pub(super) fn path(&self) -> Option<&std::path::Path> {
+        self.replacement.as_deref()
+    }
+
     /// The object that holds the flow tier.
     pub(super) fn flow(&self) -> Result<Cow<'static, [u8]>, KernelError> {
         self.find("flow.bpf.o", FLOW)

@@ -1,15 +1,14 @@
 //! Where maps and links are pinned, so that they outlive the daemon and the next one finds them.
 //!
-//! The path holds the version of the layout: `/sys/fs/bpf/edge/v2/shield/…`. What another version left is
-//! refused, not guessed.
+//! The path holds the version of the layout and a fingerprint of what it means: `/sys/fs/bpf/edge/v3-0123abcd/flow/…`.
+//! What another version left stays beside it: see [`older`](super::older).
 
 use std::{
-    ffi::OsString,
     fs, io,
     path::{Path, PathBuf},
 };
 
-use edge_common::LAYOUT;
+use edge_common::{LAYOUT, MEANING};
 use rustix::mount::{MountFlags, mount};
 
 use super::KernelError;
@@ -23,7 +22,16 @@ const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 /// The directory of this layout's pins.
 #[derive(Clone, Debug)]
 pub(super) struct Pins {
+    root: PathBuf,
     directory: PathBuf,
+}
+
+/// The directory of another layout's pins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct OtherLayout {
+    /// What it is called, `v2`.
+    pub(super) name: String,
+    pub(super) directory: PathBuf,
 }
 
 impl Pins {
@@ -31,16 +39,41 @@ impl Pins {
     /// missing.
     pub(super) fn open(root: &Path) -> Result<Self, KernelError> {
         ensure_mounted(root)?;
-        let ours = format!("v{LAYOUT}");
-        let directory = root.join(&ours);
+        let directory = root.join(own_name());
         fs::create_dir_all(&directory).map_err(failed("creating", &directory))?;
-        let entries = fs::read_dir(root).map_err(failed("reading", root))?;
-        let foreign =
-            entries.flatten().map(|entry| entry.file_name()).find(|name| *name != OsString::from(&ours));
-        match foreign {
-            Some(name) => Err(KernelError::OtherLayout { path: root.join(name) }),
-            None => Ok(Self { directory }),
+        Ok(Self { root: root.to_owned(), directory })
+    }
+
+    /// What daemons of other versions left, sorted by name.
+    pub(super) fn others(&self) -> Result<Vec<OtherLayout>, KernelError> {
+        let entries = fs::read_dir(&self.root).map_err(failed("reading", &self.root))?;
+        let mut others: Vec<_> = entries
+            .flatten()
+            .map(|entry| OtherLayout {
+                name: entry.file_name().to_string_lossy().into_owned(),
+                directory: entry.path(),
+            })
+            .filter(|other| other.directory != self.directory)
+            .collect();
+        others.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        Ok(others)
+    }
+
+    /// Takes the pins of an object as they are from one of these layouts, where this one has none yet: for an object
+    /// whose maps have not changed since.
+    pub(super) fn inherit(&self, object: &str, alike: &[&str]) -> Result<(), KernelError> {
+        let own = self.directory.join(object);
+        for other in self.others()?.iter().filter(|other| alike.contains(&&*other.name)) {
+            let theirs = other.directory.join(object);
+            if theirs.is_dir() && !own.exists() {
+                // One step, in which nothing is let go of.
+                fs::rename(&theirs, &own).map_err(failed("taking over", &theirs))?;
+                tracing::info!(object, layout = other.name, "took over what an earlier version pinned");
+                // Unless other objects are still there.
+                let _ = fs::remove_dir(&other.directory);
+            }
         }
+        Ok(())
     }
 
     /// The directory of one object's pins, made if need be.
@@ -48,6 +81,19 @@ impl Pins {
         let directory = self.directory.join(object);
         fs::create_dir_all(&directory).map_err(failed("creating", &directory))?;
         Ok(directory)
+    }
+}
+
+/// The name of the directory of this layout's pins.
+fn own_name() -> String {
+    format!("v{LAYOUT}-{MEANING:08x}")
+}
+
+/// What is gone already is as good as removed.
+pub(super) fn removed(path: &Path, outcome: io::Result<()>) -> Result<(), KernelError> {
+    match outcome {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("removing", path)(error)),
+        _ => Ok(()),
     }
 }
 

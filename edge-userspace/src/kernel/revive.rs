@@ -6,7 +6,7 @@ use std::{io, net::SocketAddr};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::{
-    Ends,
+    Ends, admin,
     tcp::{self, Queue},
 };
 
@@ -37,21 +37,27 @@ impl Standing {
 /// A peer that has received more than it has acknowledged answers the reset with a challenge (RFC 5961 §3.2), which
 /// the stack, where the connection is unknown by then, answers with a reset that counts.
 pub fn reset_peer(standing: &Standing) -> io::Result<()> {
-    let socket = revive(standing)?;
-    tcp::leave_repair(&socket)?;
-    tcp::reset_on_close(&socket)
+    let standing = *standing;
+    admin::run(move || {
+        let socket = revive(&standing)?;
+        tcp::leave_repair(&socket)?;
+        tcp::reset_on_close(&socket)
+    })?
 }
 
 /// Asks the peer where it stands, with what a keep-alive asks with (RFC 9293 §3.8.4): a segment without data one before
 /// what it expects. Its answer is not for a socket. `timestamp` is one that it has seen, where timestamps are agreed.
 pub fn ask_peer(standing: &Standing, timestamp: Option<u32>) -> io::Result<()> {
-    let socket = revive(standing)?;
-    if let Some(timestamp) = timestamp {
-        tcp::show_timestamp(&socket, timestamp)?;
-    }
-    tcp::leave_repair_asking(&socket)?;
-    // Frozen, it closes without a word.
-    tcp::enter_repair(&socket)
+    let standing = *standing;
+    admin::run(move || {
+        let socket = revive(&standing)?;
+        if let Some(timestamp) = timestamp {
+            tcp::show_timestamp(&socket, timestamp)?;
+        }
+        tcp::leave_repair_asking(&socket)?;
+        // Frozen, it closes without a word.
+        tcp::enter_repair(&socket)
+    })?
 }
 
 /// A frozen socket that stands there.

@@ -1,31 +1,39 @@
-//! The shield's program and maps as a typed handle: blocked prefixes, the limit on SYNs, counters, and the
-//! interfaces it is attached to. What to block and for how long is decided in `shield`, not here.
+//! The shield's programs and maps as a typed handle: blocked prefixes, the limit on SYNs, counters, and the
+//! devices they are attached to. What to block, for how long and on which devices is decided in `shield`, not here.
 //!
-//! Minimum kernel: 5.9.
+//! Minimum kernel: 5.9; tc links, for a device whose XDP hook is taken, came with 6.6.
 
 use std::{
+    collections::BTreeMap,
     fmt, fs, io,
     net::{IpAddr, Ipv6Addr},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use aya::{
     Ebpf,
     maps::{Array, LpmTrie, MapData, MapType, PerCpuArray, PerCpuValues, lpm_trie::Key},
     programs::{
-        ProgramError, Xdp, XdpMode,
+        LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
         links::{FdLink, PinnedLink},
+        tc::{SchedClassifierLink, TcAttachOptions},
         xdp::XdpLink,
     },
 };
 use edge_common::shield::{Block, Counters, PORT_WORDS, SynLimit};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
+mod predecessor;
+
 use super::{
-    KernelError, Objects,
+    Framing, Interface, KernelError, Objects, interfaces,
+    keeper::{Indexes, Reply, Request, keeper},
+    link_device::device_of,
     load::{Shape, load, map, take},
     pin::Pins,
+    pin_name,
 };
 
 const OBJECT: &str = "shield";
@@ -42,8 +50,12 @@ const MAPS: [Shape; 6] = [
     Shape::of::<u32, u32>(SYN_PORTS, MapType::Array),
     Shape::of::<u64, u64>("SOURCES", MapType::LruHash),
 ];
-/// The pin of a link is called so, with the interface's name behind it.
-const LINK: &str = "link-";
+/// For devices with an Ethernet header and without.
+const XDP: [&str; 2] = ["shield", "shield_l3"];
+/// The same in tc.
+const TC: [&str; 2] = ["shield_tc", "shield_tc_l3"];
+/// Layouts whose shield is as this one's: the same maps with the same meaning. A change of `edge_common::shield` empties it.
+const ALIKE: [&str; 1] = ["v2"];
 
 /// A prefix of either family as the kernel's trie holds it: IPv4 mapped into `::ffff:0:0/96`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,6 +65,13 @@ pub struct Prefix {
 }
 
 impl Prefix {
+    /// The first and the last of its addresses, mapped, as numbers.
+    pub fn range(&self) -> (u128, u128) {
+        let first = u128::from_be_bytes(self.octets);
+        let host = u128::MAX.checked_shr(self.length.into()).unwrap_or(0);
+        (first & !host, first | host)
+    }
+
     /// Its length in bits of the mapped address.
     pub const fn length(&self) -> u8 {
         self.length
@@ -95,153 +114,172 @@ impl fmt::Debug for Prefix {
     }
 }
 
-/// The loaded program. Dropping it leaves everything pinned in place: the kernel goes on dropping packets, and
+/// The loaded programs. Dropping them leaves everything pinned in place: the kernel goes on dropping packets, and
 /// the next daemon adopts it.
 pub struct ShieldProgram {
-    ebpf: Ebpf,
     blocks: LpmTrie<MapData, [u8; 16], Block>,
     packets: PerCpuArray<MapData, u64>,
     counters: PerCpuArray<MapData, Counters>,
     limit: Array<MapData, SynLimit>,
     ports: Array<MapData, u32>,
-    directory: PathBuf,
-    interfaces: Vec<String>,
-    attached: Vec<Attachment>,
     cpus: usize,
+    hands: Hands,
+}
+
+/// Whose hands attach the programs.
+enum Hands {
+    Own(ShieldLinks),
+    Keeper(Entrusted),
+}
+
+/// What is known of the devices while the keeper attaches to them.
+#[derive(Default)]
+struct Entrusted {
+    watched: Vec<Interface>,
+    /// By index: where packets are dropped, or why nowhere.
+    hooks: BTreeMap<u32, Result<Hook, String>>,
+}
+
+/// The programs and where they are attached.
+pub(super) struct ShieldLinks {
+    ebpf: Ebpf,
+    directory: PathBuf,
+    watched: Vec<Interface>,
+    /// By index.
+    attached: BTreeMap<u32, Attachment>,
+    /// Why a device that is watched takes none of the programs, by index.
+    refused: BTreeMap<u32, String>,
+    /// Where shields of other layouts are pinned, which drop packets until [`Self::succeed`].
+    predecessors: Vec<PathBuf>,
+}
+
+/// Where packets are dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Hook {
+    /// XDP: before the stack, in the driver where it can.
+    Xdp,
+    /// The ingress of tc: before netfilter and routing.
+    Tc,
 }
 
 struct Attachment {
-    interface: String,
+    hook: Hook,
     pin: PathBuf,
     /// Kept for its descriptor; the pin keeps the program attached.
     _link: FdLink,
 }
 
 impl ShieldProgram {
-    /// Loads the program, adopts the maps and links of an earlier daemon, and lets its links run this program.
-    /// It is attached to `interfaces` by [`Self::attach`], not before: an attached program costs something.
-    pub(super) fn load(objects: &Objects, pins: &Pins, interfaces: Vec<String>) -> Result<Self, KernelError> {
+    /// Loads the programs, adopts the maps and links of an earlier daemon, and lets its links run these programs.
+    /// They are attached to other devices by [`Self::attach`], not before: an attached program costs something.
+    pub(super) fn load(objects: &Objects, pins: &Pins) -> Result<Self, KernelError> {
+        pins.inherit(OBJECT, &ALIKE)?;
         let directory = pins.of(OBJECT)?;
+        let predecessors = pins.others()?.into_iter().map(|other| other.directory.join(OBJECT));
         let mut ebpf = load(OBJECT, &objects.shield()?, &directory, &MAPS)?;
-        program(&mut ebpf)?.load().map_err(failed("loading"))?;
+        for name in XDP {
+            program::<Xdp>(&mut ebpf, name)?.load().map_err(failed("loading", name))?;
+        }
+        for name in TC {
+            program::<SchedClassifier>(&mut ebpf, name)?.load().map_err(failed("loading", name))?;
+        }
         let cpus = aya::util::nr_cpus().map_err(|(call, source)| KernelError::Call { call, source })?;
-        let mut shield = Self {
-            blocks: take(&mut ebpf, OBJECT, BLOCKS)?,
-            packets: take(&mut ebpf, OBJECT, BLOCK_PACKETS)?,
-            counters: take(&mut ebpf, OBJECT, COUNTERS)?,
-            limit: take(&mut ebpf, OBJECT, SYN_LIMIT)?,
-            ports: take(&mut ebpf, OBJECT, SYN_PORTS)?,
+        let (blocks, packets) = (take(&mut ebpf, OBJECT, BLOCKS)?, take(&mut ebpf, OBJECT, BLOCK_PACKETS)?);
+        let counters = take(&mut ebpf, OBJECT, COUNTERS)?;
+        let (limit, ports) = (take(&mut ebpf, OBJECT, SYN_LIMIT)?, take(&mut ebpf, OBJECT, SYN_PORTS)?);
+        let mut links = ShieldLinks {
             ebpf,
             directory,
-            interfaces,
-            attached: Vec::new(),
-            cpus,
+            watched: Vec::new(),
+            attached: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            predecessors: predecessors.filter(|directory| directory.is_dir()).collect(),
         };
-        shield.adopt()?;
-        Ok(shield)
+        links.adopt()?;
+        Ok(Self { blocks, packets, counters, limit, ports, cpus, hands: Hands::Own(links) })
     }
 
-    /// Takes over the links that are pinned; those of interfaces that are gone or no longer watched end here.
-    fn adopt(&mut self) -> Result<(), KernelError> {
-        let error = |source| KernelError::File { call: "reading", path: self.directory.clone(), source };
-        for entry in fs::read_dir(&self.directory).map_err(error)?.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let Some(interface) = name.strip_prefix(LINK) else { continue };
-            let pin = entry.path();
-            if self.interfaces.iter().any(|watched| watched == interface)
-                && let Some(link) = self.take_over(&pin)
-            {
-                info!(interface, "adopted the shield that was attached");
-                self.attached.push(Attachment { interface: interface.to_owned(), pin, _link: link });
-            } else {
-                info!(interface, "took away a shield that no longer belongs there");
-                fs::remove_file(&pin).map_err(|source| KernelError::File {
-                    call: "removing",
-                    path: pin,
-                    source,
-                })?;
+    /// Gives the programs away and keeps the maps: from now on the keeper is asked.
+    pub(super) fn entrust(&mut self) -> Option<ShieldLinks> {
+        let entrusted = match &self.hands {
+            Hands::Own(links) => Entrusted { watched: links.watched.clone(), hooks: links.hooks() },
+            Hands::Keeper(_) => return None,
+        };
+        match std::mem::replace(&mut self.hands, Hands::Keeper(entrusted)) {
+            Hands::Own(links) => Some(links),
+            Hands::Keeper(_) => None,
+        }
+    }
+
+    /// Changes the devices to watch; takes effect with the next [`Self::attach`] for those that are new or others than
+    /// before, at once for those that are left out.
+    pub fn watch(&mut self, watched: Vec<Interface>) -> Result<(), KernelError> {
+        match &mut self.hands {
+            Hands::Own(links) => links.watch(watched),
+            Hands::Keeper(entrusted) => {
+                let devices = Indexes::of(watched.iter().map(|device| device.index));
+                entrusted.watched = watched;
+                entrusted.ask(&Request::WatchShield { devices })
             }
         }
-        Ok(())
     }
 
-    /// Lets a pinned link run this program; `None` when the kernel refuses, because its interface is gone.
-    fn take_over(&mut self, pin: &PathBuf) -> Option<FdLink> {
-        let link = PinnedLink::from_pin(pin).ok()?;
-        let link = XdpLink::try_from(FdLink::from(link)).ok()?;
-        let program = program(&mut self.ebpf).ok()?;
-        let link = program.attach_to_link(link).ok()?;
-        program.take_link(link).ok()?.try_into().ok()
-    }
-
-    /// Changes the interfaces to watch; takes effect with the next [`Self::attach`] for those that are new, at
-    /// once for those that are left out.
-    pub fn watch(&mut self, interfaces: Vec<String>) -> Result<(), KernelError> {
-        self.interfaces = interfaces;
-        let (kept, dropped) =
-            self.attached.drain(..).partition(|attachment| self.interfaces.contains(&attachment.interface));
-        self.attached = kept;
-        dropped.into_iter().try_for_each(Attachment::end)
-    }
-
-    /// Attaches the program to every interface watched, in the driver where it can, else before the stack.
-    ///
-    /// An interface that refuses is warned about; an error is returned only when no interface takes it.
-    pub fn attach(&mut self) -> Result<(), KernelError> {
-        let mut refusal = None;
-        for interface in self.interfaces.clone() {
-            if self.attached.iter().any(|attachment| attachment.interface == interface) {
-                continue;
-            }
-            match self.attach_to(&interface) {
-                Ok(attachment) => self.attached.push(attachment),
-                Err(error) => {
-                    warn!(interface, "the shield cannot be attached: {}", error.words());
-                    refusal = Some(error);
+    /// Attaches the programs to every device watched: in XDP, in the driver where it can, else at the ingress of tc.
+    /// A device that refuses both is warned about, once for each reason.
+    pub fn attach(&mut self) {
+        match &mut self.hands {
+            Hands::Own(links) => links.attach(),
+            Hands::Keeper(entrusted) if entrusted.is_complete() => {}
+            Hands::Keeper(entrusted) => {
+                if let Err(error) = entrusted.ask(&Request::AttachShield) {
+                    let words = error.words();
+                    warn!("the shield cannot be attached, blocked sources are refused at accept: {words}");
+                    for device in &entrusted.watched {
+                        entrusted.hooks.entry(device.index).or_insert_with(|| Err(words.clone()));
+                    }
                 }
             }
         }
-        if !self.attached.is_empty() {
-            return Ok(());
-        }
-        Err(refusal.unwrap_or(KernelError::Call {
-            call: "looking for an interface to shield",
-            source: io::Error::other("none is up, Ethernet and with an address"),
-        }))
     }
 
-    fn attach_to(&mut self, interface: &str) -> Result<Attachment, KernelError> {
-        let program = program(&mut self.ebpf)?;
-        let mut mode = "as the driver prefers";
-        let link = program.attach(interface, XdpMode::Default).or_else(|error| {
-            // Drivers refuse for want of queues or for a large MTU; the generic hook takes it all the same.
-            if !matches!(error, ProgramError::SyscallError(_)) {
-                return Err(error);
-            }
-            mode = "generic";
-            program.attach(interface, XdpMode::Skb)
-        });
-        let link = link.and_then(|link| program.take_link(link)).map_err(failed("attaching"))?;
-        let link = FdLink::try_from(link).map_err(|_| KernelError::Call {
-            call: "attaching the shield program",
-            source: io::Error::other("this kernel has no XDP links (they came with 5.9)"),
-        })?;
-        let pin = self.directory.join(format!("{LINK}{interface}"));
-        let link = link
-            .pin(&pin)
-            .map_err(|source| KernelError::Pin { path: pin.clone(), source: Box::new(source) })?;
-        info!(interface, mode, "the shield is attached");
-        Ok(Attachment { interface: interface.to_owned(), pin, _link: link.into() })
-    }
-
-    /// Takes the program off every interface; the maps stay.
+    /// Takes the programs off every device; the maps stay.
     pub fn detach(&mut self) -> Result<(), KernelError> {
-        self.attached.drain(..).try_for_each(Attachment::end)
+        match &mut self.hands {
+            Hands::Own(links) => links.detach(),
+            Hands::Keeper(entrusted) if entrusted.hooks.is_empty() => Ok(()),
+            Hands::Keeper(entrusted) => entrusted.ask(&Request::DetachShield),
+        }
     }
 
-    /// The interfaces that it is attached to.
-    pub fn attached(&self) -> impl Iterator<Item = &str> {
-        self.attached.iter().map(|attachment| attachment.interface.as_str())
+    /// Takes the place of the shields of other layouts. To be called when what is to be blocked is in the maps.
+    pub fn succeed(&mut self) -> Result<(), KernelError> {
+        match &mut self.hands {
+            Hands::Own(links) => links.succeed(),
+            Hands::Keeper(entrusted) => entrusted.ask(&Request::SucceedShield),
+        }
+    }
+
+    /// The devices watched, with the hook at which packets are dropped, or why they are at none.
+    pub fn devices(&self) -> impl Iterator<Item = (&Interface, Result<Hook, &str>)> {
+        let watched = match &self.hands {
+            Hands::Own(links) => &links.watched,
+            Hands::Keeper(entrusted) => &entrusted.watched,
+        };
+        watched.iter().map(|device| {
+            let nothing = Err("nothing is dropped now");
+            let hook = match &self.hands {
+                Hands::Own(links) => match links.attached.get(&device.index) {
+                    Some(attachment) => Ok(attachment.hook),
+                    None => links.refused.get(&device.index).map_or(nothing, |why| Err(why)),
+                },
+                Hands::Keeper(entrusted) => match entrusted.hooks.get(&device.index) {
+                    Some(Ok(hook)) => Ok(*hook),
+                    Some(Err(why)) => Err(why.as_str()),
+                    None => nothing,
+                },
+            };
+            (device, hook)
+        })
     }
 
     /// Every blocked prefix.
@@ -307,35 +345,219 @@ impl ShieldProgram {
     }
 }
 
-impl fmt::Debug for ShieldProgram {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ShieldProgram")
-            .field("attached", &self.attached().collect::<Vec<_>>())
-            .finish_non_exhaustive()
+impl Entrusted {
+    /// Whether there is nothing left to attach to.
+    fn is_complete(&self) -> bool {
+        self.watched.iter().all(|device| matches!(self.hooks.get(&device.index), Some(Ok(_))))
+    }
+
+    fn ask(&mut self, request: &Request) -> Result<(), KernelError> {
+        let keeper = keeper().ok_or(KernelError::Incomplete { object: OBJECT, part: "programs" })?;
+        if let (Reply::Shield(hooks), _) = keeper.ask(request)? {
+            self.hooks = hooks;
+        }
+        Ok(())
     }
 }
 
-impl Attachment {
-    fn end(self) -> Result<(), KernelError> {
-        info!(interface = self.interface, "the shield is taken off");
-        match fs::remove_file(&self.pin) {
-            // Whoever took the pin away before has let go of the link too.
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(KernelError::File { call: "removing", path: self.pin, source })
+impl ShieldLinks {
+    /// By index: where packets are dropped, or why nowhere.
+    pub(super) fn hooks(&self) -> BTreeMap<u32, Result<Hook, String>> {
+        let refused = self.refused.iter().map(|(index, why)| (*index, Err(why.clone())));
+        refused.chain(self.attached.iter().map(|(index, attached)| (*index, Ok(attached.hook)))).collect()
+    }
+
+    /// Takes over the links that are pinned, whatever their devices are called by now; those of devices that are gone
+    /// end here.
+    fn adopt(&mut self) -> Result<(), KernelError> {
+        let error = |source| KernelError::File { call: "reading", path: self.directory.clone(), source };
+        let links = pin_name::links(&self.directory, None).map_err(error)?;
+        let devices = interfaces()?;
+        for pin_name::Found { path: pin, device } in links {
+            let found = devices.iter().find(|found| found.index == device);
+            if let Some(found) = found
+                && let Some((hook, link)) = self.take_over(found.framing, &pin)
+            {
+                info!(device = found.name, "adopted the shield that was attached");
+                self.attached.insert(device, Attachment { hook, pin, _link: link });
+                // Until it is said which are.
+                self.watched.push(found.clone());
+            } else {
+                info!(pin = %pin.display(), "took away a shield whose device is gone");
+                remove(&pin)?;
             }
-            _ => Ok(()),
+        }
+        Ok(())
+    }
+
+    /// Lets a pinned link run the program for its hook and device; `None` when the kernel refuses, because its device
+    /// is gone.
+    fn take_over(&mut self, framing: Framing, pin: &Path) -> Option<(Hook, FdLink)> {
+        let open = || PinnedLink::from_pin(pin).ok().map(FdLink::from);
+        if let Ok(link) = XdpLink::try_from(open()?) {
+            let program = program::<Xdp>(&mut self.ebpf, of(XDP, framing)?).ok()?;
+            let link = program.attach_to_link(link).ok()?;
+            return Some((Hook::Xdp, program.take_link(link).ok()?.try_into().ok()?));
+        }
+        let link = SchedClassifierLink::try_from(open()?).ok()?;
+        let program = program::<SchedClassifier>(&mut self.ebpf, of(TC, framing)?).ok()?;
+        let link = program.attach_to_link(link).ok()?;
+        Some((Hook::Tc, program.take_link(link).ok()?.try_into().ok()?))
+    }
+
+    /// Changes the devices to watch; takes effect with the next [`Self::attach`] for those that are new or others than
+    /// before, at once for those that are left out.
+    pub(super) fn watch(&mut self, watched: Vec<Interface>) -> Result<(), KernelError> {
+        self.watched = watched;
+        let is_watched = |index: u32| self.watched.iter().any(|watched| watched.index == index);
+        self.refused.retain(|index, _| is_watched(*index));
+        let dropped: Vec<_> = self
+            .attached
+            // Another device may have the index by now: what the link says counts.
+            .extract_if(.., |index, attached| {
+                !is_watched(*index) || device_of(&attached.pin).ok() != Some(*index)
+            })
+            .collect();
+        for (index, attachment) in dropped {
+            info!(index, "the shield is taken off a device");
+            remove(&attachment.pin)?;
+        }
+        Ok(())
+    }
+
+    /// Attaches the programs to every device watched: in XDP, in the driver where it can, else at the ingress of tc.
+    /// A device that refuses both is warned about, once for each reason.
+    pub(super) fn attach(&mut self) {
+        for device in self.watched.clone() {
+            if self.attached.contains_key(&device.index) {
+                continue;
+            }
+            match self.attach_to(&device) {
+                Ok(attachment) => {
+                    info!(device = device.name, hook = ?attachment.hook, "the shield is attached");
+                    self.refused.remove(&device.index);
+                    self.attached.insert(device.index, attachment);
+                }
+                Err(error) => {
+                    let words = error.words();
+                    if self.refused.get(&device.index) != Some(&words) {
+                        warn!(
+                            device = device.name,
+                            "the shield cannot be attached, blocked sources are refused at accept: {words}"
+                        );
+                        self.refused.insert(device.index, words);
+                    }
+                }
+            }
         }
     }
+
+    fn attach_to(&mut self, device: &Interface) -> Result<Attachment, KernelError> {
+        let pin = self.directory.join(pin_name::link(device.index, None));
+        // Not adopted and not noted: it belongs to a device that is gone.
+        remove(&pin)?;
+        let (hook, link) = match self.attach_xdp(device) {
+            Ok(link) => (Hook::Xdp, link),
+            // The reason that counts is that of XDP: tc links may just be too new for this kernel.
+            Err(error) => (Hook::Tc, self.attach_tc(device).map_err(|_| error)?),
+        };
+        let link = link
+            .pin(&pin)
+            .map_err(|source| KernelError::Pin { path: pin.clone(), source: Box::new(source) })?;
+        Ok(Attachment { hook, pin, _link: link.into() })
+    }
+
+    fn attach_xdp(&mut self, device: &Interface) -> Result<FdLink, KernelError> {
+        let name = of(XDP, device.framing).ok_or_else(|| unknown_header(device))?;
+        let program = program::<Xdp>(&mut self.ebpf, name)?;
+        let link = program.attach_to_if_index(device.index, XdpMode::Default).or_else(|error| {
+            // Drivers refuse for want of queues or for a large MTU; the generic hook takes it all the same.
+            if !matches!(error, ProgramError::SyscallError(_)) {
+                return Err(error);
+            }
+            program.attach_to_if_index(device.index, XdpMode::Skb)
+        });
+        let link = link.and_then(|link| program.take_link(link)).map_err(failed("attaching", name))?;
+        FdLink::try_from(link).map_err(|_| KernelError::Call {
+            call: "attaching the shield program",
+            source: io::Error::other("this kernel has no XDP links (they came with 5.9)"),
+        })
+    }
+
+    /// Before all other programs of tc: one of them may hand the packet on.
+    fn attach_tc(&mut self, device: &Interface) -> Result<FdLink, KernelError> {
+        let name = of(TC, device.framing).ok_or_else(|| unknown_header(device))?;
+        let program = program::<SchedClassifier>(&mut self.ebpf, name)?;
+        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let link = program
+            .attach_with_options(&device.name, TcAttachType::Ingress, options)
+            .and_then(|link| program.take_link(link))
+            .map_err(failed("attaching", name))?;
+        FdLink::try_from(link).map_err(|_| KernelError::Call {
+            call: "attaching the shield program",
+            source: io::Error::other("this kernel has no tc links"),
+        })
+    }
+
+    /// Takes the programs off every device; the maps stay.
+    pub(super) fn detach(&mut self) -> Result<(), KernelError> {
+        self.refused.clear();
+        while let Some((_, attachment)) = self.attached.pop_first() {
+            remove(&attachment.pin)?;
+        }
+        Ok(())
+    }
 }
 
-fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, KernelError> {
-    let found =
-        ebpf.program_mut(OBJECT).ok_or(KernelError::Incomplete { object: OBJECT, part: "program" })?;
-    found.try_into().map_err(failed("taking"))
+impl fmt::Debug for ShieldProgram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShieldProgram").finish_non_exhaustive()
+    }
 }
 
-fn failed(call: &'static str) -> impl FnOnce(ProgramError) -> KernelError {
-    move |source| KernelError::Program { call, program: OBJECT, source: Box::new(source) }
+impl fmt::Debug for ShieldLinks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShieldLinks").field("attached", &self.attached.keys()).finish_non_exhaustive()
+    }
+}
+
+/// Removes a pin, and with it the link, be it there or not.
+fn remove(pin: &Path) -> Result<(), KernelError> {
+    match fs::remove_file(pin) {
+        // Whoever took the pin away before has let go of the link too.
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(KernelError::File { call: "removing", path: pin.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The program for a device, of those with a header and without.
+const fn of([ethernet, bare]: [&'static str; 2], framing: Framing) -> Option<&'static str> {
+    match framing {
+        Framing::Ethernet => Some(ethernet),
+        Framing::RawIp | Framing::Encapsulated => Some(bare),
+        Framing::Other => None,
+    }
+}
+
+fn unknown_header(device: &Interface) -> KernelError {
+    KernelError::Call {
+        call: "attaching the shield program",
+        source: io::Error::other(format!("{} has a link header that is not Ethernet's", device.name)),
+    }
+}
+
+fn program<'e, P>(ebpf: &'e mut Ebpf, name: &'static str) -> Result<&'e mut P, KernelError>
+where
+    &'e mut P: TryFrom<&'e mut Program, Error = ProgramError>,
+{
+    let found = ebpf.program_mut(name).ok_or(KernelError::Incomplete { object: OBJECT, part: name })?;
+    found.try_into().map_err(failed("taking", name))
+}
+
+fn failed(call: &'static str, program: &'static str) -> impl FnOnce(ProgramError) -> KernelError {
+    move |source| KernelError::Program { call, program, source: Box::new(source) }
 }
 
 #[cfg(test)]
@@ -355,5 +577,15 @@ mod tests {
             assert_eq!(IpNet::from(prefix).to_string(), kept);
             assert_eq!(prefix.length(), length);
         }
+    }
+
+    #[test]
+    fn a_prefix_is_a_range_of_mapped_addresses() {
+        let range = |text: &str| Prefix::from(text.parse::<IpNet>().unwrap()).range();
+        let mapped = 0xffff_0000_0000_u128;
+        assert_eq!(range("192.0.2.128/25"), (mapped | 0xc000_0280, mapped | 0xc000_02ff));
+        assert_eq!(range("0.0.0.0/0"), (mapped, mapped | 0xffff_ffff));
+        assert_eq!(range("::1/128"), (1, 1));
+        assert_eq!(range("::/0"), (0, u128::MAX));
     }
 }

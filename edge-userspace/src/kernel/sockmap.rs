@@ -11,7 +11,7 @@ use std::{
     fmt,
     io::{self, Read as _, Write as _},
     net::{Ipv4Addr, TcpListener, TcpStream},
-    os::fd::{AsFd, AsRawFd as _, BorrowedFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -22,7 +22,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{HashMap, MapData, MapError, RingBuf, SkStorage, SockHash},
+    maps::{HashMap, Map, MapData, MapError, SkStorage, SockHash},
     programs::{CgroupAttachMode, ProgramError, SkSkb, SockOps},
 };
 use edge_common::sockmap::{Beginning, Leg, MAX_MISSES};
@@ -32,9 +32,10 @@ use self::{
     room::Room,
 };
 use super::{
-    KernelError, Objects,
+    KernelError, Objects, admin,
     cgroup::open_own_cgroup,
-    load::{map, take},
+    keeper::{Request, keeper},
+    load::map,
     tcp::{self, TcpInfo},
 };
 
@@ -46,6 +47,9 @@ const PEERS: &str = "PEERS";
 const SOURCES: &str = "SOURCES";
 const RING: &str = "NOTICES";
 const BEGINNINGS: &str = "BEGINNINGS";
+/// The maps that user space has a part in.
+const MAPS: [&str; 5] = [LEGS, PEERS, SOURCES, RING, BEGINNINGS];
+const DUPLICATING: &str = "duplicating a map's descriptor";
 
 /// Octets of one direction that may be on their way and not acknowledged, unless told otherwise. It bounds the
 /// memory that a reader who stops can take, and the throughput: a window of this size for each round trip.
@@ -62,8 +66,8 @@ pub struct Sockmap {
     beginnings: SkStorage<MapData, Beginning>,
     notices: Notices,
     credit: u64,
-    /// Kept for the programs, which are detached with it.
-    _programs: Ebpf,
+    /// Kept for the programs, which are detached with it; the keeper has them where there is one.
+    _programs: Option<Programs>,
 }
 
 /// Why two sockets cannot be joined. They are as they were before.
@@ -124,30 +128,40 @@ impl Sockmap {
     ///
     /// Sockets can be joined if they were established in this process's cgroup afterwards.
     pub fn load(objects: &Objects, credit: u64) -> Result<Arc<Self>, KernelError> {
-        let mut loader = EbpfLoader::new();
-        loader.verifier_log_level(VerifierLogLevel::STATS);
-        let parsed = loader.load(&objects.sockmap()?);
-        let mut ebpf =
-            parsed.map_err(|source| KernelError::Object { object: OBJECT, source: Box::new(source) })?;
-        verdict(&mut ebpf)?.load().map_err(failed("loading", VERDICT))?;
-        track(&mut ebpf)?.load().map_err(failed("loading", TRACK))?;
-        let sources: SockHash<MapData, u64> = take(&mut ebpf, OBJECT, SOURCES)?;
-        verdict(&mut ebpf)?.attach(sources.fd()).map_err(failed("attaching", VERDICT))?;
-        let group = open_own_cgroup()?;
-        track(&mut ebpf)?.attach(group, CgroupAttachMode::Single).map_err(failed("attaching", TRACK))?;
-        let ring: RingBuf<MapData> = take(&mut ebpf, OBJECT, RING)?;
+        let (programs, maps) = match keeper() {
+            Some(keeper) => (None, keeper.ask(&Request::LoadSockmap)?.1),
+            None => {
+                let programs = Programs::load(objects)?;
+                let maps = programs.maps()?;
+                (Some(programs), maps)
+            }
+        };
+        let mut maps = maps.into_iter().map(MapData::from_fd);
+        let mut next = |name| {
+            let found = maps.next().ok_or(KernelError::Incomplete { object: OBJECT, part: name })?;
+            found.map_err(map("opening", name))
+        };
+        // In the order of `MAPS`.
+        let legs = Map::HashMap(next(LEGS)?).try_into().map_err(map("taking", LEGS))?;
+        let peers = Map::SockHash(next(PEERS)?).try_into().map_err(map("taking", PEERS))?;
+        let sources = Map::SockHash(next(SOURCES)?).try_into().map_err(map("taking", SOURCES))?;
+        let ring = Map::RingBuf(next(RING)?).try_into().map_err(map("taking", RING))?;
+        let beginnings = Map::SkStorage(next(BEGINNINGS)?).try_into().map_err(map("taking", BEGINNINGS))?;
         let notices = Notices::new(ring)
             .map_err(|source| KernelError::Call { call: "watching joined sockets", source })?;
         let sockmap = Arc::new(Self {
-            legs: Mutex::new(take(&mut ebpf, OBJECT, LEGS)?),
-            peers: Mutex::new(take(&mut ebpf, OBJECT, PEERS)?),
+            legs: Mutex::new(legs),
+            peers: Mutex::new(peers),
             sources: Mutex::new(sources),
-            beginnings: take(&mut ebpf, OBJECT, BEGINNINGS)?,
+            beginnings,
             notices,
             credit,
-            _programs: ebpf,
+            _programs: programs,
         });
-        sockmap.try_out()?;
+        let tried = Arc::clone(&sockmap);
+        let tried = admin::run(move || tried.try_out());
+        tried
+            .map_err(|source| KernelError::Call { call: "trying the redirection on loopback", source })??;
         Ok(sockmap)
     }
 
@@ -279,6 +293,48 @@ impl Sockmap {
     /// looked after.
     pub async fn deliver(&self) -> io::Result<()> {
         self.notices.deliver().await
+    }
+}
+
+/// The programs, loaded and attached; detached when this is dropped.
+pub(super) struct Programs(Ebpf);
+
+impl Programs {
+    /// Loads the programs and attaches them, to the cgroup of this process among others.
+    pub(super) fn load(objects: &Objects) -> Result<Self, KernelError> {
+        let mut loader = EbpfLoader::new();
+        loader.verifier_log_level(VerifierLogLevel::STATS);
+        let parsed = loader.load(&objects.sockmap()?);
+        let mut ebpf =
+            parsed.map_err(|source| KernelError::Object { object: OBJECT, source: Box::new(source) })?;
+        verdict(&mut ebpf)?.load().map_err(failed("loading", VERDICT))?;
+        track(&mut ebpf)?.load().map_err(failed("loading", TRACK))?;
+        let incomplete = KernelError::Incomplete { object: OBJECT, part: SOURCES };
+        let sources = SockHash::<_, u64>::try_from(ebpf.map(SOURCES).ok_or(incomplete)?);
+        let sources = sources.map_err(map("taking", SOURCES))?.fd().try_clone();
+        let sources = sources.map_err(|source| KernelError::Call { call: DUPLICATING, source })?;
+        verdict(&mut ebpf)?.attach(&sources).map_err(failed("attaching", VERDICT))?;
+        let group = open_own_cgroup()?;
+        track(&mut ebpf)?.attach(group, CgroupAttachMode::Single).map_err(failed("attaching", TRACK))?;
+        Ok(Self(ebpf))
+    }
+
+    /// The descriptors of [`MAPS`], copied.
+    pub(super) fn maps(&self) -> Result<Vec<OwnedFd>, KernelError> {
+        let descriptor = |part| match self.0.map(part) {
+            Some(Map::HashMap(data) | Map::SockHash(data) | Map::RingBuf(data) | Map::SkStorage(data)) => {
+                let copied = data.fd().as_fd().try_clone_to_owned();
+                copied.map_err(|source| KernelError::Call { call: DUPLICATING, source })
+            }
+            _ => Err(KernelError::Incomplete { object: OBJECT, part }),
+        };
+        MAPS.into_iter().map(descriptor).collect()
+    }
+}
+
+impl fmt::Debug for Programs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Programs").finish_non_exhaustive()
     }
 }
 

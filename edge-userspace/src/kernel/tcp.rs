@@ -66,6 +66,8 @@ pub struct TcpInfo {
     pub rtt: Duration,
     /// The MSS that was announced to the peer.
     pub announced_mss: u32,
+    /// Round-trip time by what was received, smoothed; 0 where too little was.
+    pub receive_rtt: Duration,
     /// Octets that the peer acknowledged; the SYN counts as one when it was sent from here.
     pub bytes_acked: u64,
     /// Octets received in order; the FIN counts as one.
@@ -76,6 +78,8 @@ pub struct TcpInfo {
     pub segments_in: u32,
     /// Octets in the send queue that were not sent once.
     pub not_sent: u32,
+    /// The shortest round-trip time of the last minutes (`net.ipv4.tcp_min_rtt_wlen`).
+    pub shortest_rtt: Duration,
 }
 
 impl TcpInfo {
@@ -122,18 +126,20 @@ impl TcpInfo {
             path_mtu: word(60),
             rtt: Duration::from_micros(word(68).into()),
             announced_mss: word(84),
+            receive_rtt: Duration::from_micros(word(92).into()),
             retransmitted: word(100),
             bytes_acked: long(120),
             bytes_received: long(128),
             segments_out: word(136),
             segments_in: word(140),
             not_sent: word(144),
+            shortest_rtt: Duration::from_micros(word(148).into()),
         }
     }
 }
 
-/// Up to and including `tcpi_notsent_bytes`, which came with Linux 4.6.
-const TCP_INFO_LENGTH: libc::socklen_t = 148;
+/// Up to and including `tcpi_min_rtt`, which came with Linux 4.6.
+const TCP_INFO_LENGTH: libc::socklen_t = 152;
 const TCP_INFO_SIZE: usize = TCP_INFO_LENGTH as usize;
 
 const INT: libc::socklen_t = 4;
@@ -171,6 +177,26 @@ pub fn send_queue(socket: impl AsFd) -> io::Result<u32> {
 /// Octets that can be read at once (`SIOCINQ`).
 pub fn receive_queue(socket: impl AsFd) -> io::Result<u64> {
     Ok(rustix::io::ioctl_fionread(socket)?)
+}
+
+/// Whether the next octet to be read is an urgent one (`SIOCATMARK`).
+pub fn is_at_mark(socket: impl AsFd) -> io::Result<bool> {
+    // asm-generic/sockios.h
+    const SIOCATMARK: libc::c_ulong = 0x8905;
+    let mut answer = MaybeUninit::<libc::c_int>::uninit();
+    // SAFETY: the kernel writes one int where the call succeeds. The number is cast to the type that this libc takes.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCATMARK as _, answer.as_mut_ptr()) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: written by the successful call.
+    Ok(unsafe { answer.assume_init() } != 0)
+}
+
+/// Leaves urgent octets in the stream, where they would be skipped otherwise (`SO_OOBINLINE`). Only then do
+/// [`receive_queue`] and [`read_so_far`] count what stands behind one.
+pub fn keep_urgent(socket: impl AsFd, keep: bool) -> io::Result<()> {
+    Ok(rustix::net::sockopt::set_socket_oobinline(socket, keep)?)
 }
 
 /// Octets that user space has read. The queue and the count are two questions: asked until nothing has come

@@ -9,7 +9,10 @@ use std::{
 
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::connection::{Accepted, Edge, Slot, serve};
+use crate::{
+    connection::{Accepted, Edge, Slot, serve},
+    datapath,
+};
 
 /// The pause when the process or the machine is out of file descriptors or memory, unless a connection ends
 /// sooner.
@@ -24,6 +27,8 @@ pub async fn accept(edge: Arc<Edge>, name: Arc<str>, socket: Arc<TcpListener>) {
     loop {
         edge.admission.room().await;
         match socket.accept().await {
+            // Before it takes a place. On most devices its packets do not come this far.
+            Ok((client, peer)) if edge.refuses(&name, peer) => datapath::reset(&client),
             // Taken only now: a listener that waits for clients must not hold a place that others could use.
             Ok((client, peer)) => {
                 let slot = edge.admission.slot().await;

@@ -3,7 +3,8 @@
 use std::{future::Future, io, net::TcpListener, sync::Arc};
 
 use axum::{
-    Json, Router,
+    Router,
+    body::Bytes,
     extract::{Request, State},
     http::{HeaderName, HeaderValue, StatusCode, header},
     middleware::{self, Next},
@@ -15,6 +16,7 @@ use serde::Serialize;
 use super::{
     hosts::{self, Misdirected},
     metrics::{CONTENT_TYPE, Snapshot},
+    shared::Shared,
 };
 use crate::{
     control::{
@@ -48,6 +50,13 @@ pub struct Health {
     pub troubles: Vec<String>,
 }
 
+/// What is shown, and the last answers: however many ask, each is gathered once at a time.
+struct Admin<O> {
+    observed: Arc<O>,
+    metrics: Shared<Bytes>,
+    overview: Shared<Bytes>,
+}
+
 /// What the dashboard shows: no clients, since whoever reaches this address may read it.
 #[derive(Debug, Serialize)]
 struct Overview {
@@ -72,6 +81,8 @@ pub async fn serve<O: Observed>(
 }
 
 fn router<O: Observed>(observed: Arc<O>) -> Router {
+    let admin =
+        Admin { observed: Arc::clone(&observed), metrics: Shared::default(), overview: Shared::default() };
     Router::new()
         .route("/", get(async || Html(DASHBOARD)))
         .route("/overview.json", get(overview::<O>))
@@ -80,33 +91,38 @@ fn router<O: Observed>(observed: Arc<O>) -> Router {
         .fallback(async || {
             (StatusCode::NOT_FOUND, "there are /, /overview.json, /metrics and /healthz, and nothing else\n")
         })
-        .layer(middleware::from_fn_with_state(Arc::clone(&observed), for_us::<O>))
+        .layer(middleware::from_fn_with_state(observed, for_us::<O>))
         .layer(middleware::map_response(async |response| with_headers(response)))
-        .with_state(observed)
+        .with_state(Arc::new(admin))
 }
 
-async fn metrics<O: Observed>(State(observed): State<Arc<O>>) -> Response {
-    match off_the_runtime(observed, |observed| observed.metrics().render()).await {
-        Some(Ok(text)) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
-        _ => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-    }
+async fn metrics<O: Observed>(State(admin): State<Arc<Admin<O>>>) -> Response {
+    let observed = Arc::clone(&admin.observed);
+    let text = admin.metrics.get(move || observed.metrics().render().ok().map(Bytes::from));
+    shown(CONTENT_TYPE, text.await)
 }
 
-async fn overview<O: Observed>(State(observed): State<Arc<O>>) -> Response {
-    let overview = off_the_runtime(observed, |observed| Overview {
-        status: observed.status(),
-        routes: observed.routes(),
-        backends: observed.backends(),
+async fn overview<O: Observed>(State(admin): State<Arc<Admin<O>>>) -> Response {
+    let observed = Arc::clone(&admin.observed);
+    let text = admin.overview.get(move || {
+        let overview =
+            Overview { status: observed.status(), routes: observed.routes(), backends: observed.backends() };
+        serde_json::to_vec(&overview).ok().map(Bytes::from)
     });
-    match overview.await {
-        Some(overview) => Json(overview).into_response(),
+    shown("application/json", text.await)
+}
+
+fn shown(content_type: &'static str, body: Option<Bytes>) -> Response {
+    match body {
+        Some(body) => ([(header::CONTENT_TYPE, content_type)], body).into_response(),
         None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
 
-/// For a load balancer in front, or a watchdog: whether new connections are taken, on every listener.
-async fn healthz<O: Observed>(State(observed): State<Arc<O>>) -> (StatusCode, String) {
-    let Health { draining, closed, troubles } = observed.health();
+/// For a load balancer in front, or a watchdog: whether new connections are taken, on every listener. From
+/// memory, so that it may be asked as often as anybody likes.
+async fn healthz<O: Observed>(State(admin): State<Arc<Admin<O>>>) -> (StatusCode, String) {
+    let Health { draining, closed, troubles } = admin.observed.health();
     let (status, first) = match (draining, &*closed) {
         (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "draining".to_owned()),
         (false, []) => (StatusCode::OK, "ok".to_owned()),
@@ -132,14 +148,6 @@ async fn for_us<O: Observed>(State(observed): State<Arc<O>>, request: Request, n
             .into_response(),
         Err(Misdirected::Malformed) => (StatusCode::BAD_REQUEST, "one Host is needed\n").into_response(),
     }
-}
-
-/// Gathers what may be much where health checks and reloads need not wait for it.
-async fn off_the_runtime<O: Observed, T: Send + 'static>(
-    observed: Arc<O>,
-    gather: impl FnOnce(&O) -> T + Send + 'static,
-) -> Option<T> {
-    tokio::task::spawn_blocking(move || gather(&observed)).await.ok()
 }
 
 /// The page runs its own script and asks this address alone; no other page may frame it or guess at types.

@@ -39,6 +39,8 @@ pub struct Snapshot {
     pub blocked_packets: u64,
     /// Connections that the kernel tracks, and how many there may be; `None` where it tracks none.
     pub conntrack: Option<(u64, u64)>,
+    /// Bytes of memory that clients' first bytes take.
+    pub hello_memory: usize,
     /// The flow tier, where there is one.
     pub flow: Option<FlowCounts>,
     /// Whether the configuration of the file is the one that runs.
@@ -120,6 +122,9 @@ impl Collector for Snapshot {
             let help = "How many it may track; beyond, packets of new ones are dropped";
             gauge(e, "edge_conntrack_limit", help)?.value(value(limit))?;
         }
+        let help = "Memory that clients' first bytes take, of at most limits.hello_memory";
+        gauge(e, "edge_hello_memory_bytes", help)?
+            .value(i64::try_from(self.hello_memory).unwrap_or(i64::MAX))?;
         if let Some(FlowCounts { packets, stays }) = &self.flow {
             let help = "Packets that met the flow tier, by what became of them";
             counter(e, "edge_flow_packets", help)?.counts(by("fate", packets))?;
@@ -285,6 +290,7 @@ mod tests {
             ],
             blocked_packets: 5,
             conntrack: Some((12, 8192)),
+            hello_memory: 4096,
             reload_successful: true,
         }
     }
@@ -312,6 +318,7 @@ mod tests {
             "edge_blocked_packets_total 5",
             "edge_conntrack_entries 12",
             "edge_conntrack_limit 8192",
+            "edge_hello_memory_bytes 4096",
             "edge_config_last_reload_successful 1",
             "edge_build_info{version=\"0.1.0\"} 1",
             "# TYPE edge_connect_seconds histogram",

@@ -4,4 +4,5 @@ pub mod access_log;
 pub mod admin;
 mod hosts;
 pub mod metrics;
+mod shared;
 pub mod timings;

@@ -6,7 +6,7 @@ use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::AsyncWriteExt,
     sync::Semaphore,
     task::AbortHandle,
     time::{Instant, sleep, sleep_until, timeout_at},
@@ -19,7 +19,7 @@ use super::{
     probe::{self, Answer},
     spec::{HealthKind, HealthSpec, ProxyProtocol},
 };
-use crate::{host::HostName, kernel::tcp};
+use crate::{host::HostName, kernel::tcp, receive::receive};
 
 /// Checks that may be under way at once: when everything is dead, each holds a socket for its whole timeout.
 const AT_ONCE: usize = 1024;
@@ -106,9 +106,9 @@ pub(super) async fn converse<T>(
         if !asks {
             return Ok(None);
         }
-        let mut received = Vec::with_capacity(64);
+        let mut received = Vec::new();
         loop {
-            if stream.read_buf(&mut received).await? == 0 {
+            if receive(&stream, &mut received).await? == 0 {
                 return Err(CheckError::Closed);
             }
             if let Some(understood) = understand(&received) {
@@ -208,7 +208,7 @@ async fn run(backend: Arc<Backend>, plan: Plan, permits: Arc<Semaphore>) {
 pub(super) mod tests {
     use std::{net::SocketAddr, time::SystemTime};
 
-    use tokio::{net::TcpListener, task::JoinHandle};
+    use tokio::{io::AsyncReadExt, net::TcpListener, task::JoinHandle};
 
     use super::*;
     use crate::pool::{

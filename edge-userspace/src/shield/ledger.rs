@@ -147,6 +147,11 @@ impl Ledger {
         self.entries.values().filter_map(|entry| entry.until).filter(|&until| until != Block::FOREVER).min()
     }
 
+    /// Until when the operator blocks a prefix; `None` when he does not.
+    pub(super) fn operators(&self, prefix: Prefix) -> Option<u64> {
+        self.entries.get(&prefix)?.until
+    }
+
     /// The list that names a prefix.
     pub(super) fn list(&self, prefix: Prefix) -> Option<Arc<str>> {
         self.entries.get(&prefix)?.list.clone()

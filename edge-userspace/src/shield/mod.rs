@@ -1,12 +1,17 @@
-//! What is dropped before the stack: blocks of the operator, lists of prefixes, and sources that connect too
-//! fast. Decides; the kernel's side is [`ShieldProgram`].
+//! Who is kept out: blocks of the operator, lists of prefixes, and sources that connect too fast. Decides; the kernel's
+//! side is [`ShieldProgram`], which drops their packets before the stack, and [`BlockedSources`] stands behind it at
+//! accept: on devices that take no program, and on machines without XDP.
 //!
 //! The program is attached only while there is something to drop, because even a packet that passes it costs,
 //! and several drivers give up offloads for it.
 
+mod devices;
 mod ledger;
 mod list;
+mod sources;
+mod spare;
 mod tend;
+mod times;
 
 use std::{
     net::IpAddr,
@@ -14,13 +19,22 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use edge_common::shield::{Block, Counters, MAX_BLOCKS, SynLimit};
+use edge_common::shield::{Block, Counters, MAX_BLOCKS};
 use ipnet::IpNet;
 use thiserror::Error;
 use tracing::warn;
 
-use self::ledger::{Change, Full, Ledger};
-pub use self::{list::Lists, tend::tend};
+pub use self::{
+    devices::{Devices, Guard},
+    list::Lists,
+    sources::BlockedSources,
+    tend::tend,
+};
+use self::{
+    ledger::{Change, Full, Ledger},
+    spare::{cut, is_too_wide},
+    times::{from_boot_time, limit, to_boot_time},
+};
 use crate::kernel::{KernelError, Prefix, ShieldProgram, boot_time};
 
 /// Why a block was not made or not lifted.
@@ -85,17 +99,43 @@ pub struct Loaded {
 /// The shield. Dropping it leaves the kernel as it is: the next daemon takes it over.
 #[derive(Debug)]
 pub struct Shield {
-    program: ShieldProgram,
+    /// `None` where this machine has no XDP: connections are refused at accept alone then.
+    program: Option<ShieldProgram>,
     ledger: Ledger,
     limited: bool,
+    devices: Devices,
+    sources: Arc<BlockedSources>,
+}
+
+/// What the operator wanted of a prefix at some moment, to go back to.
+#[derive(Clone, Copy, Debug)]
+pub struct Before {
+    prefix: Prefix,
+    until: Option<u64>,
 }
 
 impl Shield {
     /// Takes the program with everything that an earlier daemon had blocked.
     pub fn new(program: ShieldProgram) -> Result<Self, KernelError> {
-        let mut shield = Self { program, ledger: Ledger::default(), limited: false };
+        let mut shield = Self { program: Some(program), ..Self::at_accept() };
         shield.resume()?;
         Ok(shield)
+    }
+
+    /// A shield for a machine without XDP: it drops no packets.
+    pub fn at_accept() -> Self {
+        Self {
+            program: None,
+            ledger: Ledger::default(),
+            limited: false,
+            devices: Devices::default(),
+            sources: Arc::default(),
+        }
+    }
+
+    /// Who is blocked, for whoever accepts.
+    pub fn sources(&self) -> &Arc<BlockedSources> {
+        &self.sources
     }
 
     /// Blocks a prefix until a time, or until it is unblocked. Blocking it again changes the time.
@@ -113,9 +153,10 @@ impl Shield {
         if let Some(address) = cut(&net, spare) {
             return Err(ShieldError::Cuts { net, address });
         }
-        self.program.attach()?;
         let change = self.ledger.block(net.into(), until.map_or(Block::FOREVER, to_boot_time))?;
-        self.apply([change])
+        self.apply([change])?;
+        self.arm();
+        Ok(())
     }
 
     /// Lets a prefix in again that the operator blocked. A list that names it too goes on blocking it; the
@@ -128,8 +169,53 @@ impl Shield {
             (None, Some(list)) => return Err(ShieldError::Listed { net, list: list.clone() }),
             (None, None) => return Err(ShieldError::NotBlocked(net)),
         }
-        self.disarm()?;
+        self.arm();
         Ok(list)
+    }
+
+    /// What the operator wants of a prefix now, for [`Self::go_back`].
+    pub fn before(&self, net: IpNet) -> Before {
+        let prefix = net.into();
+        Before { prefix, until: self.ledger.operators(prefix) }
+    }
+
+    /// Takes back what the operator said of a prefix since [`Self::before`].
+    pub fn go_back(&mut self, Before { prefix, until }: Before) -> Result<(), ShieldError> {
+        let change = match until {
+            Some(until) => Some(self.ledger.block(prefix, until)?),
+            None => self.ledger.unblock(prefix),
+        };
+        self.apply(change)?;
+        self.arm();
+        Ok(())
+    }
+
+    /// The operator blocks these and nothing else, whatever an earlier daemon left: it may have died between a word of
+    /// his and the disk. Returns those that could not be blocked.
+    pub fn restore(&mut self, blocks: &[(IpNet, Option<SystemTime>)]) -> Vec<(IpNet, ShieldError)> {
+        let wanted = |prefix: Prefix| blocks.iter().any(|(net, _)| Prefix::from(*net) == prefix);
+        let stray: Vec<Prefix> = self
+            .ledger
+            .iter()
+            .filter(|(prefix, entry)| entry.until.is_some() && !wanted(*prefix))
+            .map(|(prefix, _)| prefix)
+            .collect();
+        let mut failed = Vec::new();
+        for prefix in stray {
+            let change = self.ledger.unblock(prefix);
+            failed.extend(self.apply(change).err().map(|error| (prefix.into(), error)));
+        }
+        for (net, until) in blocks {
+            failed.extend(self.block(*net, *until, &[]).err().map(|error| (*net, error)));
+        }
+        // Only now that the same is in force here.
+        if let Some(program) = &mut self.program
+            && let Err(error) = program.succeed()
+        {
+            warn!(error = error.words(), "the shield of another version stays where it is");
+        }
+        self.arm();
+        failed
     }
 
     /// Everything blocked, sorted.
@@ -138,7 +224,7 @@ impl Shield {
         for (prefix, entry) in self.ledger.iter() {
             let until = entry.until.filter(|&until| until != Block::FOREVER).map(from_boot_time);
             let list = if entry.until.is_some() { None } else { entry.list.clone() };
-            let packets = self.program.packets(entry.counter)?;
+            let packets = self.program.as_ref().map_or(Ok(0), |program| program.packets(entry.counter))?;
             blocked.push(Blocked { net: prefix.into(), until, packets, list });
         }
         blocked.sort_by_key(|blocked| blocked.net);
@@ -164,35 +250,74 @@ impl Shield {
             Some((Prefix::from(net), list))
         });
         let outcome = self.ledger.replace_lists(wanted.collect(), is_partial);
-        if !self.ledger.is_empty() {
-            self.program.attach()?;
+        let is_changed = outcome.added + outcome.removed > 0;
+        self.change(outcome.changes)?;
+        if is_changed {
+            self.publish_lists();
         }
-        self.apply(outcome.changes)?;
-        self.disarm()?;
+        self.arm();
         Ok(Loaded { added: outcome.added, removed: outcome.removed, left_out: outcome.left_out, ..loaded })
     }
 
     /// Lets each source (IPv4 address or IPv6 /64) open this many connections a second to these ports, and as
-    /// many at once when it was quiet before; 0 means no limit.
+    /// many at once when it was quiet before; 0 means no limit. `false` where that has no effect, for want of a program.
     pub fn set_syn_rate(
         &mut self,
         rate: u32,
         ports: impl IntoIterator<Item = u16>,
-    ) -> Result<(), ShieldError> {
+    ) -> Result<bool, ShieldError> {
+        let Some(program) = &mut self.program else { return Ok(rate == 0) };
+        program.set_ports(ports)?;
+        program.set_limit(limit(rate))?;
         self.limited = rate > 0;
-        if self.limited {
-            self.program.attach()?;
-        }
-        self.program.set_ports(ports)?;
-        self.program.set_limit(limit(rate))?;
-        self.disarm()?;
-        Ok(())
+        self.arm();
+        Ok(true)
     }
 
-    /// Changes the interfaces that are shielded.
-    pub fn watch(&mut self, interfaces: Vec<String>) -> Result<(), KernelError> {
-        self.program.watch(interfaces)?;
-        if self.is_needed() { self.program.attach() } else { Ok(()) }
+    /// Follows the devices of the machine: attaches to those that are new and belong to it, lets go of the others.
+    pub fn watch(&mut self, devices: Devices) {
+        self.devices = devices;
+        if let Some(program) = &mut self.program
+            && let Err(error) = program.watch(self.devices.watched.clone())
+        {
+            warn!("the shield cannot be taken off a device: {}", error.words());
+        }
+        self.arm();
+    }
+
+    /// How blocked sources are kept out, device by device; none while nobody is blocked.
+    pub fn guards(&self) -> Vec<Guard> {
+        if !self.is_needed() {
+            return Vec::new();
+        }
+        let others = self.devices.others.iter();
+        let others = others.map(|(device, reason)| Guard {
+            device: Arc::clone(device),
+            hook: None,
+            reason: (*reason).to_owned(),
+        });
+        let mut guards: Vec<Guard> = match &self.program {
+            Some(program) => program
+                .devices()
+                .map(|(device, hook)| Guard {
+                    device: device.name.as_str().into(),
+                    hook: hook.ok(),
+                    reason: hook.err().map(str::to_owned).unwrap_or_default(),
+                })
+                .collect(),
+            None => self
+                .devices
+                .watched
+                .iter()
+                .map(|device| Guard {
+                    device: device.name.as_str().into(),
+                    hook: None,
+                    reason: "the shield's programs are not loaded".to_owned(),
+                })
+                .collect(),
+        };
+        guards.extend(others);
+        guards
     }
 
     /// Takes out what is over, and returns how long it is until there is more to take out.
@@ -201,39 +326,56 @@ impl Shield {
         let changes = self.ledger.expire(now);
         if !changes.is_empty() {
             self.apply(changes)?;
-            self.disarm()?;
+            self.arm();
         }
         Ok(self.ledger.next_expiry().map(|until| Duration::from_nanos(until.saturating_sub(now))))
     }
 
     /// What the kernel counted since the maps were made.
     pub fn counters(&self) -> Result<Counters, KernelError> {
-        self.program.counters()
+        self.program.as_ref().map_or_else(|| Ok(Counters::default()), ShieldProgram::counters)
     }
 
-    /// The interfaces that packets are dropped at now; none while there is nothing to drop.
+    /// The devices that packets are dropped at now; none while there is nothing to drop.
     pub fn attached(&self) -> impl Iterator<Item = &str> {
-        self.program.attached()
+        let devices = self.program.iter().flat_map(ShieldProgram::devices);
+        devices.filter(|(_, hook)| hook.is_ok()).map(|(device, _)| &*device.name)
     }
 
     fn is_needed(&self) -> bool {
         self.limited || !self.ledger.is_empty()
     }
 
-    fn disarm(&mut self) -> Result<(), KernelError> {
-        if self.is_needed() { Ok(()) } else { self.program.detach() }
+    /// Attaches the program where it belongs while there is something to drop, and takes it off otherwise.
+    fn arm(&mut self) {
+        let is_needed = self.is_needed();
+        let Some(program) = &mut self.program else { return };
+        if is_needed {
+            program.attach();
+        } else if let Err(error) = program.detach() {
+            // It drops nothing where it is left.
+            warn!("the shield cannot be taken off: {}", error.words());
+        }
     }
 
+    /// Makes changes of what the operator wants.
     fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> Result<(), ShieldError> {
+        self.change(changes)?;
+        self.publish_operators();
+        Ok(())
+    }
+
+    /// Makes changes, all of them, or goes on from what the kernel has by then.
+    fn change(&mut self, changes: impl IntoIterator<Item = Change>) -> Result<(), ShieldError> {
+        let Some(program) = &mut self.program else { return Ok(()) };
         let result = changes.into_iter().try_for_each(|change| match change {
-            Change::Put(prefix, block) => self.program.put(prefix, &block),
+            Change::Put(prefix, block) => program.put(prefix, &block),
             Change::Remove(prefix, counter) => {
-                self.program.remove(prefix)?;
-                self.program.reset_packets(counter)
+                program.remove(prefix)?;
+                program.reset_packets(counter)
             }
         });
         if result.is_err() {
-            // The kernel's word counts: go on from what it has.
             self.resume()?;
         }
         Ok(result?)
@@ -241,96 +383,104 @@ impl Shield {
 
     /// Reads the ledger from the kernel.
     fn resume(&mut self) -> Result<(), KernelError> {
-        let (ledger, faulty) = Ledger::adopt(self.program.blocks()?);
-        self.ledger = ledger;
-        for prefix in faulty {
-            warn!(?prefix, "took out a block whose counter another one has");
-            self.program.remove(prefix)?;
+        if let Some(program) = &mut self.program {
+            let (ledger, faulty) = Ledger::adopt(program.blocks()?);
+            self.ledger = ledger;
+            for prefix in faulty {
+                warn!(?prefix, "took out a block whose counter another one has");
+                program.remove(prefix)?;
+            }
         }
+        self.publish_operators();
+        self.publish_lists();
         Ok(())
     }
-}
 
-/// Whether an IPv6 prefix holds the mapped IPv4 addresses, `::ffff:0:0/96`, without being one of them.
-fn is_too_wide(net: &IpNet) -> bool {
-    matches!(net, IpNet::V6(v6) if v6.prefix_len() < 96 && v6.contains(&std::net::Ipv4Addr::UNSPECIFIED.to_ipv6_mapped()))
-}
-
-/// The first of these addresses that the prefix holds, whichever way it is written.
-fn cut(net: &IpNet, spare: &[IpAddr]) -> Option<IpAddr> {
-    let net = IpNet::from(Prefix::from(*net));
-    spare.iter().find(|address| net.contains(&address.to_canonical())).copied()
-}
-
-fn limit(rate: u32) -> SynLimit {
-    if rate == 0 {
-        return SynLimit::default();
+    fn publish_operators(&self) {
+        self.sources
+            .set_operator(self.ledger.iter().filter_map(|(prefix, entry)| Some((prefix, entry.until?))));
     }
-    let interval = (1_000_000_000 / u64::from(rate)).max(1);
-    SynLimit { interval, tolerance: interval * u64::from(rate - 1) }
-}
 
-fn to_boot_time(time: SystemTime) -> u64 {
-    let ahead = time.duration_since(SystemTime::now()).unwrap_or_default();
-    // One nanosecond less than forever at most.
-    boot_time().saturating_add(u64::try_from(ahead.as_nanos()).unwrap_or(u64::MAX)).min(Block::FOREVER - 1)
-}
-
-fn from_boot_time(until: u64) -> SystemTime {
-    let now = (SystemTime::now(), boot_time());
-    match until.checked_sub(now.1) {
-        Some(ahead) => now.0 + Duration::from_nanos(ahead),
-        None => now.0 - Duration::from_nanos(now.1 - until),
+    fn publish_lists(&self) {
+        let listed = self.ledger.iter().filter(|(_, entry)| entry.list.is_some());
+        self.sources.set_lists(listed.map(|(prefix, _)| prefix));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn net(text: &str) -> IpNet {
         text.parse().unwrap()
     }
 
-    #[test]
-    fn what_must_be_reached_is_found_in_either_spelling() {
-        let spare = ["::ffff:192.0.2.9".parse().unwrap(), "2001:db8::9".parse().unwrap()];
-        for (prefix, cuts) in [
-            ("192.0.2.0/24", true),
-            ("::ffff:192.0.2.0/120", true),
-            ("192.0.3.0/24", false),
-            ("2001:db8::/32", true),
-            ("2001:db9::/32", false),
-            ("0.0.0.0/0", true),
-        ] {
-            assert_eq!(cut(&net(prefix), &spare).is_some(), cuts, "{prefix}");
-        }
+    /// What is blocked on a machine without XDP, and until when.
+    fn held(shield: &Shield) -> Vec<(String, Option<SystemTime>)> {
+        shield.blocked().unwrap().into_iter().map(|block| (block.net.to_string(), block.until)).collect()
     }
 
     #[test]
-    fn ipv6_prefixes_that_hold_ipv4_are_too_wide() {
-        for prefix in ["::/0", "::/1", "::/80"] {
-            assert!(is_too_wide(&net(prefix)), "{prefix}");
-        }
-        for prefix in ["2000::/3", "::ffff:0:0/96", "0.0.0.0/0", "::1/128"] {
-            assert!(!is_too_wide(&net(prefix)), "{prefix}");
-        }
+    fn without_a_program_blocked_sources_are_known_at_accept() {
+        let mut shield = Shield::at_accept();
+        let sources = Arc::clone(shield.sources());
+        let hold = |text: &str| sources.hold(text.parse().unwrap());
+        shield.block(net("192.0.2.0/24"), None, &[]).unwrap();
+        shield.load_prefixes([(net("198.51.100.7/32"), "feed".into())], &[], false).unwrap();
+        assert!(hold("192.0.2.9") && hold("198.51.100.7") && !hold("198.51.100.8"));
+        let devices = vec![crate::kernel::Interface {
+            name: "eth0".into(),
+            is_up: true,
+            framing: crate::kernel::Framing::Ethernet,
+            addresses: vec![[192, 0, 2, 1].into()],
+            ..Default::default()
+        }];
+        shield.watch(Devices::sort(devices, &BTreeSet::new()));
+        let guards = shield.guards();
+        assert_eq!((&*guards[0].device, guards[0].hook), ("eth0", None));
+        shield.unblock(net("192.0.2.0/24")).unwrap();
+        shield.load_prefixes([], &[], false).unwrap();
+        assert!(!hold("192.0.2.9") && !hold("198.51.100.7"));
+        assert_eq!(shield.guards(), [], "nobody is blocked");
+        assert!(!shield.set_syn_rate(5, [443]).unwrap(), "that takes the kernel");
     }
 
     #[test]
-    fn a_rate_is_a_schedule_with_a_second_of_slack() {
-        assert_eq!(limit(0).interval, 0);
-        assert_eq!(limit(1), SynLimit { interval: 1_000_000_000, tolerance: 0 });
-        assert_eq!(limit(10), SynLimit { interval: 100_000_000, tolerance: 900_000_000 });
-        assert_eq!(limit(u32::MAX).interval, 1, "not 0, which means no limit");
+    fn a_word_that_is_taken_back_leaves_what_was_before() {
+        let mut shield = Shield::at_accept();
+        let one = net("192.0.2.1/32");
+        let new = shield.before(one);
+        shield.block(one, None, &[]).unwrap();
+        shield.go_back(new).unwrap();
+        assert_eq!(held(&shield), []);
+        shield.block(one, None, &[]).unwrap();
+        let again = shield.before(one);
+        shield.block(one, Some(SystemTime::now() + Duration::from_mins(1)), &[]).unwrap();
+        assert!(held(&shield)[0].1.is_some());
+        shield.go_back(again).unwrap();
+        assert_eq!(held(&shield), [("192.0.2.1/32".into(), None)]);
+        let removed = shield.before(one);
+        shield.unblock(one).unwrap();
+        shield.go_back(removed).unwrap();
+        assert_eq!(held(&shield), [("192.0.2.1/32".into(), None)]);
+        assert!(shield.sources().hold([192, 0, 2, 1].into()));
     }
 
     #[test]
-    fn times_survive_the_way_to_the_kernels_clock_and_back() {
-        let time = SystemTime::now() + Duration::from_hours(1);
-        let back = from_boot_time(to_boot_time(time));
-        let error = back.duration_since(time).unwrap_or_else(|error| error.duration());
-        assert!(error < Duration::from_secs(1), "{error:?}");
-        assert!(to_boot_time(SystemTime::UNIX_EPOCH) <= boot_time(), "over already");
+    fn what_is_on_disk_is_what_the_operator_blocks() {
+        let mut shield = Shield::at_accept();
+        for known in ["192.0.2.1/32", "192.0.2.2/32"] {
+            shield.block(net(known), None, &[]).unwrap();
+        }
+        shield.load_prefixes([(net("192.0.2.1/32"), "feed".into())], &[], false).unwrap();
+        let until = SystemTime::now() + Duration::from_mins(1);
+        let failed = shield.restore(&[(net("192.0.2.2/32"), Some(until)), (net("192.0.2.3/32"), None)]);
+        assert_eq!(failed.len(), 0);
+        let blocked = shield.blocked().unwrap();
+        let lists: Vec<_> = blocked.iter().map(|block| block.list.is_some()).collect();
+        assert_eq!(lists, [true, false, false], "a list goes on blocking the first");
+        assert!(blocked[1].until.is_some() && blocked[2].until.is_none());
     }
 }

@@ -18,8 +18,14 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// Loads the lists, and loads them again when they change; takes out what is over. Runs until it is dropped;
 /// a changed configuration starts another one.
 ///
-/// `spare` says which addresses no list may cut off, each time that a list is loaded.
-pub async fn tend(shield: Arc<Mutex<Shield>>, lists: Vec<PathBuf>, spare: impl Fn() -> Vec<IpAddr> + Send) {
+/// `spare` says which addresses no list may cut off, each time that a list is loaded. `loaded` is called when lists block
+/// sources that they did not before.
+pub async fn tend(
+    shield: Arc<Mutex<Shield>>,
+    lists: Vec<PathBuf>,
+    spare: impl Fn() -> Vec<IpAddr> + Send,
+    loaded: impl Fn() + Send,
+) {
     let mut lists = Lists::new(lists);
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -30,16 +36,19 @@ pub async fn tend(shield: Arc<Mutex<Shield>>, lists: Vec<PathBuf>, spare: impl F
         // Files and a hundred thousand system calls: not for a thread that has clients to serve.
         let round = spawn_blocking(move || {
             // Without lists what an earlier configuration listed has to go, once.
-            if lists.look() || is_first {
-                load(&mut lock(&shared), &lists, &spare);
-            }
+            let added = (lists.look() || is_first) && load(&mut lock(&shared), &lists, &spare);
             if let Err(error) = lock(&shared).expire() {
                 error!("cannot take out blocks that are over: {error}");
             }
-            lists
+            (lists, added)
         });
         match round.await {
-            Ok(returned) => lists = returned,
+            Ok((returned, added)) => {
+                lists = returned;
+                if added {
+                    loaded();
+                }
+            }
             // The runtime is shutting down.
             Err(_) => return,
         }
@@ -47,7 +56,8 @@ pub async fn tend(shield: Arc<Mutex<Shield>>, lists: Vec<PathBuf>, spare: impl F
     }
 }
 
-fn load(shield: &mut Shield, lists: &Lists, spare: &[IpAddr]) {
+/// Whether there is anybody that lists did not name before.
+fn load(shield: &mut Shield, lists: &Lists, spare: &[IpAddr]) -> bool {
     match shield.load_prefixes(lists.prefixes(), spare, !lists.are_complete()) {
         Ok(loaded) => {
             if loaded.added + loaded.removed > 0 {
@@ -59,8 +69,12 @@ fn load(shield: &mut Shield, lists: &Lists, spare: &[IpAddr]) {
             if loaded.left_out > 0 {
                 warn!("the lists are too long: {} prefixes are left out", loaded.left_out);
             }
+            loaded.added > 0
         }
-        Err(error) => error!("the lists are not in force: {error}"),
+        Err(error) => {
+            error!("the lists are not in force: {error}");
+            false
+        }
     }
 }
 

@@ -59,6 +59,9 @@ pub enum Rejection {
     /// More than `limits.hello_bytes`.
     #[error("larger than limits.hello_bytes")]
     TooLarge,
+    /// A ClientHello in more TLS records than any client makes of it.
+    #[error("a ClientHello in too many records")]
+    TooManyRecords,
     /// The name the client asks for is no host name.
     #[error("unusable host name: {0}")]
     BadName(HostNameError),
@@ -87,6 +90,7 @@ impl Rejection {
             Self::UnexpectedMessage => "unexpected_message",
             Self::Malformed(_) => "malformed",
             Self::TooLarge => "hello_too_large",
+            Self::TooManyRecords => "too_many_records",
             Self::BadName(_) => "bad_name",
             Self::TwoHosts => "two_hosts",
             Self::ProxyHeader(_) => "proxy_header",

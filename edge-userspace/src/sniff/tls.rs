@@ -5,6 +5,8 @@
 //! `change_cipher_spec`) is not looked at. Nothing is decrypted and nothing answered; [`alert`] has the bytes for
 //! a refusal.
 
+use std::borrow::Cow;
+
 use crate::{alpn::AlpnList, host::HostName};
 
 use super::{Rejection, Sniff};
@@ -21,6 +23,9 @@ const MAX_FRAGMENT: usize = 1 << 14;
 const RECORD_HEADER: usize = 5;
 /// `msg_type` and a length of three octets (RFC 8446 §4).
 const MESSAGE_HEADER: usize = 4;
+/// Records that a hello may come in: enough for any hello of today in records of one byte, and a bound on what their
+/// headers add.
+pub const MAX_RECORDS: usize = 4096;
 
 /// What a ClientHello says about where its connection wants to go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,14 +46,16 @@ pub struct ClientHello {
 /// Reads a ClientHello from bytes that arrive in pieces.
 ///
 /// It keeps its place, so all calls together cost time linear in the bytes. A hello in one record is read where
-/// it lies; only one in several records is copied, at most `max_message` bytes.
+/// it lies; only one in several records is put together, at most `max_message` bytes, once it is complete: what is
+/// unfinished takes no memory here.
 #[derive(Debug)]
 pub struct ClientHelloReader {
     max_message: usize,
     /// Where in the received bytes the next record begins that is not yet taken.
     next_record: usize,
-    /// The fragments of the records taken so far.
-    message: Vec<u8>,
+    /// The records taken so far, and the bytes in their fragments.
+    records: usize,
+    taken: usize,
     /// The length of the message with its header, once that is there.
     message_len: Option<usize>,
 }
@@ -56,13 +63,13 @@ pub struct ClientHelloReader {
 impl ClientHelloReader {
     /// `max_message`: the largest message taken, in bytes, its four-byte header included.
     pub fn new(max_message: usize) -> Self {
-        Self { max_message, next_record: 0, message: Vec::new(), message_len: None }
+        Self { max_message, next_record: 0, records: 0, taken: 0, message_len: None }
     }
 
-    /// The most bytes that can be received while the answer is [`Sniff::Incomplete`]: each byte of the message in
-    /// a record of its own, and the last in one of full length.
+    /// The most bytes that can be received while the answer is [`Sniff::Incomplete`]: the message in as many records
+    /// as there may be, the last of full length.
     pub const fn max_wire(max_message: usize) -> usize {
-        max_message.saturating_mul(RECORD_HEADER + 1).saturating_add(MAX_FRAGMENT)
+        max_message.saturating_add(RECORD_HEADER * MAX_RECORDS).saturating_add(MAX_FRAGMENT)
     }
 
     /// Looks at what has been received. `received` holds all bytes from the connection's first one on, at least
@@ -86,25 +93,28 @@ impl ClientHelloReader {
         loop {
             let rest = received.get(self.next_record..).unwrap_or_default();
             let Some((length, fragment)) = record(rest)? else { return Ok(None) };
+            if self.records == MAX_RECORDS {
+                return Err(Rejection::TooManyRecords);
+            }
             if self.message_len.is_none() {
-                self.message_len = self.judge_header(fragment)?;
+                self.message_len = self.judge_header(received)?;
             }
             if fragment.len() < length {
                 return Ok(None);
             }
             let record_end = self.next_record + RECORD_HEADER + length;
             match self.message_len {
-                Some(len) if len <= self.message.len() + length => {
-                    let message = if self.message.is_empty() {
-                        &fragment[..len]
+                Some(len) if len <= self.taken + length => {
+                    let message = if self.records == 0 {
+                        Cow::Borrowed(&fragment[..len])
                     } else {
-                        self.message.extend_from_slice(&fragment[..len - self.message.len()]);
-                        &self.message
+                        Cow::Owned(put_together(received, len))
                     };
                     return hello::parse(&message[MESSAGE_HEADER..], record_end).map(Some);
                 }
                 _ => {
-                    self.message.extend_from_slice(fragment);
+                    self.records += 1;
+                    self.taken += length;
                     self.next_record = record_end;
                 }
             }
@@ -112,9 +122,9 @@ impl ClientHelloReader {
     }
 
     /// The message's header may itself be split over records; what is there of it is judged at once.
-    fn judge_header(&self, fragment: &[u8]) -> Result<Option<usize>, Rejection> {
+    fn judge_header(&self, received: &[u8]) -> Result<Option<usize>, Rejection> {
         const CLIENT_HELLO: u8 = 1;
-        let mut bytes = self.message.iter().chain(fragment).copied();
+        let mut bytes = fragments(received).flatten().copied();
         match bytes.next() {
             None => return Ok(None),
             Some(CLIENT_HELLO) => {}
@@ -127,6 +137,29 @@ impl ClientHelloReader {
         let len = MESSAGE_HEADER + body;
         if len > self.max_message { Err(Rejection::TooLarge) } else { Ok(Some(len)) }
     }
+}
+
+/// The fragments of the records that a message begins with, the last one as far as it has arrived.
+fn fragments(received: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = received;
+    std::iter::from_fn(move || {
+        let (length, fragment) = record(rest).ok()??;
+        rest = rest.get(RECORD_HEADER + length..).unwrap_or_default();
+        Some(fragment)
+    })
+}
+
+/// A message of this length that has arrived in several records.
+fn put_together(received: &[u8], len: usize) -> Vec<u8> {
+    let mut message = Vec::with_capacity(len);
+    for fragment in fragments(received) {
+        let missing = len - message.len();
+        message.extend_from_slice(&fragment[..fragment.len().min(missing)]);
+        if message.len() == len {
+            break;
+        }
+    }
+    message
 }
 
 /// The record at the start of `rest`: the length of its fragment, and as much of that as has arrived.

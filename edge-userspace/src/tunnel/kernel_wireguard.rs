@@ -37,17 +37,12 @@ pub(super) async fn peers(netlink: &mut GenetlinkHandle, device: &str) -> io::Re
     Ok(peers)
 }
 
-/// The peers of an answer, from the bytes of its messages.
+/// The peers of an answer.
 #[cfg(feature = "fuzzing")]
-pub(super) fn parse(messages: &[&[u8]]) -> Vec<Peer> {
-    use netlink_packet_generic::GenlHeader;
-    use rtnetlink::packet_core::ParseableParametrized as _;
-    let header = GenlHeader { cmd: WireguardCmd::GetDevice.into(), version: 1 };
+pub(super) fn gather(parts: &[WireguardMessage]) -> Vec<Peer> {
     let mut peers = Vec::new();
-    for message in messages {
-        if let Ok(part) = WireguardMessage::parse_with_param(*message, header) {
-            collect(&mut peers, &part);
-        }
+    for part in parts {
+        collect(&mut peers, part);
     }
     peers
 }

@@ -13,7 +13,7 @@ mod state;
 mod uapi;
 mod watch;
 
-pub use ask::peers;
+pub use ask::{describe, peers};
 pub use link::{Egress, egress};
 pub use mtu::path_mtu;
 pub use peer::Peer;
@@ -23,6 +23,8 @@ pub use watch::{Options, Watcher};
 /// Readers that fuzz targets reach.
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing {
+    use netlink_packet_wireguard::WireguardMessage;
+
     use super::{Peer, kernel_wireguard, uapi};
 
     /// What a WireGuard in user space answers; `None` if it is incomplete, an error or malformed.
@@ -30,9 +32,9 @@ pub mod fuzzing {
         uapi::parse(answer)
     }
 
-    /// What WireGuard in the kernel answers: the attributes of each message. Malformed ones are skipped.
-    pub fn kernel_peers(messages: &[&[u8]]) -> Vec<Peer> {
-        kernel_wireguard::parse(messages)
+    /// What WireGuard in the kernel answers, in parts.
+    pub fn kernel_peers(parts: &[WireguardMessage]) -> Vec<Peer> {
+        kernel_wireguard::gather(parts)
     }
 }
 

@@ -11,6 +11,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::state::Fault;
 
@@ -24,7 +25,7 @@ const GRACE: Duration = Duration::from_secs(5);
 const FORGIVEN: Duration = Duration::from_mins(1);
 
 /// A WireGuard peer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
     /// Its public key.
     pub key: [u8; 32],

@@ -8,7 +8,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use genetlink::GenetlinkHandle;
 use rtnetlink::Handle;
 use tokio::{
     sync::watch,
@@ -17,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    kernel_wireguard,
+    ask,
     link::{self, Events},
     peer::Vigil,
     state::{Device, Fault, Tunnels, Way},
@@ -73,7 +72,7 @@ impl Watcher {
         let (connection, netlink, _) = rtnetlink::new_connection()?;
         // Ends with its handle, and that with the task below.
         tokio::spawn(connection);
-        let sight = Sight { netlink, generic: None, vigils: HashMap::new(), next_poll: None };
+        let sight = Sight { netlink, vigils: HashMap::new(), next_poll: None };
         let news = News { publish, stir };
         let task = tokio::spawn(run(sight, Events::open()?, wishes, news)).abort_handle();
         Ok(Self { wanted, tunnels, stirred, task })
@@ -173,8 +172,6 @@ async fn run(
 /// What looks.
 struct Sight {
     netlink: Handle,
-    /// Opened when there is the first kernel WireGuard.
-    generic: Option<GenetlinkHandle>,
     vigils: HashMap<Arc<str>, Vigil>,
     /// When to look at the handshakes again; `None` while no way leads through WireGuard.
     next_poll: Option<Instant>,
@@ -217,9 +214,8 @@ impl Sight {
         }
         for (name, device) in used {
             let peers = match (device.wireguard, uapi::socket(name)) {
-                (true, _) => self.kernel_peers(name).await,
-                (false, Some(socket)) => uapi::peers(&socket).await,
                 (false, None) => continue,
+                _ => ask::ask(name).await,
             };
             match peers {
                 Ok(peers) => {
@@ -238,18 +234,6 @@ impl Sight {
             vigils if vigils.len() == 0 => None,
             mut vigils => Some(Instant::now() + if vigils.any(Vigil::is_uneasy) { UNEASY } else { CALM }),
         };
-    }
-
-    async fn kernel_peers(&mut self, device: &str) -> io::Result<Vec<super::Peer>> {
-        let handle = match &mut self.generic {
-            Some(handle) => handle,
-            none => {
-                let (connection, handle, _) = genetlink::new_connection()?;
-                tokio::spawn(connection);
-                none.insert(handle)
-            }
-        };
-        kernel_wireguard::peers(handle, device).await
     }
 }
 

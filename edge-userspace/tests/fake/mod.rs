@@ -13,9 +13,9 @@ use edge::{
         api::{
             AddBlock, AddRoute, Backend, BackendCount, BackendSelector, BackendState, Block, Check,
             CheckStatus, ClosedConnection, ConfigStatus, Connection, ConnectionCount, Considered,
-            DatapathStatus, DoctorReport, ListenerStatus, Probe, ProbeStep, ReloadReport, RemoveBlock,
-            RemoveRoute, RemovedRoutes, Route, RouteCount, RouteSource, RouteTest, Status, TestRoute,
-            TierStatus, Timestamp,
+            DatapathStatus, DoctorReport, HelloMemory, ListenerStatus, Probe, ProbeStep, ReloadReport,
+            RemoveBlock, RemoveRoute, RemovedRoutes, Route, RouteCount, RouteSource, RouteTest, Status,
+            TestRoute, TierStatus, Timestamp,
         },
     },
     datapath::{Choice, Tier},
@@ -218,6 +218,7 @@ impl Operator for Fake {
                         reason: Some("CAP_BPF is missing".into()),
                     },
                 ],
+                others: Vec::new(),
             },
             listeners: vec![ListenerStatus {
                 name: "https".into(),
@@ -230,14 +231,16 @@ impl Operator for Fake {
                 mss: Some(1380),
             }],
             troubles: Vec::new(),
-            connections: ConnectionCount { now: 1, total: 10, limit: 1000 },
+            connections: ConnectionCount { now: 1, total: 10, limit: 1000, limit_per_source: 128 },
             bytes_up: 1_234,
             bytes_down: 5_678_901,
+            hello_memory: HelloMemory { now: 4096, limit: 16 << 20 },
             rejected: BTreeMap::from([("no_route".into(), 2)]),
             routes: RouteCount { file: 0, runtime: self.routes().len() as u64 },
             backends: BackendCount { up: 1, down: 0, drained: 0 },
             blocked_packets: 0,
             conntrack: None,
+            shield: Vec::new(),
         }
     }
 
@@ -272,7 +275,8 @@ impl Operator for Fake {
             ));
         }
         let until = block.duration.map(|duration| Timestamp(then().0 + duration));
-        let block = Block { cidr: block.cidr, until, packets: 0, source: "runtime".into() };
+        let block =
+            Block { cidr: block.cidr, until, packets: 0, source: "runtime".into(), devices: Vec::new() };
         self.state.lock().unwrap().blocks.push(block.clone());
         Ok(block)
     }

@@ -7,14 +7,14 @@ use aya::{
     maps::{HashMap, MapData, PerCpuArray, RingBuf},
     programs::SchedClassifier,
 };
-use edge_common::flow::{DOWN, Flow, FlowEvent, FlowKey, FlowReason, Pending, UP};
+use edge_common::flow::{CHANGES_FAMILY, DOWN, Flow, FlowEvent, FlowKey, FlowReason, Pending, Tuple, UP};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// The loopback device, in every network namespace.
 pub(crate) const LOOPBACK: u32 = 1;
 
-/// The verdicts of tc (`linux/pkt_cls.h`).
-pub(crate) const PASSED: u32 = 0;
+/// The verdicts of tc (`linux/pkt_cls.h`). What is no flow's is left to whoever comes next: `TC_ACT_UNSPEC`.
+pub(crate) const PASSED: u32 = u32::MAX;
 pub(crate) const DROPPED: u32 = 2;
 pub(crate) const REDIRECTED: u32 = 7;
 
@@ -109,7 +109,7 @@ impl Lab {
             let word = |at: usize| u64::from_ne_bytes(item[at..at + 8].try_into().unwrap());
             let half = |at: usize| u32::from_ne_bytes(item[at..at + 4].try_into().unwrap());
             let (id, bytes, peer_bytes) = (word(0), word(8), word(16));
-            let (kind, direction, resets) = (half(112), half(116), half(124));
+            let (kind, direction, resets) = (half(120), half(124), half(132));
             events.push(FlowEvent { id, bytes, peer_bytes, kind, direction, resets, ..FlowEvent::default() });
         }
         events
@@ -167,7 +167,7 @@ impl Pair {
         let common = Flow {
             ingress: LOOPBACK,
             egress: LOOPBACK,
-            changes_family: u8::from(client.is_ipv6() != backend.is_ipv6()),
+            shape: if client.is_ipv6() == backend.is_ipv6() { 0 } else { CHANGES_FAMILY },
             id: 77,
             window: WINDOW,
             ..Flow::default()
@@ -177,13 +177,12 @@ impl Pair {
         let client_acks = BACKEND_SEQ.wrapping_sub(ack_delta);
         let backend_acks = CLIENT_SEQ.wrapping_add(seq_delta);
         let up = Flow {
-            to: FlowKey::new(back, backend),
+            to: Tuple::new(back, backend),
             seq_delta,
             ack_delta,
             tsval_delta,
             tsecr_delta,
-            window_left: 7,
-            window_right: 3,
+            scales: Flow::with_scales(7, 3),
             direction: UP,
             start: CLIENT_SEQ,
             acked: client_acks,
@@ -193,13 +192,12 @@ impl Pair {
             ..common
         };
         let down = Flow {
-            to: FlowKey::new(front, client),
+            to: Tuple::new(front, client),
             seq_delta: ack_delta.wrapping_neg(),
             ack_delta: seq_delta.wrapping_neg(),
             tsval_delta: tsecr_delta.wrapping_neg(),
             tsecr_delta: tsval_delta.wrapping_neg(),
-            window_left: 2,
-            window_right: 8,
+            scales: Flow::with_scales(2, 8),
             direction: DOWN,
             start: BACKEND_SEQ,
             acked: backend_acks,

@@ -19,8 +19,8 @@ pub(crate) fn reference(packet: &Packet, pair: &Pair, flow: &Flow) -> Packet {
         changed.ack = packet.ack.wrapping_add(flow.ack_delta);
     }
     if packet.flags & SYN == 0 {
-        let bytes = u64::from(packet.window) << flow.window_left;
-        changed.window = u16::try_from(bytes >> flow.window_right).unwrap_or(u16::MAX);
+        let bytes = u64::from(packet.window) << flow.sender_scale();
+        changed.window = u16::try_from(bytes >> flow.offered_scale()).unwrap_or(u16::MAX);
     }
     for option in &mut changed.options {
         match option {
@@ -168,7 +168,7 @@ fn windows_at_every_pair_of_scales() {
     let mut pair = Pair::new(false, false);
     for left in 0..=14 {
         for right in 0..=14 {
-            (pair.up.window_left, pair.up.window_right) = (left, right);
+            pair.up.scales = edge_common::flow::Flow::with_scales(left, right);
             lab.install(&pair);
             for window in [0, 1, 0x1234, 0xffff] {
                 for flags in [ACK, SYN, ACK | FIN] {

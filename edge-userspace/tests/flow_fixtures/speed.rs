@@ -2,10 +2,10 @@
 //! `cargo test --test flow_fixtures -- --ignored --nocapture speed`
 
 use aya::{TestRun as _, TestRunOptions};
-use edge_common::flow::FlowKey;
+use edge_common::flow::Tuple;
 
 use crate::{
-    lab::{LOOPBACK, Lab, Pair, REDIRECTED},
+    lab::{LOOPBACK, Lab, PASSED, Pair, REDIRECTED},
     packet::{Choice, Packet},
 };
 
@@ -24,7 +24,7 @@ fn speed() {
     for v6 in [false, true] {
         // Rewritten into itself, so that every repetition finds the same packet.
         let mut pair = Pair::new(v6, v6);
-        pair.up.to = FlowKey::new(pair.client, pair.front);
+        pair.up.to = Tuple::new(pair.client, pair.front);
         (pair.up.seq_delta, pair.up.ack_delta) = (0, 0);
         lab.install(&pair);
         for (name, options) in &options {
@@ -34,7 +34,7 @@ fn speed() {
             measure(&lab, &packet.frame(), REDIRECTED, &format!("IPv{} {name}", if v6 { 6 } else { 4 }));
         }
         let stranger = Packet::new(pair.front, pair.client);
-        measure(&lab, &stranger.frame(), 0, &format!("IPv{} no flow", if v6 { 6 } else { 4 }));
+        measure(&lab, &stranger.frame(), PASSED, &format!("IPv{} no flow", if v6 { 6 } else { 4 }));
     }
 }
 

@@ -290,8 +290,11 @@ fn a_socket_hears_what_it_still_owes(address: &str) {
     (talk.pair.up, talk.pair.down) = (up, down);
     talk.lab.install(&talk.pair);
     // The socket to the backend has sent nothing of what it was given.
-    let watch =
-        |owed: u32| Pending { up_key: talk.pair.up_key(), watch: [up.acked, down.acked.wrapping_add(owed)] };
+    let watch = |owed: u32| Pending {
+        up_key: talk.pair.up_key(),
+        watch: [up.acked, down.acked.wrapping_add(owed)],
+        ..Pending::default()
+    };
     let id = up.id;
     talk.lab.pending.insert(id, watch(100), 0).unwrap();
     let mut acknowledgement = Packet::new(backend, back);
@@ -329,7 +332,10 @@ fn without_a_socket_an_acknowledgement_is_the_other_sides() {
     (talk.pair.up, talk.pair.down) = (up, down);
     talk.lab.install(&talk.pair);
     let watch = [up.acked, down.acked.wrapping_add(100)];
-    talk.lab.pending.insert(up.id, Pending { up_key: talk.pair.up_key(), watch }, 0).unwrap();
+    talk.lab
+        .pending
+        .insert(up.id, Pending { up_key: talk.pair.up_key(), watch, ..Pending::default() }, 0)
+        .unwrap();
     assert_eq!(talk.down(0, 0, ACK, 0), REDIRECTED);
 }
 

@@ -32,7 +32,7 @@ async fn what_was_read_first_goes_first_and_what_was_read_in_part_goes_once() {
     }
     let mut read = vec![0; 20_000];
     near.read_exact(&mut read).await.unwrap();
-    let preread = Preread { bytes: [b"HEADER", &*read].concat(), uncounted: 6 };
+    let preread = Preread { bytes: [b"HEADER", &*read].concat(), uncounted: 6, hold: None };
     let mut carried = start(&tiers, (client, near), connected().await, preread);
     in_kernel(&carried.meter).await;
     carried.client.write_all(b"and more").await.unwrap();

@@ -36,7 +36,6 @@ const PACKAGES: &[&str] = &["busybox-static", "kmod", "qemu-system-x86", "xz-uti
 const LAST_LINES: usize = 20;
 
 #[derive(Args, Default)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 pub(crate) struct Vm {
     /// Only this kernel; may be given several times
     #[arg(long, value_name = "VERSION", value_parser = release)]

@@ -94,6 +94,8 @@ const CHOICES: &[Choice] = &[
             "flow::",
             "kernel::",
             "netem::",
+            // Where there are no tc links, two layouts' filters of clsact.
+            "upgrades::",
         ],
         quick: Some(&["netem::copy::", "netem::splice::", "netem::sockmap::", "netem::flow::"]),
         // Minutes each without the processor's help, for the sake of many connections and not of the kernel.

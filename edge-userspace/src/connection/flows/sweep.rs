@@ -5,15 +5,20 @@ use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use edge_common::flow::{DOWN, FIN, FLOW_ENTRIES, Flow, PEER_FIN, REPORTED, RESET, UP};
+use edge_common::flow::{DOWN, FIN, FLOW_ENTRIES, Flow, FlowKey, PEER_FIN, REPORTED, RESET, UP};
 
-use super::{FlowEnd, Flows, lock, since};
+use super::{
+    FlowEnd, Flows,
+    evidence::Evidence,
+    keepalive::{Due, Peer, Question},
+    lock, since,
+};
 use crate::{
     connection::{Edge, Passport, Running, account::patience, passport::backend_key},
-    datapath::StopReason,
+    datapath::{Side, StopReason},
     kernel::{FlowPair, KernelError, monotonic},
     source::source_of,
     tally::FlowSum,
@@ -38,6 +43,8 @@ pub struct Census {
     /// All of them.
     pub live: u64,
     sweeps: u32,
+    /// Whether there are so many that sources are worth counting.
+    is_crowded: bool,
     /// Labels that no flow had at the last look.
     unused: HashSet<u32>,
 }
@@ -48,28 +55,55 @@ impl Flows {
         lock(&self.census).clone()
     }
 
-    /// Looks all flows over: brings counters up to date, and ends what has ended or is idle for `idle`.
+    /// Looks all flows over, unless somebody has begun to after `not_before`: brings counters up to date, and ends what
+    /// has ended or is idle for `idle`. Any number of callers at one moment make two sweeps at most, one after the other.
     pub(in crate::connection) fn sweep(
         &self,
         edge: &Edge,
         idle: Option<Duration>,
+        not_before: Instant,
     ) -> Result<(), KernelError> {
+        let mut swept = lock(&self.swept);
+        if swept.is_some_and(|began| began >= not_before) {
+            return Ok(());
+        }
+        let began = Instant::now();
+        self.look_over(edge, idle)?;
+        *swept = Some(began);
+        Ok(())
+    }
+
+    fn look_over(&self, edge: &Edge, idle: Option<Duration>) -> Result<(), KernelError> {
         let now = monotonic();
         let quiet = |flow: &Flow| since(now, flow.last_seen);
+        let mut evidence = Evidence::of(self.tier.suspected());
         let mut sums: HashMap<u32, FlowSum> = HashMap::new();
         let mut candidates = Vec::new();
+        let mut sources: HashMap<IpAddr, u64> = HashMap::new();
+        let is_crowded = lock(&self.census).is_crowded;
         let settled = std::mem::take(&mut *lock(&self.settled));
+        let mut due;
         {
+            let mut keepalive = lock(&self.keepalive);
+            due = keepalive.begin(now);
             let accounted = lock(&self.accounted).clone();
             let known = lock(&self.passports).clone();
             // What is not known yet is looked at below, where it becomes known.
-            let may_be_idle = |flow: &Flow| {
+            let may_be_idle = |flow: &Flow, active: u64| {
                 let limit = known.get(&flow.label).map(|passport| limit(passport, idle, flow));
-                limit.is_none_or(|limit| limit.is_some_and(|limit| quiet(flow) >= limit))
+                limit.is_none_or(|limit| limit.is_some_and(|limit| since(now, active) >= limit))
             };
-            self.tier.table().each_entry(|key, flow| {
-                if flow.direction == UP && (may_be_idle(&flow) || flow.has(REPORTED) || is_stalling(&flow)) {
-                    candidates.push(key);
+            self.tier.each_entry(|key, flow| {
+                if is_crowded && flow.direction == UP {
+                    *sources.entry(source_of(key.source().ip())).or_default() += 1;
+                }
+                keepalive.look_at(&key, &flow, &mut due);
+                evidence.look_at(&key, &flow);
+                let active = || keepalive.active(flow.id).unwrap_or(flow.last_seen);
+                if flow.direction == UP
+                    && (may_be_idle(&flow, active()) || flow.has(REPORTED) || is_stalling(&flow))
+                {
+                    candidates.push((key, flow.id));
                 }
                 if !accounted.contains(&flow.id) {
                     let sum = sums.entry(flow.label).or_default();
@@ -81,21 +115,48 @@ impl Flows {
                     }
                 }
             })?;
+            keepalive.end();
         }
+        self.keep_alive(edge, due, now);
         let mut stalling = HashMap::new();
-        for key in candidates {
-            let pair = self.tier.table().pair(&key)?;
-            if let Some(pair) = pair {
-                self.judge(edge, &pair, quiet(&pair.up).min(quiet(&pair.down)), idle);
+        for (key, id) in candidates {
+            if let Some(pair) = self.tier.pair(&key, id)? {
+                let active = lock(&self.keepalive).active(pair.up.id);
+                let idle_for = active.map_or(quiet(&pair.up).min(quiet(&pair.down)), |then| since(now, then));
+                self.judge(edge, &pair, idle_for, idle);
                 if is_stalling(&pair.up) {
                     stalling.insert(pair.up.id, self.hold_against(&pair));
                 }
             }
         }
         *lock(&self.stalling) = stalling;
+        self.weigh(evidence, now);
+        self.tier.older().tables().iter().for_each(|table| table.look_whether_empty());
         self.publish(&edge.running.load(), &sums, &settled);
-        self.forget_labels(&sums)?;
-        self.limit_sources(sums.values().map(|sum| sum.live).sum())
+        self.limit_sources(sources);
+        self.forget_labels(&sums)
+    }
+
+    /// Asks whose turn it is, and ends the flows of peers that are gone.
+    fn keep_alive(&self, edge: &Edge, mut due: Due, now: u64) {
+        for Peer { up_key, id, direction } in std::mem::take(&mut due.gone) {
+            if let Some(pair) = self.pair(&up_key, id) {
+                let side = if direction == UP { Side::Client } else { Side::Backend };
+                self.end(edge, &pair, FlowEnd::Gone(side));
+            }
+        }
+        for Question { peer: Peer { up_key, id, direction }, .. } in due.questions() {
+            let Some(pair) = self.pair(&up_key, id) else { continue };
+            // Some peers drop a segment without a timestamp where timestamps are agreed, some one with an old one.
+            let with_timestamp = lock(&self.keepalive).unanswered(id, direction).is_multiple_of(2);
+            if self.tier.ask(&pair, direction, with_timestamp) {
+                lock(&self.keepalive).asks(&pair, direction, now);
+            }
+        }
+    }
+
+    fn pair(&self, up_key: &FlowKey, id: u64) -> Option<FlowPair> {
+        self.tier.pair(up_key, id).unwrap_or_default()
     }
 
     fn judge(&self, edge: &Edge, pair: &FlowPair, quiet: Duration, idle: Option<Duration>) {
@@ -145,6 +206,7 @@ impl Flows {
         }
         let mut before = lock(&self.census);
         let is_nothing_new = census.live == 0 && before.live == 0 && settled.is_empty();
+        census.is_crowded = census.live >= QUOTA;
         (census.sweeps, census.unused) = (before.sweeps, std::mem::take(&mut before.unused));
         *before = census;
         drop(before);
@@ -170,33 +232,23 @@ impl Flows {
         if !census.sweeps.is_multiple_of(LABEL_SWEEPS) {
             return Ok(());
         }
-        let mut table = self.tier.table();
-        let unused: HashSet<u32> =
-            table.labels().into_iter().filter(|label| !used.contains_key(label)).collect();
-        for label in unused.intersection(&census.unused) {
-            table.remove_label(*label)?;
+        let before = std::mem::take(&mut census.unused);
+        drop(census);
+        let labels = self.tier.labels()?;
+        let unused: HashSet<u32> = labels.into_iter().filter(|label| !used.contains_key(label)).collect();
+        for label in unused.intersection(&before) {
+            self.tier.table().remove_label(*label)?;
         }
-        drop(table);
         lock(&self.passports).retain(|label, _| used.contains_key(label));
-        census.unused = unused;
+        lock(&self.census).unused = unused;
         Ok(())
     }
 
-    /// Finds the sources that have as many flows as they may have.
-    fn limit_sources(&self, live: u64) -> Result<(), KernelError> {
-        let mut crowded = Vec::new();
-        if live >= QUOTA {
-            let mut sources: HashMap<IpAddr, u64> = HashMap::new();
-            self.tier.table().each_entry(|key, flow| {
-                if flow.direction == UP {
-                    *sources.entry(source_of(key.source().ip())).or_default() += 1;
-                }
-            })?;
-            crowded
-                .extend(sources.into_iter().filter(|(_, count)| *count >= QUOTA).map(|(source, _)| source));
-        }
-        self.tier.set_crowded(crowded);
-        Ok(())
+    /// Those of these sources that have as many flows as they may have get no more. While there are too few flows for
+    /// anybody to be past the quota, nobody is counted; so a limit is in force one sweep after there are enough.
+    fn limit_sources(&self, sources: HashMap<IpAddr, u64>) {
+        let crowded = sources.into_iter().filter(|(_, count)| *count >= QUOTA).map(|(source, _)| source);
+        self.tier.set_crowded(crowded.collect());
     }
 }
 

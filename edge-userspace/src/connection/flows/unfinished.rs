@@ -126,8 +126,8 @@ impl Flows {
         while !suspects.is_empty() {
             let is_late = began.elapsed() >= PATIENCE;
             suspects.retain_mut(|suspect| {
-                let pair = self.tier.table().pair(&suspect.pending.up_key).unwrap_or_default();
-                let Some(pair) = pair.filter(|pair| pair.up.id == suspect.id) else {
+                let pair = self.tier.pair(&suspect.pending.up_key, suspect.id).unwrap_or_default();
+                let Some(pair) = pair else {
                     // It has ended meanwhile.
                     self.finish_handover(suspect.id);
                     return false;
@@ -156,7 +156,7 @@ impl Flows {
     }
 
     pub(super) fn finish_handover(&self, id: u64) {
-        if let Err(error) = self.tier.table().finish(id) {
+        if let Err(error) = self.tier.finish(id) {
             tracing::warn!(
                 error = error.words(),
                 "a hand-over stays noted as begun: the next start looks at it again"

@@ -1,4 +1,4 @@
-//! Blocks: prefixes whose packets are dropped before the stack.
+//! Blocks: prefixes whose packets are dropped before the stack, and whose connections are refused at accept.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -18,6 +18,44 @@ pub struct Block {
     pub packets: u64,
     /// `runtime`, or the list file that names it.
     pub source: Arc<str>,
+    /// How it is in force, device by device. In the answer to `POST` alone; elsewhere absent, since it is the same for all
+    /// blocks and stands in the status.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<Guard>,
+}
+
+/// How blocked sources are kept out where their packets come in by one device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guard {
+    /// The device.
+    pub device: Arc<str>,
+    /// What keeps them out there.
+    pub by: GuardedBy,
+    /// Why their packets are not dropped there; `null` where they are.
+    pub reason: Option<String>,
+}
+
+/// What keeps blocked sources out. At accept they are refused in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GuardedBy {
+    /// Packets are dropped in XDP, before the stack.
+    Xdp,
+    /// Packets are dropped at the ingress of tc: something else has the XDP hook.
+    Tc,
+    /// Packets come in, and connections are refused when they are accepted.
+    Accept,
+}
+
+impl GuardedBy {
+    /// As it is written.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Xdp => "xdp",
+            Self::Tc => "tc",
+            Self::Accept => "accept",
+        }
+    }
 }
 
 /// `POST /v1/blocks`: a prefix to block.

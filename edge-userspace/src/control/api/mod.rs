@@ -14,7 +14,7 @@ mod status;
 use serde::{Deserialize, Serialize};
 
 pub use backends::{Backend, BackendSelector, BackendState};
-pub use blocks::{AddBlock, Block, RemoveBlock};
+pub use blocks::{AddBlock, Block, Guard, GuardedBy, RemoveBlock};
 pub use connections::{ClosedConnection, Connection};
 pub use doctor::{Check, CheckStatus, DoctorReport};
 pub use fields::{PrefixError, Timestamp, parse_prefix};
@@ -23,8 +23,8 @@ pub use routes::{
     TargetError, TestRoute, parse_target,
 };
 pub use status::{
-    BackendCount, BindTrouble, ConfigStatus, ConnectionCount, ConntrackStatus, DatapathStatus,
-    ListenerStatus, ReloadReport, ReloadStatus, RouteCount, Status, TierStatus,
+    BackendCount, BindTrouble, ConfigStatus, ConnectionCount, ConntrackStatus, DatapathStatus, HelloMemory,
+    ListenerStatus, OtherLayout, ReloadReport, ReloadStatus, RouteCount, Status, TierStatus,
 };
 
 /// The body of every answer that is not a success.

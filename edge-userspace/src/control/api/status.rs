@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::Timestamp;
+use super::{Guard, Timestamp};
 use crate::{
     datapath::{Choice, Tier},
     listener::Protocol,
@@ -39,6 +39,9 @@ pub struct Status {
     pub bytes_up: u64,
     /// Bytes from backends to clients.
     pub bytes_down: u64,
+    /// The memory of clients' first bytes.
+    #[serde(default)]
+    pub hello_memory: HelloMemory,
     /// Clients that were refused, by reason.
     pub rejected: BTreeMap<Arc<str>, u64>,
     /// Routes by where they came from.
@@ -47,6 +50,9 @@ pub struct Status {
     pub backends: BackendCount,
     /// Packets of blocked sources that were dropped.
     pub blocked_packets: u64,
+    /// How blocked sources are kept out, device by device; empty while nobody is blocked.
+    #[serde(default)]
+    pub shield: Vec<Guard>,
     /// The kernel's connection tracking; `null` where it is not loaded.
     #[serde(default)]
     pub conntrack: Option<ConntrackStatus>,
@@ -90,6 +96,20 @@ pub struct DatapathStatus {
     pub allowed: Choice,
     /// What this machine can do.
     pub tiers: Vec<TierStatus>,
+    /// Flows that other versions of edged handed over, as long as there are any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<OtherLayout>,
+}
+
+/// Flows in a layout of the kernel's maps that is not this version's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherLayout {
+    /// Its name, as the directory of its pins has it.
+    pub layout: Arc<str>,
+    /// How many there are; none where they cannot be counted.
+    pub flows: Option<u64>,
+    /// Whether they are listed, counted and closed like others. What is not readable goes on all the same.
+    pub readable: bool,
 }
 
 /// Whether this machine can do one tier.
@@ -145,6 +165,18 @@ pub struct ConnectionCount {
     /// Connections accepted.
     pub total: u64,
     /// How many there may be at once.
+    pub limit: u64,
+    /// How many one source may have of these; 0 is no limit.
+    #[serde(default)]
+    pub limit_per_source: u64,
+}
+
+/// The memory of clients' first bytes, until those are with the backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HelloMemory {
+    /// Bytes taken now.
+    pub now: u64,
+    /// Bytes that may be.
     pub limit: u64,
 }
 

@@ -173,14 +173,23 @@ async fn block(command: Block, daemon: &Client, output: Output) -> Result<(), Fa
     match command {
         Block::List => {
             let answer = daemon.get("/v1/blocks").await?;
-            list(output, &answer, lists::blocks)
+            list(output, &answer, lists::blocks)?;
+            if !output.json {
+                let status: api::Status = daemon.get("/v1/status").await?.read()?;
+                if !status.shield.is_empty() {
+                    style::write_lines([String::new(), status::guards(&status.shield, output)])?;
+                }
+            }
+            Ok(())
         }
         Block::Add { cidr, duration, force } => {
             let protect = own_address().into_iter().collect();
             let answer = daemon.post("/v1/blocks", &AddBlock { cidr, duration, protect, force }).await?;
             show(output, &answer, |block: &api::Block| {
                 let until = block.until.map(|until| format!(" until {until}")).unwrap_or_default();
-                vec![format!("blocked {}{until}", block.cidr)]
+                let mut lines = vec![format!("blocked {}{until}", block.cidr)];
+                lines.extend((!block.devices.is_empty()).then(|| status::guards(&block.devices, output)));
+                lines
             })
         }
         Block::Remove { cidr } => {

@@ -6,7 +6,7 @@ use super::{
     units,
 };
 use crate::{
-    control::api::Status,
+    control::api::{Guard, GuardedBy, Status},
     listener::{Protocol, holder},
 };
 
@@ -54,10 +54,17 @@ pub(super) fn summary(status: &Status, output: Output) -> Vec<String> {
         };
         format!("{}, loaded {} ago{reload}", config.path.display(), units::since(config.loaded))
     });
-    say(
-        "connections",
-        format!("{} now, {} in all, at most {}", connections.now, connections.total, connections.limit),
-    );
+    say("connections", {
+        let share = match connections.limit_per_source {
+            0 => String::new(),
+            share => format!(", {share} of one source"),
+        };
+        format!("{} now, {} in all, at most {}{share}", connections.now, connections.total, connections.limit)
+    });
+    say("first bytes", {
+        let memory = status.hello_memory;
+        format!("{} of at most {}", units::bytes(memory.now), units::bytes(memory.limit))
+    });
     say("carried", format!("{} up, {} down", units::bytes(status.bytes_up), units::bytes(status.bytes_down)));
     say("routes", format!("{} from the file, {} added", routes.file, routes.runtime));
     say("backends", {
@@ -73,12 +80,20 @@ pub(super) fn summary(status: &Status, output: Output) -> Vec<String> {
         });
         format!("{}: {}", status.datapath.allowed.name(), tiers.collect::<Vec<_>>().join(", "))
     });
+    for other in &status.datapath.others {
+        let flows = other.flows.map_or_else(|| "flows".to_owned(), |flows| format!("{flows} flows"));
+        let note = if other.readable { "" } else { ", which this version cannot list" };
+        say("earlier", format!("{flows} of another version, in layout {}{note}", printable(&other.layout)));
+    }
     if !status.rejected.is_empty() {
         let reasons = status.rejected.iter().map(|(reason, count)| format!("{count} {reason}"));
         say("rejected", reasons.collect::<Vec<_>>().join(", "));
     }
     for trouble in &status.troubles {
         say("trouble", output.paint(&printable(trouble), Colour::Red));
+    }
+    if !status.shield.is_empty() {
+        say("shield", guards(&status.shield, output));
     }
     if status.blocked_packets > 0 {
         say("blocked", format!("{} packets", status.blocked_packets));
@@ -90,6 +105,30 @@ pub(super) fn summary(status: &Status, output: Output) -> Vec<String> {
         );
     }
     lines
+}
+
+/// How blocked sources are kept out, in one line: `dropped on eth0 (xdp), eth1 (tc); refused at accept on wg0 (why)`.
+pub(super) fn guards(guards: &[Guard], output: Output) -> String {
+    let shown = |which: fn(&&Guard) -> bool, words: fn(&Guard) -> String| {
+        let some: Vec<_> = guards.iter().filter(which).map(words).collect();
+        (!some.is_empty()).then(|| some.join(", "))
+    };
+    let dropped = shown(
+        |guard| guard.by != GuardedBy::Accept,
+        |guard| format!("{} ({})", printable(&guard.device), guard.by.name()),
+    );
+    let refused = shown(
+        |guard| guard.by == GuardedBy::Accept,
+        |guard| {
+            let reason = guard.reason.as_deref().unwrap_or("no reason given");
+            format!("{} ({})", printable(&guard.device), printable(reason))
+        },
+    );
+    let refused =
+        refused.map(|refused| output.paint(&format!("refused at accept alone on {refused}"), Colour::Yellow));
+    let parts: Vec<_> =
+        dropped.map(|dropped| format!("dropped on {dropped}")).into_iter().chain(refused).collect();
+    parts.join("; ")
 }
 
 fn listeners(status: &Status) -> Table {

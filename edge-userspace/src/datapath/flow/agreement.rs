@@ -5,7 +5,9 @@
 
 use std::net::SocketAddr;
 
-use edge_common::flow::{DOWN, ESTABLISHED, Flow, FlowKey, HAS_ECN, HAS_TIMESTAMPS, Handshake, UP, WATCHED};
+use edge_common::flow::{
+    CHANGES_FAMILY, DOWN, ESTABLISHED, Flow, FlowKey, HAS_ECN, HAS_TIMESTAMPS, Handshake, Tuple, UP, WATCHED,
+};
 use thiserror::Error;
 
 use crate::kernel::{FlowPair, tcp::TcpInfo};
@@ -177,19 +179,17 @@ fn one_way(from: &Leg, to: &Leg, bytes: u64) -> Flow {
         let scaled = leg.info.options & TcpInfo::WINDOW_SCALE != 0;
         if scaled { (leg.info.send_scale, leg.info.receive_scale) } else { (0, 0) }
     };
-    let (window_left, window_right) = (scales(from).0, scales(to).1);
     // Until its first packet says better, the receiver's window is not known: the least that can be wrong.
     let floor = to.acknowledged().wrapping_sub(seq_delta);
     Flow {
-        to: FlowKey::new(to.local, to.peer),
+        to: Tuple::new(to.local, to.peer),
         seq_delta,
         ack_delta,
         tsval_delta,
         ingress: from.device,
         egress: to.device,
-        window_left,
-        window_right,
-        changes_family: u8::from(from.headers() != to.headers()),
+        scales: Flow::with_scales(scales(from).0, scales(to).1),
+        shape: if from.headers() == to.headers() { 0 } else { CHANGES_FAMILY },
         start: from.received().wrapping_sub(low(bytes)),
         position: bytes,
         acked: from.acknowledged(),
@@ -301,9 +301,9 @@ mod tests {
     fn families_are_compared_as_they_are_on_the_wire() {
         let client = leg(1, "[::ffff:192.0.2.1]:443", "[::ffff:198.51.100.7]:50000");
         let (_, backend) = legs();
-        assert_eq!(agree(&client, &backend, &Account::default()).unwrap().up.changes_family, 0);
+        assert!(!agree(&client, &backend, &Account::default()).unwrap().up.changes_family());
         let mut client = leg(1, "[2001:db8::1]:443", "[2001:db8::7]:50000");
-        assert_eq!(agree(&client, &backend, &Account::default()).unwrap().up.changes_family, 1);
+        assert!(agree(&client, &backend, &Account::default()).unwrap().up.changes_family());
         // 20 bytes less of header on the other leg, and the path is just wide enough.
         client.info.announced_mss = 1448;
         assert!(agree(&client, &backend, &Account::default()).is_ok());

@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     confirm::{Confirmed, confirm},
     drive::{Handed, hand_over},
+    round_trip::{Rest, is_stretched},
     tier::{FlowTier, Stay},
 };
 use crate::{
@@ -39,6 +40,11 @@ const LOSSY: u64 = 200;
 /// Fewer may be chance.
 const LOSSES: u32 = 3;
 
+/// [`WORTH_IT`] for what is never handed over.
+const NEVER: u64 = u64::MAX;
+/// And for what is handed over when it rests: the sweep says when to look.
+const AT_REST: u64 = NEVER - 1;
+
 /// Carries on sockets and hands over when it is time, or `at_once`.
 pub(in crate::datapath) fn carry<'a>(
     pair: Pair,
@@ -52,20 +58,31 @@ pub(in crate::datapath) fn carry<'a>(
     // On the heap, since it is handed back and forth: as a part of the future it would be there twice.
     let mut relay = Box::new(Relay::new(pair, preread, true));
     async move {
-        // `u64::MAX`: never.
         let mut due = if at_once { 0 } else { WORTH_IT };
+        let mut rest = Rest::default();
         loop {
-            let is_due = |meter: &Meter| due != u64::MAX && (meter.on_sockets() >= due || stop.take_nudge());
+            let is_due = |meter: &Meter| due != NEVER && (meter.on_sockets() >= due || stop.take_nudge());
             let turn = relay.run(meter, stop, is_due).await;
             if let Turn::End(end) = turn {
                 return Fate::Ended(relay.finish(end, meter).await);
             }
-            // A daemon that ends repeats nothing: then a flow that suffers from loss is better than none.
-            if !at_once && !stop.is_last_call() && is_lossy(relay.pair()) {
-                stays(tier, &Stay::Lossy);
-                relay.keep_alive();
-                due = (2 * meter.on_sockets()).max(WORTH_IT);
-                continue;
+            // When the daemon ends, a slow flow is better than none.
+            if !at_once && !stop.is_last_call() {
+                let (is_lossy, is_stretched) = look(relay.pair(), meter);
+                if is_lossy {
+                    stays(tier, &Stay::Lossy);
+                    relay.keep_alive();
+                    due = (2 * meter.on_sockets()).max(WORTH_IT);
+                    continue;
+                }
+                if is_stretched && !rest.is_over(meter.on_sockets(), std::time::Instant::now()) {
+                    if due != AT_REST {
+                        stays(tier, &Stay::Stretched);
+                        relay.keep_alive();
+                    }
+                    due = AT_REST;
+                    continue;
+                }
             }
             // Boxed: it is over soon, and the connection lives on without it.
             let attempt = Box::pin(attempt(relay, tier, passenger, meter, stop));
@@ -77,7 +94,7 @@ pub(in crate::datapath) fn carry<'a>(
                 }
                 Attempt::Never(back) => {
                     relay = back;
-                    due = u64::MAX;
+                    due = NEVER;
                 }
             }
         }
@@ -178,11 +195,14 @@ fn is_quiet(relay: &Relay) -> bool {
     !relay.holds_bytes() && relay.sockets().into_iter().map(queued).sum::<u64>() <= QUIET
 }
 
-/// Whether the client's line loses so much, and home is so far behind it, that repairs are better made from here. What
-/// is lost towards the edge is not seen.
-fn is_lossy(pair: &Pair) -> bool {
+/// Whether the client's line loses so much, and home is so far behind it, that repairs are better made from here (what
+/// is lost towards the edge is not seen); and whether the path is much longer than a sender believes.
+fn look(pair: &Pair, meter: &Meter) -> (bool, bool) {
     let infos = tcp::info(&pair.client).and_then(|client| Ok((client, tcp::info(&pair.backend)?)));
-    infos.is_ok_and(|(client, backend)| is_better_repaired_here(&client, &backend))
+    infos.map_or((false, false), |(client, backend)| {
+        let is_lossy = is_better_repaired_here(&client, &backend);
+        (is_lossy, is_stretched(&client, &backend, meter.up(), meter.down()))
+    })
 }
 
 fn is_better_repaired_here(client: &TcpInfo, backend: &TcpInfo) -> bool {

@@ -50,9 +50,14 @@ pub(super) async fn hand_over(
     passenger: &impl Passenger,
     meter: &Meter,
 ) -> Handed {
+    // An urgent byte that was skipped would be missing from the numbers, which count every byte.
+    pair.keep_urgent(true);
     let (flows, written) = match prepare(tier, &pair, survey, passenger, meter) {
         Ok(prepared) => prepared,
-        Err(stay) => return Handed::Stay(pair, stay),
+        Err(stay) => {
+            pair.keep_urgent(false);
+            return Handed::Stay(pair, stay);
+        }
     };
     let read = Sides { client: flows.up.sent(), backend: flows.down.sent() };
     let mut machine = Handover::new(read, written);
@@ -60,8 +65,8 @@ pub(super) async fn hand_over(
         tier,
         flows,
         pair: &pair,
-        up: Lane { held: Vec::new(), ended: false },
-        down: Lane { held: Vec::new(), ended: false },
+        up: Lane::default(),
+        down: Lane::default(),
         written,
         last: flows,
         refusal: None,
@@ -86,6 +91,7 @@ pub(super) async fn hand_over(
     match outcome {
         Outcome::OnSockets => {
             let stay = refusal.unwrap_or_else(|| io::Error::other("refused without a reason").into());
+            pair.keep_urgent(false);
             Handed::Stay(pair, stay)
         }
         Outcome::Carried => {
@@ -175,8 +181,11 @@ struct Drive<'a> {
 }
 
 /// One direction's bytes between the sockets.
+#[derive(Default)]
 struct Lane {
     held: Vec<u8>,
+    /// What is held is one byte that was sent as urgent.
+    is_urgent: bool,
     ended: bool,
 }
 
@@ -228,7 +237,7 @@ impl Drive<'_> {
         let mut watch = [0; 2];
         watch[usize::from(UP)] = self.written.client;
         watch[usize::from(DOWN)] = self.written.backend;
-        Pending { up_key: self.flows.up_key, watch }
+        Pending { up_key: self.flows.up_key, watch, ..Pending::default() }
     }
 
     /// Moves what the source holds to the destination: how much was read (a FIN counts as one), and whether the
@@ -243,7 +252,7 @@ impl Drive<'_> {
         let mut moved = 0;
         loop {
             let lane = self.lane(from);
-            let sent = write(destination, &lane.held)?;
+            let sent = write(destination, &lane.held, lane.is_urgent)?;
             lane.held.drain(..sent);
             if !lane.held.is_empty() {
                 return Ok((moved, true));
@@ -251,12 +260,7 @@ impl Drive<'_> {
             if lane.ended {
                 return Ok((moved, false));
             }
-            let read = match recv(source, &mut *buffer, RecvFlags::DONTWAIT) {
-                Ok((_, read)) => read,
-                Err(Errno::AGAIN) => return Ok((moved, false)),
-                Err(Errno::INTR) => continue,
-                Err(error) => return Err(error.into()),
-            };
+            let Some((read, is_urgent)) = read(source, buffer)? else { return Ok((moved, false)) };
             moved += read.max(1);
             self.was_read(from, read.max(1))?;
             if read == 0 {
@@ -264,8 +268,10 @@ impl Drive<'_> {
                 self.tier.table().let_finish(destination).map_err(io::Error::other)?;
                 shutdown(destination, Shutdown::Write)?;
             } else {
-                let sent = write(destination, &buffer[..read])?;
-                self.lane(from).held = buffer[sent..read].to_vec();
+                let sent = write(destination, &buffer[..read], is_urgent)?;
+                let lane = self.lane(from);
+                lane.held = buffer[sent..read].to_vec();
+                lane.is_urgent = is_urgent;
             }
         }
     }
@@ -308,11 +314,33 @@ impl Drive<'_> {
     }
 }
 
+/// Reads what has come, 0 at the end of the stream; `None` where nothing has. An urgent byte is read alone (a read
+/// stops before one by itself) and marked, so that it stays urgent on its way.
+fn read(socket: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<(usize, bool)>> {
+    let receive = |buffer: &mut [u8], flags| loop {
+        match recv(socket, &mut *buffer, flags | RecvFlags::DONTWAIT) {
+            Ok((_, read)) => return Ok(Some(read)),
+            Err(Errno::AGAIN) => return Ok(None),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(io::Error::from(error)),
+        }
+    };
+    // Whether a byte is urgent is known once it is there, not before.
+    match receive(&mut buffer[..1], RecvFlags::PEEK)? {
+        Some(1..) => {}
+        nothing => return Ok(nothing.map(|end| (end, false))),
+    }
+    let is_urgent = tcp::is_at_mark(socket)?;
+    let room = if is_urgent { 1 } else { buffer.len() };
+    Ok(receive(&mut buffer[..room], RecvFlags::empty())?.map(|read| (read, is_urgent)))
+}
+
 /// Writes as much as the socket takes now.
-fn write(socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+fn write(socket: &TcpStream, bytes: &[u8], is_urgent: bool) -> io::Result<usize> {
+    let urgent = if is_urgent { SendFlags::OOB } else { SendFlags::empty() };
     let mut written = 0;
     while written < bytes.len() {
-        match send(socket, &bytes[written..], SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+        match send(socket, &bytes[written..], urgent | SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
             Ok(sent) => written += sent,
             Err(Errno::AGAIN) => break,
             Err(Errno::INTR) => {}

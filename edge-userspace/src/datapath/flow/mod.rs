@@ -9,6 +9,7 @@ mod confirm;
 mod drive;
 pub mod handover;
 mod ports;
+mod round_trip;
 mod survey;
 mod tier;
 mod tracks;
@@ -17,4 +18,5 @@ mod wire;
 
 pub use carry::OLD_ENOUGH;
 pub use ports::{DEFAULT_PORTS, PortLease, Ports};
-pub use tier::{FlowTier, Options, Stay};
+pub use tier::{FlowTier, Older, Options, Stay};
+pub use trust::Suspected;

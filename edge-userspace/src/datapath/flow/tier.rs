@@ -3,34 +3,40 @@
 //! One for the whole daemon. Who may be handed over when is said elsewhere ([`super::carry`]); here is whether a
 //! connection can be, and its numbers.
 
+mod older;
+
 use std::{
     collections::HashMap,
-    io,
+    io::{
+        self,
+        ErrorKind::{HostUnreachable, NetworkDown, NetworkUnreachable},
+    },
     net::{IpAddr, SocketAddr},
-    ops::RangeInclusive,
     os::fd::{AsFd, BorrowedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use edge_common::flow::{
-    Flow, FlowKey, HAS_ECN, HAS_TIMESTAMPS, NO_SACK, NO_TIMESTAMPS, NO_WINDOW_SCALE, Pending, WITH_ECN,
+    Flow, FlowKey, FlowReason, HAS_ECN, HAS_TIMESTAMPS, NO_SACK, NO_TIMESTAMPS, NO_WINDOW_SCALE, Pending,
+    WITH_ECN,
 };
 use socket2::SockRef;
 use thiserror::Error;
 
+pub use self::older::Older;
 use super::{
     agreement::{self, Account, Leg, Mismatch},
     ports::{PortLease, Ports},
     survey::{self, Surroundings, Survey},
     tracks::{self, Tracks},
-    trust::{Distrusted, MEMORY, Trust},
+    trust::{Distrusted, MEMORY, Suspected, Trust, Way},
 };
 use crate::{
     datapath::Pair,
     kernel::{
-        Ends, FlowPair, FlowProgram, FlowReasons, FlowTable, InstallError, KernelError, Standing, ask_peer,
-        reset_peer,
+        Ends, FlowPair, FlowProgram, FlowReasons, FlowTable, FlowWalk, InstallError, KernelError, OlderFlows,
+        Standing, ask_peer, reset_peer,
         tcp::{self, TcpInfo},
     },
 };
@@ -52,7 +58,7 @@ pub enum Stay {
     /// The device cannot be used.
     #[error("{}", .0.words())]
     Kernel(#[from] KernelError),
-    /// Its local port is not one of those kept for flows: they were all taken, or it was connected beforehand.
+    /// Its local port is not one of those kept for flows: none was left for it, or it was connected beforehand.
     #[error("its port is not one of those kept for flows")]
     Port,
     /// Packets of a side come by one device and go by another.
@@ -70,15 +76,18 @@ pub enum Stay {
     /// A side has not shown how its packets look on the wire.
     #[error("a side was silent when it was asked")]
     Unconfirmed,
-    /// Flows of several sources to this backend have failed a short while ago.
+    /// Flows of several networks to this backend have failed a short while ago, and hardly any works.
     #[error("flows to its backend have failed, it is left alone for a while")]
     Distrusted,
-    /// A flow of this source to this backend has.
+    /// A flow of this source, or several of its network, to this backend have.
     #[error("a flow of its source to its backend has failed, they are left alone for a while")]
     DistrustedSource,
     /// What is lost on the way to its client is better repeated from here.
     #[error("its client's line loses packets, and home is far")]
     Lossy,
+    /// It streams, and the whole path is much longer than its sender believes.
+    #[error("it streams, and the path is much longer than its sender's part of it")]
+    Stretched,
     /// Its source has as many flows as it may have.
     #[error("its source has as many flows as it may have")]
     Quota,
@@ -103,6 +112,7 @@ impl Stay {
                 | Self::Distrusted
                 | Self::DistrustedSource
                 | Self::Lossy
+                | Self::Stretched
                 | Self::Quota
                 | Self::Unconfirmed
         )
@@ -129,6 +139,7 @@ impl Stay {
             Self::Distrusted => "distrusted",
             Self::DistrustedSource => "distrusted_source",
             Self::Lossy => "lossy_client",
+            Self::Stretched => "longer_path",
             Self::Quota => "source_quota",
         }
     }
@@ -183,6 +194,8 @@ impl Options {
 pub struct FlowTier {
     program: Mutex<FlowProgram>,
     table: Mutex<FlowTable>,
+    walk: FlowWalk,
+    older: Older,
     reasons: FlowReasons,
     surroundings: Surroundings,
     tracks: Tracks,
@@ -193,26 +206,31 @@ pub struct FlowTier {
 }
 
 impl FlowTier {
-    /// Takes over what the programs have, and lets them run where an earlier daemon left others.
-    pub fn new(mut program: FlowProgram, ports: RangeInclusive<u16>) -> Result<Self, KernelError> {
+    /// Takes over what the programs have, and lets them run where an earlier daemon left others. Flows of older layouts
+    /// go on beside.
+    pub fn new(mut program: FlowProgram, older: Vec<OlderFlows>, ports: Ports) -> Result<Self, KernelError> {
         program.watch_handshakes()?;
-        let table = program.table()?;
+        let mut table = program.table()?;
+        let older = Older::new(older, &mut table);
         let reasons = program.reasons()?;
         program.adopt()?;
         Ok(Self {
             program: Mutex::new(program),
+            walk: table.walk()?,
             table: Mutex::new(table),
+            older,
             reasons,
             surroundings: Surroundings::new()?,
             tracks: Tracks::new(),
-            ports: Arc::new(Ports::new(ports)),
+            ports: Arc::new(ports),
             trust: Mutex::default(),
             crowded: Mutex::default(),
             stays: Mutex::default(),
         })
     }
 
-    /// The flows. Not to be held across an await.
+    /// The flows of this layout. Not to be held across an await, nor longer than a few calls to the kernel: every hand-over
+    /// needs it.
     pub fn table(&self) -> MutexGuard<'_, FlowTable> {
         lock(&self.table)
     }
@@ -222,9 +240,9 @@ impl FlowTier {
         lock(&self.program)
     }
 
-    /// Packets by what became of them.
-    pub fn reasons(&self) -> &FlowReasons {
-        &self.reasons
+    /// Packets that met this fate, in all layouts.
+    pub fn count(&self, reason: FlowReason) -> u64 {
+        self.reasons.count(reason).unwrap_or(0) + self.older.count(reason)
     }
 
     /// The local ports kept for flows.
@@ -233,9 +251,15 @@ impl FlowTier {
     }
 
     /// Readies a socket that is about to connect to `backend` for a hand-over later: a port of the range, and a SYN
-    /// that offers what the client offered. `None` where there is no port; then the connection stays on sockets.
-    pub fn prepare(&self, socket: BorrowedFd<'_>, backend: SocketAddr, client: Options) -> Option<PortLease> {
-        let lease = self.ports.lease(backend)?;
+    /// that offers what the client offered. `None` where no port is left for this client: it stays on sockets.
+    pub fn prepare(
+        &self,
+        socket: BorrowedFd<'_>,
+        backend: SocketAddr,
+        client: IpAddr,
+        options: Options,
+    ) -> Option<PortLease> {
+        let lease = self.ports.lease(backend, client)?;
         let any: SocketAddr = if backend.is_ipv4() {
             ([0, 0, 0, 0], lease.port()).into()
         } else {
@@ -248,13 +272,13 @@ impl FlowTier {
             tracing::debug!(%backend, port = lease.port(), %error, "a port cannot be bound");
             return None;
         }
-        if let Some(octets) = client.max_segment(backend.ip())
+        if let Some(octets) = options.max_segment(backend.ip())
             && let Err(error) = tcp::set_max_segment(socket, octets)
         {
             tracing::debug!(%backend, %error, "an MSS stays as it is");
         }
-        if client.wishes() != 0
-            && let Err(error) = self.shape(socket, backend, client)
+        if options.wishes() != 0
+            && let Err(error) = self.shape(socket, backend, options)
         {
             tracing::debug!(%backend, %error, "a SYN goes as it is");
         }
@@ -309,7 +333,7 @@ impl FlowTier {
             return Err(error);
         }
         let to = pair.up.to;
-        self.ports.take_for_flow(to.destination(), to.source().port());
+        self.ports.take_for_flow(to.destination(), to.source().port(), pair.up_key.source().ip());
         Ok(())
     }
 
@@ -337,51 +361,72 @@ impl FlowTier {
     }
 
     /// Asks the sender of a direction how far it is, with a timestamp or without. Its answer passes through the flow,
-    /// which takes note of it.
-    pub fn ask(&self, pair: &FlowPair, direction: u8, with_timestamp: bool) {
+    /// which takes note of it. `false` where there is no way to the peer now, so that its silence says nothing.
+    pub fn ask(&self, pair: &FlowPair, direction: u8, with_timestamp: bool) -> bool {
         let (standing, timestamp) = legs(pair)[usize::from(direction & 1)];
         self.tracks.admit(&standing.ends());
-        if let Err(error) = ask_peer(&standing, timestamp.filter(|_| with_timestamp)) {
-            tracing::debug!(peer = %standing.peer, %error, "a peer of a flow cannot be asked");
+        match ask_peer(&standing, timestamp.filter(|_| with_timestamp)) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::debug!(peer = %standing.peer, %error, "a peer of a flow cannot be asked");
+                !matches!(error.kind(), HostUnreachable | NetworkDown | NetworkUnreachable)
+            }
         }
     }
 
     /// A flow as it is now, unless a SYN has given its addresses to another connection.
     fn now(&self, pair: &FlowPair) -> Option<FlowPair> {
-        self.flow(pair.up.id, &pair.up_key)
-    }
-
-    /// The flow with this number at this key, if it is there.
-    pub(super) fn flow(&self, id: u64, up_key: &FlowKey) -> Option<FlowPair> {
-        self.table().pair(up_key).unwrap_or_default().filter(|now| now.up.id == id)
+        self.pair(&pair.up_key, pair.up.id).unwrap_or_default()
     }
 
     fn take(&self, pair: &FlowPair) {
         // Before: then no other connection has these addresses yet.
         self.tracks.forget(&tracks::ends_of(pair));
-        if let Err(error) = self.table().remove(&pair.up_key, &pair.down_key()) {
+        let older = self.older.find(&pair.up_key, pair.up.id).unwrap_or_default();
+        let (up_key, down_key) = (&pair.up_key, &pair.down_key());
+        let removed = match older {
+            Some((table, _)) => table.remove(up_key, down_key),
+            None => self.table().remove(up_key, down_key),
+        };
+        if let Err(error) = removed {
             tracing::warn!(error = error.words(), "a flow cannot be removed");
         }
         let to = pair.up.to;
         self.ports.give_back(to.destination(), to.source().port());
     }
 
-    /// A flow does not work: connections of its source to its backend stay on sockets for a while, and those of all
-    /// sources where it is not the only one.
+    /// A flow does not work: connections of its source to its backend stay on sockets for a while. Whether the backend
+    /// is to blame, [`Self::judge`] says.
     pub fn failed(&self, pair: &FlowPair, reason: &str) {
         let (client, backend) = (pair.up_key.source().ip(), pair.up.to.destination().ip());
-        let distrusted = lock(&self.trust).failed(client, backend, Instant::now());
-        let minutes = MEMORY.as_secs() / 60;
-        match distrusted {
-            Some(Distrusted::Backend) => tracing::warn!(
-                %backend, reason,
-                "flows to this backend do not work: its connections stay on sockets for {minutes} minutes"
-            ),
-            Some(Distrusted::Source) => tracing::info!(
+        if lock(&self.trust).failed(client, backend, Instant::now()) {
+            let minutes = MEMORY.as_secs() / 60;
+            tracing::info!(
                 %client, %backend, reason,
                 "a flow does not work: connections of its source to this backend stay on sockets for {minutes} minutes"
-            ),
-            None => {}
+            );
+        }
+    }
+
+    /// A flow was seen to work, so long ago.
+    pub fn worked(&self, client: IpAddr, backend: IpAddr, ago: Duration) {
+        let now = Instant::now();
+        lock(&self.trust).worked(client, backend, now.checked_sub(ago).unwrap_or(now));
+    }
+
+    /// Of whose flows it matters whether they work, for [`Self::judge`].
+    pub fn suspected(&self) -> Suspected {
+        lock(&self.trust).suspected()
+    }
+
+    /// Decides whether these backends are to blame for the flows that have failed.
+    pub fn judge(&self, suspected: &Suspected) {
+        for (Way { backend, .. }, pause) in lock(&self.trust).judge(suspected, Instant::now()) {
+            let minutes = pause.as_secs() / 60;
+            tracing::warn!(
+                %backend,
+                "flows to this backend do not work: its connections stay on sockets for {minutes} minutes"
+            );
         }
     }
 

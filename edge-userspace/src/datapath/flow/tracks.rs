@@ -113,7 +113,7 @@ impl FlowTier {
             }
             let due = tracks.next_due(Instant::now());
             // One that has ended may have given its addresses to another connection.
-            let still = due.iter().filter_map(|due| self.flow(due.id, &due.up_key));
+            let still = due.iter().filter_map(|due| self.pair(&due.up_key, due.id).ok().flatten());
             let ends: Vec<Ends> = still.flat_map(|pair| ends_of(&pair)).collect();
             if !ends.is_empty() {
                 tracks.forget(&ends);

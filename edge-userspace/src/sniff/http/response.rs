@@ -51,6 +51,7 @@ impl Rejection {
             | Self::UnknownProtocol
             | Self::Sslv2
             | Self::UnexpectedMessage
+            | Self::TooManyRecords
             | Self::PostgresWithoutTls
             | Self::ProxyHeader(_) => None,
         }

@@ -48,7 +48,7 @@ impl Rejection {
             Self::Malformed(_) => Some(AlertDescription::DecodeError),
             Self::UnexpectedMessage => Some(AlertDescription::UnexpectedMessage),
             // What OpenSSL answers to a message that is larger than it takes.
-            Self::TooLarge => Some(AlertDescription::IllegalParameter),
+            Self::TooLarge | Self::TooManyRecords => Some(AlertDescription::IllegalParameter),
             // What OpenSSL answers to a host_name with a NUL.
             Self::BadName(_) => Some(AlertDescription::UnrecognizedName),
             // Such a hello comes from an old client that offers TLS too and understands its alerts.

@@ -157,15 +157,26 @@ fn the_limit_counts_the_message_alone() {
 
 #[test]
 fn never_incomplete_beyond_max_wire() {
-    for limit in [100, 5000] {
+    for limit in [100, 4096, 50_000] {
         let [high, low] = u16::try_from(limit - MESSAGE_HEADER).unwrap().to_be_bytes();
         let all_but_one = [&[1, 0, high, low][..], &vec![0; limit - MESSAGE_HEADER - 1]].concat();
-        let wire = [records(&all_but_one, 1), record(&[0; MAX_FRAGMENT])].concat();
+        let fragment = all_but_one.len().div_ceil(MAX_RECORDS - 1);
+        let wire = [records(&all_but_one, fragment), record(&[0; MAX_FRAGMENT])].concat();
         let last = wire.len() - 1;
         assert!(last <= ClientHelloReader::max_wire(limit));
         assert_eq!(client_hello(&wire[..last], limit), Sniff::Incomplete);
         assert_ne!(client_hello(&wire, limit), Sniff::Incomplete);
     }
+}
+
+#[test]
+fn records_are_counted() {
+    let message = message(&[sni("a.example"), extension(21, &[0; 6000])]);
+    assert_eq!(client_hello(&records(&message, 1), MAX), Sniff::Rejected(Rejection::TooManyRecords));
+    let wire = records(&message, 1);
+    let most = MAX_RECORDS * (RECORD_HEADER + 1);
+    assert_eq!(client_hello(&wire[..most + RECORD_HEADER - 1], MAX), Sniff::Incomplete);
+    assert_eq!(name_of(client_hello(&records(&message, 2), MAX)), Some("a.example".into()));
 }
 
 #[test]
@@ -256,11 +267,11 @@ fn the_fixed_fields_are_checked() {
     }
 }
 
-/// 400,000 calls. One that began anew each time would look at 80 billion bytes, and this test would not end.
+/// 85,000 calls. One that began anew each time would look at billions of bytes, and this test would not end.
 #[test]
 fn the_largest_hello_in_drips_costs_linear_time() {
     let padding = extension(21, &vec![0; 65000]);
-    let wire = records(&message(&[sni("a.example"), padding]), 1);
+    let wire = records(&message(&[sni("a.example"), padding]), 16);
     let mut reader = ClientHelloReader::new(MAX);
     for end in 0..wire.len() {
         assert_eq!(reader.read(&wire[..end]), Sniff::Incomplete);

@@ -84,6 +84,7 @@ impl Edged {
         let mut text = format!(
             "[daemon]\ndatapath = \"{}\"\nstate_dir = \"{directory}/state\"\n\
              control = \"{directory}/control.sock\"\naccess_log = \"{access_log}\"\n\n\
+             [limits]\nconnections_per_source = 0\n\n\
              [[listener]]\nname = \"https\"\nbind = [\"{edge}:443\"]\nprotocol = \"tls\"\n\n\
              [[route]]\nhost = \"{WEB}\"\nto = \"{orders}\"\n\n\
              [[route]]\nhost = \"{TLS}\"\nto = \"{handshakes}\"\n",

@@ -68,15 +68,13 @@ impl Agent {
     /// Runs a script; its exit code and what it printed.
     pub(super) fn attempt(&mut self, script: &str) -> Result<(i32, String)> {
         self.send(script)?;
-        loop {
-            let line = self.line()?;
-            // It was killed and started again: the request is lost.
-            ensure!(line != READY, "the agent was started again during `{}`", script.trim());
-            let (code, length) = line.split_once(' ').with_context(|| format!("not an answer: {line:?}"))?;
-            let mut text = vec![0; length.parse()?];
-            self.stream.read_exact(&mut text)?;
-            return Ok((code.parse()?, String::from_utf8_lossy(&text).into_owned()));
-        }
+        let line = self.line()?;
+        // It was killed and started again: the request is lost.
+        ensure!(line != READY, "the agent was started again during `{}`", script.trim());
+        let (code, length) = line.split_once(' ').with_context(|| format!("not an answer: {line:?}"))?;
+        let mut text = vec![0; length.parse()?];
+        self.stream.read_exact(&mut text)?;
+        Ok((code.parse()?, String::from_utf8_lossy(&text).into_owned()))
     }
 
     /// Sends a script whose answer cannot be waited for: it turns the machine off.

@@ -17,7 +17,7 @@ const CONNTRACK_MAX: usize = 1024;
 /// How many clients open them at the same time.
 const AT_ONCE: usize = 8;
 /// How long the machine may take for something that takes a second.
-const SOON: Duration = Duration::from_secs(120);
+const SOON: Duration = Duration::from_mins(2);
 
 /// Something that has to hold.
 pub(super) struct Check {

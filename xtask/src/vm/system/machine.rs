@@ -22,7 +22,7 @@ const MEMORY: &str = "1G";
 /// Queues of its network device, a pair each.
 const QUEUES: u32 = 2;
 /// How long it may take to boot, emulated.
-const BOOT: Duration = Duration::from_secs(900);
+const BOOT: Duration = Duration::from_mins(15);
 
 /// A machine that is on. Dropping it turns it off.
 pub(super) struct Machine {

@@ -64,7 +64,7 @@ impl Plan<'_> {
             println!("\n== Debian {}", debian.number);
             match self.visit(debian, &archive) {
                 Ok(verdicts) => {
-                    rows.extend(verdicts.into_iter().map(|(name, verdict)| (debian, name, verdict)))
+                    rows.extend(verdicts.into_iter().map(|(name, verdict)| (debian, name, verdict)));
                 }
                 Err(error) => rows.push((debian, "boot", Verdict::Failed(format!("{error:#}")))),
             }

@@ -27,7 +27,7 @@ const PREFIX: u8 = 24;
 /// Clients come from as many addresses, since the edge limits what one of them may have.
 const SOURCES: u8 = 50;
 /// How long an answer may take on an emulated machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Configures the machine's side.
 pub(super) fn guest() -> String {

@@ -34,7 +34,7 @@ pub(super) fn script(readme: &str) -> Result<String> {
 fn block(text: &str, language: &str) -> Option<String> {
     let mut lines = text.lines().map(str::trim).skip_while(|line| *line != format!("```{language}"));
     lines.next()?;
-    Some(lines.take_while(|line| *line != "```").map(|line| format!("{line}\n")).collect())
+    Some(lines.take_while(|line| *line != "```").flat_map(|line| [line, "\n"]).collect())
 }
 
 #[cfg(test)]

@@ -1,0 +1,91 @@
+//! Which maps go together: a daemon takes over what one of the same layout and meaning pinned, and lets go on beside its
+//! own what another one did.
+
+/// The version of the layout of all pinned maps. To be raised with any change of a type or meaning once a release has
+/// had this one; then `kernel/older` in `edge-userspace` learns to read the layout before.
+pub const LAYOUT: u32 = 3;
+
+/// What the pinned maps mean, as one number: a fingerprint of the code that describes them, made when it is compiled.
+/// Together with [`LAYOUT`] it names the directory of pins. So a build in the middle of somebody's work does not take
+/// over what another one left, even where all sizes are equal and nobody has raised [`LAYOUT`] yet.
+pub const MEANING: u32 = fingerprint(&[
+    include_bytes!("flow.rs"),
+    include_bytes!("flow/entry.rs"),
+    include_bytes!("flow/event.rs"),
+    include_bytes!("flow/handover.rs"),
+    include_bytes!("flow/key.rs"),
+    include_bytes!("flow/label.rs"),
+    include_bytes!("shield.rs"),
+]);
+
+/// FNV-1a of the code in these files, folded to 32 bits. Comments, blanks and commas do not count, nor does what stands
+/// behind the first conditional part: promises to aya, and tests.
+const fn fingerprint(files: &[&[u8]]) -> u32 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut file = 0;
+    while file < files.len() {
+        let code = files[file];
+        let mut at = 0;
+        while at < code.len() && !starts(code, at, b"#[cfg(") {
+            if starts(code, at, b"//") {
+                while at < code.len() && code[at] != b'\n' {
+                    at += 1;
+                }
+                continue;
+            }
+            if !matches!(code[at], b' ' | b'\t' | b'\n' | b'\r' | b',') {
+                hash = (hash ^ code[at] as u64).wrapping_mul(0x0000_0100_0000_01b3);
+            }
+            at += 1;
+        }
+        file += 1;
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "both halves count")]
+    let folded = (hash ^ (hash >> 32)) as u32;
+    folded
+}
+
+const fn starts(code: &[u8], at: usize, with: &[u8]) -> bool {
+    let mut step = 0;
+    while step < with.len() {
+        if at + step >= code.len() || code[at + step] != with[step] {
+            return false;
+        }
+        step += 1;
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::format;
+
+    use super::*;
+
+    /// [`MEANING`] of this [`LAYOUT`].
+    const RECORDED: u32 = 0xc0f1_cb79;
+
+    #[test]
+    fn a_change_of_meaning_raises_the_layout() {
+        assert_eq!(
+            format!("{MEANING:#010x}"),
+            format!("{RECORDED:#010x}"),
+            "the code that describes the pinned maps has changed. If a release has had layout {LAYOUT}, raise LAYOUT in \
+             edge-common/src/layout.rs and add a module for the layout before to edge-userspace/src/kernel/older/, so \
+             that its flows go on; empty ALIKE in edge-userspace/src/kernel/shield.rs if shield.rs has changed. Then \
+             set RECORDED to the left one"
+        );
+    }
+
+    #[test]
+    fn words_and_form_do_not_count_and_code_does() {
+        let plain = fingerprint(&[b"pub struct A { a: u32, b: u8 }"]);
+        let other = b"// What it is.\npub struct A {\n    /// First.\n    a: u32,\n    b: u8,\n}\n#[cfg(test)]\nmod tests {}";
+        assert_eq!(plain, fingerprint(&[other]));
+        for changed in [&b"pub struct A { b: u8, a: u32 }"[..], b"pub struct A { a: u32, b: u16 }"] {
+            assert_ne!(plain, fingerprint(&[changed]));
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Flows that work, looked for where flows of others to the same backend have failed: see
+//! [`FlowTier::judge`](crate::datapath::flow::FlowTier::judge).
+
+use std::{collections::HashMap, net::IpAddr};
+
+use edge_common::flow::{Flow, FlowKey, UP};
+
+use super::{Flows, lock, since};
+use crate::{datapath::flow::Suspected, kernel::FlowPair, source::network_of};
+
+/// Flows that are looked at closely in one sweep, each of another network and backend.
+const LOOKED_AT: usize = 1024;
+
+/// Where a sweep may find that a suspected backend works.
+#[derive(Debug)]
+pub(super) struct Evidence {
+    suspected: Suspected,
+    /// By the client's network and the backend, the flow whose client spoke last.
+    flows: HashMap<(IpAddr, IpAddr), (u64, FlowKey, u64)>,
+}
+
+impl Evidence {
+    pub(super) fn of(suspected: Suspected) -> Self {
+        Self { suspected, flows: HashMap::new() }
+    }
+
+    /// Looks at one entry of the table.
+    pub(super) fn look_at(&mut self, key: &FlowKey, flow: &Flow) {
+        if self.suspected.is_empty() || flow.direction != UP || flow.is_reset() || flow.packets == 0 {
+            return;
+        }
+        let (client, backend) = (key.source().ip(), flow.to.destination().ip());
+        if !self.suspected.includes(client, backend) {
+            return;
+        }
+        let is_full = self.flows.len() >= LOOKED_AT;
+        let way = (network_of(client), backend);
+        match self.flows.get_mut(&way) {
+            Some(latest) if latest.0 < flow.last_seen => *latest = (flow.last_seen, *key, flow.id),
+            None if !is_full => drop(self.flows.insert(way, (flow.last_seen, *key, flow.id))),
+            _ => {}
+        }
+    }
+}
+
+impl Flows {
+    /// Tells the tier which flows work, and has it judge the backends.
+    pub(super) fn weigh(&self, evidence: Evidence, now: u64) {
+        let Evidence { suspected, flows } = evidence;
+        if suspected.is_empty() {
+            return;
+        }
+        let mut acknowledged = lock(&self.acknowledged);
+        let before = std::mem::take(&mut *acknowledged);
+        for (_, up_key, id) in flows.into_values() {
+            let Some(pair) = self.tier.pair(&up_key, id).unwrap_or_default() else { continue };
+            let both = [pair.up.acked, pair.down.acked];
+            acknowledged.insert(pair.up.id, both);
+            let is_moving = before.get(&pair.up.id).is_some_and(|before| *before != both);
+            if works(&pair, is_moving) {
+                let (client, backend) = (up_key.source().ip(), pair.up.to.destination().ip());
+                self.tier.worked(client, backend, since(now, pair.down.last_seen));
+            }
+        }
+        drop(acknowledged);
+        self.tier.judge(&suspected);
+    }
+}
+
+/// Whether both sides have spoken through the flow, and either acknowledged all that the other has sent, or more of it
+/// than at the sweep before.
+fn works(pair: &FlowPair, is_moving: bool) -> bool {
+    let FlowPair { up, down, .. } = pair;
+    let has =
+        |acknowledged: &Flow, sent: &Flow| acknowledged.acked == sent.sent().wrapping_add(sent.seq_delta);
+    let have_spoken = up.packets > 0 && down.packets > 0 && !up.is_reset() && !down.is_reset();
+    have_spoken && (is_moving || has(up, down) && has(down, up))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> FlowPair {
+        let flow = |start: u32, other: u32, delta: u32| Flow {
+            start,
+            position: 1000,
+            acked: other.wrapping_add(1000),
+            seq_delta: delta,
+            packets: 5,
+            ..Flow::default()
+        };
+        FlowPair {
+            up_key: FlowKey::default(),
+            up: flow(100, 70_000 + 7, 40),
+            down: flow(70_000, 100 + 40, 7),
+        }
+    }
+
+    #[test]
+    fn a_flow_works_when_both_sides_have_all_that_the_other_sent() {
+        type Change = fn(&mut FlowPair);
+        assert!(works(&pair(), false));
+        let changes: [Change; 4] = [
+            |pair| pair.up.position += 1,
+            |pair| pair.down.position += 1,
+            |pair| pair.down.packets = 0,
+            |pair| pair.up.flags[edge_common::flow::RESET] = 1,
+        ];
+        for change in changes {
+            let mut pair = pair();
+            change(&mut pair);
+            assert!(!works(&pair, false));
+        }
+        let mut streaming = pair();
+        streaming.down.position += 100_000;
+        assert!(works(&streaming, true));
+        streaming.down.packets = 0;
+        assert!(!works(&streaming, true));
+    }
+}

@@ -1,0 +1,63 @@
+//! Keeps the programs in the kernel on the devices that they belong on: devices come later than the daemon, are renamed,
+//! get their addresses, are deleted and made anew.
+
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+
+use tokio::time::{sleep, timeout};
+
+use super::Daemon;
+use crate::{
+    connection::Edge,
+    kernel::{KernelError, RouteLookup, interfaces},
+    shield::Devices,
+};
+
+/// Between two looks where the kernel says nothing: which devices lead home depends on names that are resolved, too.
+const EVERY: Duration = Duration::from_secs(10);
+
+impl Daemon {
+    /// Follows the devices, for as long as the daemon lives.
+    pub(super) async fn follow_devices(&self) {
+        let mut stirred = self.shielding.stirred.clone();
+        loop {
+            self.shielding.look_aside(&self.edge).await;
+            if let Some(flows) = &self.edge.flows
+                && let Err(error) = flows.tier().program().forget_gone()
+            {
+                tracing::warn!(error = error.words(), "devices of flows are not followed");
+            }
+            match &mut stirred {
+                Some(changes) => {
+                    // Nobody is left to say anything: the time alone counts.
+                    if matches!(timeout(EVERY, changes.changed()).await, Ok(Err(_))) {
+                        stirred = None;
+                    }
+                }
+                None => sleep(EVERY).await,
+            }
+        }
+    }
+}
+
+/// The devices of this machine, as the shield sees them.
+pub(super) fn sorted(edge: &Edge) -> Result<Devices, KernelError> {
+    let all = interfaces()?;
+    let mut routes = RouteLookup::open()
+        .map_err(|source| KernelError::Call { call: "opening a netlink socket", source })?;
+    let mut home = BTreeSet::new();
+    let mut asked: BTreeSet<IpAddr> = BTreeSet::new();
+    for backend in edge.running.load().backends() {
+        if let Some(device) = backend.device() {
+            home.extend(all.iter().filter(|found| *found.name == **device).map(|found| found.index));
+            continue;
+        }
+        for address in backend.addresses(0) {
+            let address = address.ip().to_canonical();
+            if asked.insert(address) {
+                // One that no route leads to has no device.
+                home.extend(routes.device(address, None));
+            }
+        }
+    }
+    Ok(Devices::sort(all, &home))
+}

@@ -1,0 +1,128 @@
+//! The start, as far as it needs rights: everything before the first byte of the network's is read, and before there
+//! is a second thread.
+
+use std::{net::TcpListener, path::PathBuf};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use super::{DaemonError, flows};
+use crate::{
+    config::{AccessLogTarget, Settings},
+    control::{BindError, ControlSocket},
+    kernel::{
+        self, Finding, Kernel, Objects, PinLock, State, Wanted,
+        keeper::{self, Forked},
+        sandbox::{self, Account, Confines},
+    },
+    tunnel,
+};
+
+/// What the command line says.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// BPF objects to load instead of the embedded ones.
+    pub bpf_object: Option<PathBuf>,
+    /// The directory of pins, on a BPF filesystem.
+    pub pins: PathBuf,
+}
+
+/// A daemon that has what it needs and no more rights than it needs, and is about to serve.
+#[derive(Debug)]
+pub struct Prepared {
+    pub(super) config: PathBuf,
+    pub(super) settings: Settings,
+    pub(super) inherited: Vec<TcpListener>,
+    pub(super) control: Result<ControlSocket, BindError>,
+    pub(super) kernel: Kernel,
+    pub(super) pins: Option<PinLock>,
+}
+
+/// Opens what takes rights, splits off the keeper, and gives the rest up.
+///
+/// To be called before the process has any other thread: rights are given up by this one for all that come. It returns
+/// in the daemon alone.
+pub fn prepare(options: &Options) -> Result<Prepared, DaemonError> {
+    let settings = Settings::load(&options.config)?;
+    raise_descriptor_limit();
+    let inherited = kernel::inherited_listeners();
+    let pins = kernel::lock_pins(&options.pins)?;
+    let mut kernel = open_kernel(options);
+    if kernel.flow.is_some() {
+        flows::reserve_ports(&settings.flow.ports);
+    }
+    let has_keeper = keeper::is_worthwhile();
+    if has_keeper {
+        match keeper::fork() {
+            Ok(Forked::Daemon) => drop(kernel.wards()),
+            Ok(Forked::Keeper(server)) => {
+                let wards = kernel.wards();
+                // What is open here would stay open when the daemon closes it.
+                drop((inherited, kernel, pins));
+                server.run(wards, &options.pins, tunnel::describe)
+            }
+            Err(error) => return Err(DaemonError::System("cannot start the privileged process", error)),
+        }
+    }
+    let account = if rustix::process::geteuid().is_root() { Account::find() } else { None };
+    let access_log = match &settings.daemon.access_log {
+        AccessLogTarget::File(path) => Some(&**path),
+        _ => None,
+    };
+    let confines = Confines {
+        config: &options.config,
+        state_dir: &settings.daemon.state_dir,
+        control: &settings.daemon.control,
+        access_log,
+        lists: &settings.shield.lists,
+        has_keeper,
+    };
+    if let Some(account) = &account {
+        sandbox::give(&confines, account);
+    }
+    let control = ControlSocket::bind(&settings.daemon.control);
+    let found = sandbox::enter(&confines, account.as_ref());
+    say(&found);
+    kernel.findings.extend(found);
+    let control = match control {
+        // Its directory may be closed to root without CAP_DAC_OVERRIDE, and open to whom the daemon became.
+        Err(BindError::Io { .. }) => ControlSocket::bind(&settings.daemon.control),
+        bound => bound,
+    };
+    match control {
+        Err(error @ (BindError::InUse { .. } | BindError::NotASocket(_))) => Err(error.into()),
+        // It serves all the same, and the directory may come.
+        control => {
+            let config = options.config.clone();
+            Ok(Prepared { config, settings, inherited, control, kernel, pins })
+        }
+    }
+}
+
+/// Loads what the kernel has room for. What it refuses is missing, and said once.
+fn open_kernel(options: &Options) -> Kernel {
+    let objects = options.bpf_object.clone().map_or_else(Objects::embedded, Objects::replaced_by);
+    let mut kernel = Kernel::open(&Wanted { objects, pins: options.pins.clone(), ..Wanted::default() });
+    say(&kernel.findings);
+    // Later there is no right to look.
+    kernel.findings.extend(kernel::probe::probe().findings);
+    kernel
+}
+
+fn say(findings: &[Finding]) {
+    for finding in findings.iter().filter(|finding| finding.state > State::Good) {
+        let remedy = finding.remedy.as_deref().unwrap_or("`edgectl doctor` says more");
+        tracing::warn!("{}: {} ({remedy})", finding.name, finding.message);
+    }
+}
+
+/// Takes all descriptors that the hard limit allows: a proxy needs two a connection, and poll(2), for which the
+/// soft limit is kept low, is not used here.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
