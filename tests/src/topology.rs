@@ -13,7 +13,7 @@
 use std::{
     env, fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::unix::fs::chown,
+    os::unix::fs::{PermissionsExt as _, chown},
     path::{Path, PathBuf},
     sync::{
         Once,
@@ -181,7 +181,10 @@ fn give_to_daemon(directory: &Path) -> Result<()> {
         Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
     });
     let Some((user, group)) = ids else { return Ok(()) };
-    chown(directory, Some(user), Some(group)).with_context(|| format!("giving away {}", directory.display()))
+    chown(directory, Some(user), Some(group))
+        .with_context(|| format!("giving away {}", directory.display()))?;
+    // A daemon of before stays root and gives up the right to write here.
+    Ok(fs::set_permissions(directory, fs::Permissions::from_mode(0o777))?)
 }
 
 /// Where daemons of a lab pin what they have in the kernel.

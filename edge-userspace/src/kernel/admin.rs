@@ -49,7 +49,9 @@ pub(super) fn start() -> io::Result<()> {
         let is_confined = confined.is_ok();
         let _ = ready.send(confined);
         if is_confined {
-            jobs.into_iter().for_each(|job| job());
+            for job in jobs {
+                job();
+            }
         }
     })?;
     is_ready.recv().map_err(io::Error::other)??;

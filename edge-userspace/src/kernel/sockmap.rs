@@ -128,13 +128,12 @@ impl Sockmap {
     ///
     /// Sockets can be joined if they were established in this process's cgroup afterwards.
     pub fn load(objects: &Objects, credit: u64) -> Result<Arc<Self>, KernelError> {
-        let (programs, maps) = match keeper() {
-            Some(keeper) => (None, keeper.ask(&Request::LoadSockmap)?.1),
-            None => {
-                let programs = Programs::load(objects)?;
-                let maps = programs.maps()?;
-                (Some(programs), maps)
-            }
+        let (programs, maps) = if let Some(keeper) = keeper() {
+            (None, keeper.ask(&Request::LoadSockmap)?.1)
+        } else {
+            let programs = Programs::load(objects)?;
+            let maps = programs.maps()?;
+            (Some(programs), maps)
         };
         let mut maps = maps.into_iter().map(MapData::from_fd);
         let mut next = |name| {

@@ -33,7 +33,7 @@ use super::{KernelError, capability};
 
 /// The longest that the daemon waits for an answer: loading programs on a machine without the processor's help takes
 /// seconds.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The keeper of this process. A process has one at most, like a parent.
 static KEEPER: OnceLock<Keeper> = OnceLock::new();

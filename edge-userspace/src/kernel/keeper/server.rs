@@ -190,6 +190,6 @@ fn missing(words: &str) -> Refused {
     Refused { words: words.into(), is_denied: false }
 }
 
-fn refuse(words: impl ToString) -> Answer {
-    Err(Refused { words: words.to_string(), is_denied: false })
+fn refuse(words: impl std::fmt::Display) -> Answer {
+    Err(Refused { words: format!("{words}"), is_denied: false })
 }

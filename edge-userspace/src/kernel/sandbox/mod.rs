@@ -22,7 +22,7 @@ use super::{
     keeper,
 };
 
-/// Where other programs keep what is behind /etc/resolv.conf.
+/// Where other programs keep what is behind `/etc/resolv.conf`.
 const RESOLVERS: [&str; 4] =
     ["/run/systemd/resolve", "/run/NetworkManager", "/run/resolvconf", "/run/connman"];
 /// What anybody may read, and the daemon does: names, devices, processors.

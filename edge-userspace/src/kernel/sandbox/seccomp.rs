@@ -34,7 +34,8 @@ const NAMESPACES: u64 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNET) as u64;
 /// Questions to sockets and terminals. Those that change devices, addresses and routes are among the rest.
-const IOCTLS: [u64; 8] = [
+#[allow(clippy::unnecessary_cast, reason = "C libraries differ in the type of these numbers")]
+const IOCTLS: [u64; 10] = [
     libc::FIONREAD as u64,
     libc::FIONBIO as u64,
     libc::TIOCOUTQ as u64,
@@ -43,6 +44,9 @@ const IOCTLS: [u64; 8] = [
     libc::SIOCGIFINDEX as u64,
     libc::SIOCGIFHWADDR as u64,
     libc::SIOCGIFNAME as u64,
+    // SIOCATMARK and SIOCOUTQNSD.
+    0x8905,
+    0x894b,
 ];
 /// From here on options of IPv4 sockets change the tables of iptables, ebtables, arptables and IPVS.
 const IP_TABLES: u64 = 64;
@@ -118,7 +122,7 @@ fn rules(whom: For) -> Result<Rules, BackendError> {
     let families = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
     rules.insert(
         libc::SYS_socket,
-        families.iter().map(|&family| is(0, family as u64)).collect::<Result<_, _>>()?,
+        families.iter().map(|&family| is(0, u64::from(family.cast_unsigned()))).collect::<Result<_, _>>()?,
     );
     rules.insert(libc::SYS_ioctl, IOCTLS.iter().map(|&request| is(1, request)).collect::<Result<_, _>>()?);
     if whom == For::Daemon {
@@ -313,6 +317,8 @@ const CALLS: &[i64] = &[
     libc::SYS_mkdir,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_unlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_rmdir,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_rename,
     #[cfg(target_arch = "x86_64")]
