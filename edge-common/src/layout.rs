@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     /// [`MEANING`] of this [`LAYOUT`].
-    const RECORDED: u32 = 0xc0f1_cb79;
+    const RECORDED: u32 = 0xf34d_b186;
 
     #[test]
     fn a_change_of_meaning_raises_the_layout() {

@@ -85,7 +85,7 @@ fn guard<const L2: usize, const V6: bool>(skb: *mut __sk_buff) -> i32 {
                 own: u32::from_be(frame.tcp_word(4)),
                 theirs: u32::from_be(frame.tcp_word(8)),
             };
-            wire::leaves::<V6>(skb, &frame.key().reversed(), numbers, noted);
+            wire::leaves::<V6>(skb, &frame.key().tuple.reversed(), numbers, noted);
         }
     }
     // SAFETY: as above.

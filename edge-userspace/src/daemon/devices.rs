@@ -55,7 +55,7 @@ pub(super) fn sorted(edge: &Edge) -> Result<Devices, KernelError> {
             let address = address.ip().to_canonical();
             if asked.insert(address) {
                 // One that no route leads to has no device.
-                home.extend(routes.device(address, None));
+                home.extend(routes.device(address));
             }
         }
     }

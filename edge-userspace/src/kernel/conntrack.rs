@@ -14,6 +14,7 @@ use std::{
 };
 
 use rtnetlink::sys::{Socket, protocols::NETLINK_NETFILTER};
+use serde::{Deserialize, Serialize};
 
 use super::netlink_message::{self as netlink, CREATE, REQUEST, Writer};
 
@@ -56,7 +57,7 @@ const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
 const LIMIT: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 
 /// A connection as a socket here has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ends {
     /// The address here.
     pub local: SocketAddr,

@@ -38,6 +38,7 @@ pub mod sandbox;
 mod shield;
 mod sockmap;
 pub mod tcp;
+mod tracker;
 mod xfrm;
 
 use std::path::PathBuf;
@@ -62,7 +63,8 @@ pub use revive::{Standing, ask_peer, reset_peer};
 pub use route_lookup::{RouteLookup, RouteQuestion, RouteWay};
 pub use shield::{Hook, Prefix, ShieldProgram};
 pub use sockmap::{DEFAULT_CREDIT, Joined, JoinedSocket, NotJoined, Progress, Sockmap};
-pub use xfrm::Policies;
+pub use tracker::Tracker;
+pub use xfrm::{IpsecPolicies, IpsecSource, Policies};
 
 /// What the daemon wants of the kernel.
 #[derive(Clone, Debug)]

@@ -12,9 +12,11 @@ use std::{
 };
 
 use rtnetlink::sys::{Socket, protocols::NETLINK_XFRM};
+use serde::{Deserialize, Serialize};
 
 use super::{
     conntrack::Ends,
+    keeper::keeper,
     netlink_message::{self as netlink, DONE, DUMP, ERROR, REQUEST, Writer},
 };
 
@@ -36,26 +38,38 @@ const INTERFACE_ID: u16 = 31;
 /// How long what was found counts: policies come and go with their peers.
 const FRESH: Duration = Duration::from_secs(2);
 /// Policies that are looked at. Where there are more, none is told from another.
-const MOST: usize = 4096;
+const MOST: usize = 1024;
 
 /// The policies of this network namespace, as they were a moment ago.
 pub struct Policies {
-    /// `None` where the kernel has no IPsec.
-    socket: Option<Socket>,
-    known: Vec<Selector>,
-    /// There are more than [`MOST`].
-    is_cut: bool,
+    /// Where no keeper reads them.
+    source: Option<IpsecSource>,
+    known: IpsecPolicies,
     read: Option<Instant>,
 }
 
+/// Which packets the policies of a network namespace are for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IpsecPolicies {
+    selectors: Vec<Selector>,
+    /// There are more than [`MOST`].
+    is_cut: bool,
+}
+
+/// The kernel's policies. To read them takes `CAP_NET_ADMIN`.
+pub struct IpsecSource(
+    /// `None` where the kernel has no IPsec.
+    Option<Socket>,
+);
+
 impl fmt::Debug for Policies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Policies").field("known", &self.known.len()).finish_non_exhaustive()
+        f.debug_struct("Policies").field("known", &self.known.selectors.len()).finish_non_exhaustive()
     }
 }
 
 /// Which packets a policy is for (`struct xfrm_selector`), as far as a TCP connection can tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Selector {
     is_ipv4: bool,
     destination: ([u8; 16], u8),
@@ -67,16 +81,17 @@ struct Selector {
 }
 
 impl Policies {
-    /// Opens the socket, in the network namespace of this thread.
+    /// Those of the network namespace of this thread.
     pub fn open() -> Self {
-        Self { socket: netlink::open(NETLINK_XFRM).ok(), known: Vec::new(), is_cut: false, read: None }
+        let source = keeper().is_none().then(IpsecSource::open);
+        Self { source, known: IpsecPolicies::default(), read: None }
     }
 
     /// Whether a policy is for packets of this connection, in either direction.
     pub fn covers(&mut self, ends: &Ends) -> io::Result<bool> {
         self.refresh()?;
-        Ok(self.is_cut
-            || self.known.iter().any(|selector| {
+        Ok(self.known.is_cut
+            || self.known.selectors.iter().any(|selector| {
                 selector.is_for(ends) || selector.is_for(&Ends { local: ends.peer, peer: ends.local })
             }))
     }
@@ -84,37 +99,56 @@ impl Policies {
     /// How many policies there are.
     pub fn count(&mut self) -> io::Result<usize> {
         self.refresh()?;
-        Ok(self.known.len())
+        Ok(self.known.selectors.len())
     }
 
     fn refresh(&mut self) -> io::Result<()> {
-        let Some(socket) = &self.socket else { return Ok(()) };
         if self.read.is_some_and(|read| read.elapsed() < FRESH) {
             return Ok(());
         }
+        self.known = match (&self.source, keeper()) {
+            (Some(source), _) => source.read()?,
+            (None, Some(keeper)) => keeper.policies()?,
+            (None, None) => IpsecPolicies::default(),
+        };
+        self.read = Some(Instant::now());
+        Ok(())
+    }
+}
+
+impl IpsecSource {
+    /// Opens the socket, in the network namespace of this thread.
+    pub fn open() -> Self {
+        Self(netlink::open(NETLINK_XFRM).ok())
+    }
+
+    /// The policies as they are now.
+    pub fn read(&self) -> io::Result<IpsecPolicies> {
+        let Some(socket) = &self.0 else { return Ok(IpsecPolicies::default()) };
         let mut writer = Writer::default();
         writer.message(GET_POLICY, REQUEST | DUMP, &[0; POLICY_ID], |_| {});
         writer.send(socket)?;
-        let mut known = Vec::new();
-        self.is_cut = loop {
+        let mut selectors = Vec::new();
+        let is_cut = loop {
             // A dump goes on as it is read, so it never blocks.
             let (octets, _) = socket.recv_from_full()?;
             let mut is_over = false;
             for (kind, payload) in netlink::messages(&octets) {
                 match kind {
-                    NEW_POLICY => known.extend(Selector::of_policy(payload)),
+                    NEW_POLICY => selectors.extend(Selector::of_policy(payload)),
                     DONE => is_over = true,
-                    ERROR => return netlink::error(payload).map_or(Ok(()), Err),
+                    ERROR => {
+                        return netlink::error(payload).map_or_else(|| Ok(IpsecPolicies::default()), Err);
+                    }
                     _ => {}
                 }
             }
             if is_over {
-                break known.len() > MOST;
+                break selectors.len() > MOST;
             }
         };
-        known.truncate(MOST);
-        (self.known, self.read) = (known, Some(Instant::now()));
-        Ok(())
+        selectors.truncate(MOST);
+        Ok(IpsecPolicies { selectors, is_cut })
     }
 }
 

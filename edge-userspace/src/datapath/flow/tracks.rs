@@ -15,7 +15,7 @@ use super::{
     handover::GRACE,
     tier::{FlowTier, lock},
 };
-use crate::kernel::{Conntrack, Ends, FlowPair};
+use crate::kernel::{Ends, FlowPair, Tracker};
 
 /// From the end of a hand-over to its entries': a packet on its way into the stack is there by then.
 const AFTERWARDS: Duration = GRACE.saturating_mul(2);
@@ -36,17 +36,19 @@ struct Due {
 #[derive(Debug, Default)]
 pub(super) struct Tracks {
     /// `None` where there is no netlink for it.
-    conntrack: Mutex<Option<Conntrack>>,
+    tracker: Mutex<Option<Tracker>>,
     due: Mutex<VecDeque<Due>>,
+    /// Connections that are becoming flows.
+    loose: Mutex<Vec<Ends>>,
     stirred: Notify,
 }
 
 impl Tracks {
     pub(super) fn new() -> Self {
-        let conntrack = Conntrack::open().inspect_err(|error| {
+        let tracker = Tracker::open().inspect_err(|error| {
             tracing::debug!(%error, "connection tracking cannot be reached");
         });
-        Self { conntrack: Mutex::new(conntrack.ok()), ..Self::default() }
+        Self { tracker: Mutex::new(tracker.ok()), ..Self::default() }
     }
 
     /// Notes that nothing of this flow goes to the stack any more.
@@ -60,26 +62,38 @@ impl Tracks {
 
     /// Deletes now. To be called while the flow is in the table: then no other connection has its addresses.
     pub(super) fn forget(&self, ends: &[Ends]) {
-        let mut conntrack = lock(&self.conntrack);
-        let Some(open) = &mut *conntrack else { return };
+        let mut tracker = lock(&self.tracker);
+        let Some(open) = &mut *tracker else { return };
         match open.forget(ends) {
-            Ok(_) => {}
+            Ok(()) => {}
             Err(error) if is_refused(&error) => {
                 tracing::warn!(
                     %error,
                     "entries of flows stay in connection tracking: give edged CAP_NET_ADMIN, and the kernel its module \
                      nf_conntrack_netlink"
                 );
-                *conntrack = None;
+                *tracker = None;
             }
             Err(error) => tracing::debug!(%error, "connection tracking keeps entries of flows"),
         }
     }
 
     /// Has the firewall let pass what the sockets of a connection repeat while it becomes a flow.
+    ///
+    /// Soon, on the control runtime: what is dropped until then is repeated.
     pub(super) fn loosen(&self, ends: &[Ends]) {
-        if let Some(open) = &mut *lock(&self.conntrack)
-            && let Err(error) = open.loosen(ends)
+        let mut loose = lock(&self.loose);
+        if loose.len() < MOST {
+            loose.extend_from_slice(ends);
+            self.stirred.notify_one();
+        }
+    }
+
+    fn loosen_now(&self) {
+        let loose = std::mem::take(&mut *lock(&self.loose));
+        if !loose.is_empty()
+            && let Some(open) = &mut *lock(&self.tracker)
+            && let Err(error) = open.loosen(&loose)
         {
             tracing::debug!(%error, "the firewall may drop what sockets repeat during a hand-over");
         }
@@ -87,7 +101,7 @@ impl Tracks {
 
     /// Has the firewall let a reset or a question of a flow's pass.
     pub(super) fn admit(&self, ends: &Ends) {
-        if let Some(open) = &mut *lock(&self.conntrack)
+        if let Some(open) = &mut *lock(&self.tracker)
             && let Err(error) = open.admit(ends)
         {
             tracing::debug!(%error, "the firewall may drop what a flow's peer is told");
@@ -108,9 +122,13 @@ impl FlowTier {
         loop {
             let first = lock(&tracks.due).front().map(|due| due.at);
             match first {
-                Some(at) => sleep_until(at).await,
+                Some(at) => tokio::select! {
+                    () = sleep_until(at) => {}
+                    () = tracks.stirred.notified() => {}
+                },
                 None => tracks.stirred.notified().await,
             }
+            tracks.loosen_now();
             let due = tracks.next_due(Instant::now());
             // One that has ended may have given its addresses to another connection.
             let still = due.iter().filter_map(|due| self.pair(&due.up_key, due.id).ok().flatten());
@@ -125,7 +143,8 @@ impl FlowTier {
 
 /// Whether it will be the same next time.
 fn is_refused(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EPERM | libc::EINVAL | libc::EOPNOTSUPP))
+    error.kind() == io::ErrorKind::PermissionDenied
+        || matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
 }
 
 /// Both connections that a flow was.

@@ -8,7 +8,8 @@
 //! The keeper ends with the daemon. When the keeper ends first, the daemon goes on serving: what is attached stays
 //! attached, devices that come later carry no flows and drop nothing, and doctor says so.
 //!
-//! No connection waits for the keeper: it is asked once per device and when the operator changes something.
+//! No connection waits for the keeper: it is asked once per device, when the operator changes something, and beside the
+//! connections for what connection tracking keeps of flows.
 #![expect(unsafe_code, reason = "fork")]
 
 mod channel;
@@ -26,10 +27,10 @@ use std::{
 };
 
 use self::channel::Channel;
-use self::protocol::DeviceName;
+use self::protocol::{Connections, DeviceName, MOST_CONNECTIONS};
 pub(super) use self::protocol::{Indexes, Reply, Request};
 pub use self::server::{AskPeers, Server, Wards};
-use super::{KernelError, capability};
+use super::{Ends, IpsecPolicies, KernelError, capability};
 
 /// The longest that the daemon waits for an answer: loading programs on a machine without the processor's help takes
 /// seconds.
@@ -99,6 +100,29 @@ impl Keeper {
         let device = DeviceName::try_from(device.to_owned()).map_err(io::Error::other)?;
         match self.ask(&Request::Peers { device }) {
             Ok((Reply::Peers(peers), _)) => Ok(peers),
+            Ok(_) => Err(io::ErrorKind::InvalidData.into()),
+            Err(error) => Err(io::Error::other(error.words())),
+        }
+    }
+
+    /// [`Conntrack::forget`](super::Conntrack::forget), or [`loosen`](super::Conntrack::loosen).
+    pub(super) fn track(&self, connections: &[Ends], only_loosen: bool) -> Result<(), KernelError> {
+        for some in connections.chunks(MOST_CONNECTIONS) {
+            let Ok(connections) = Connections::try_from(some.to_vec()) else { continue };
+            let request = if only_loosen {
+                Request::LoosenTracks { connections }
+            } else {
+                Request::ForgetTracks { connections }
+            };
+            self.ask(&request)?;
+        }
+        Ok(())
+    }
+
+    /// The IPsec policies of this machine.
+    pub(super) fn policies(&self) -> io::Result<IpsecPolicies> {
+        match self.ask(&Request::Policies) {
+            Ok((Reply::Policies(policies), _)) => Ok(policies),
             Ok(_) => Err(io::ErrorKind::InvalidData.into()),
             Err(error) => Err(io::Error::other(error.words())),
         }

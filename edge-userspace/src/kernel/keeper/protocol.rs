@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::{Hook, KernelError};
+use crate::kernel::{Ends, Hook, IpsecPolicies, KernelError};
 
 /// The longest name of a device (`IFNAMSIZ`, without the zero).
 const NAME_BYTES: usize = 15;
 /// Devices that the shield may be asked to watch.
 const MOST_DEVICES: usize = 256;
+/// Connections in one request about connection tracking. They fit in a message.
+pub(crate) const MOST_CONNECTIONS: usize = 64;
 
 /// The name of a network device that exists or may exist: it is safe as one component of a path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +78,31 @@ impl From<Indexes> for Vec<u32> {
     }
 }
 
+/// Connections of this machine, not too many.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<Ends>", into = "Vec<Ends>")]
+pub(crate) struct Connections(Vec<Ends>);
+
+impl Connections {
+    pub(crate) fn as_slice(&self) -> &[Ends] {
+        &self.0
+    }
+}
+
+impl TryFrom<Vec<Ends>> for Connections {
+    type Error = &'static str;
+
+    fn try_from(connections: Vec<Ends>) -> Result<Self, Self::Error> {
+        if connections.len() > MOST_CONNECTIONS { Err("too many connections") } else { Ok(Self(connections)) }
+    }
+}
+
+impl From<Connections> for Vec<Ends> {
+    fn from(connections: Connections) -> Self {
+        connections.0
+    }
+}
+
 /// What the keeper does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -114,6 +141,23 @@ pub(crate) enum Request {
     },
     /// Loads the sockmap programs. Answer: [`Reply::Done`] with the descriptors of their maps.
     LoadSockmap,
+    /// Deletes the entries of these connections in connection tracking. Answer: [`Reply::Done`].
+    ForgetTracks {
+        /// The connections.
+        connections: Connections,
+    },
+    /// Has connection tracking believe these connections whatever their windows. Answer: [`Reply::Done`].
+    LoosenTracks {
+        /// The connections.
+        connections: Connections,
+    },
+    /// Has the firewall take the next packets of a connection for established ones. Answer: [`Reply::Done`].
+    AdmitTrack {
+        /// The connection.
+        connection: Ends,
+    },
+    /// The IPsec policies of this machine. Answer: [`Reply::Policies`].
+    Policies,
     /// The WireGuard peers of a device, without any secret. Answer: [`Reply::Peers`].
     Peers {
         /// The device.
@@ -130,6 +174,8 @@ pub(crate) enum Reply {
     Flows(BTreeMap<u32, String>),
     /// Where the shield drops packets, or why it does not, by the index of the device.
     Shield(BTreeMap<u32, Result<Hook, String>>),
+    /// Which packets IPsec is for.
+    Policies(IpsecPolicies),
     /// Peers as `tunnel` writes them.
     Peers(String),
 }

@@ -10,7 +10,7 @@ use super::{
     protocol::{Answer, Refused, Reply, Request},
 };
 use crate::kernel::{
-    KernelError, Objects,
+    Conntrack, IpsecSource, KernelError, Objects,
     flow::FlowLinks,
     interfaces,
     older::OlderPins,
@@ -56,8 +56,14 @@ impl Server {
         // Belt and braces beside the end of the channel.
         let _ = set_parent_process_death_signal(Some(Signal::KILL));
         let _ = rustix::thread::set_name(c"edged-keeper");
-        sandbox::enter_keeper(&Keeping { pins, objects: wards.objects.path() });
-        let mut keeper = Served { wards, sockmap: None, ask_peers };
+        let mut keeper = Served {
+            wards,
+            sockmap: None,
+            tracks: Conntrack::open(),
+            policies: IpsecSource::open(),
+            ask_peers,
+        };
+        sandbox::enter_keeper(&Keeping { pins, objects: keeper.wards.objects.path() });
         let status = loop {
             match self.channel.receive_request() {
                 Ok(Some(request)) => {
@@ -86,6 +92,8 @@ struct Served {
     wards: Wards,
     /// Kept for the programs, which are detached with it.
     sockmap: Option<Programs>,
+    tracks: io::Result<Conntrack>,
+    policies: IpsecSource,
     ask_peers: AskPeers,
 }
 
@@ -144,6 +152,17 @@ impl Served {
                 self.shield()?.watch(watched.collect())?;
                 self.shielded()
             }
+            Request::ForgetTracks { connections } => {
+                self.track(|tracks| tracks.forget(connections.as_slice()).map(drop))
+            }
+            Request::LoosenTracks { connections } => {
+                self.track(|tracks| tracks.loosen(connections.as_slice()))
+            }
+            Request::AdmitTrack { connection } => self.track(|tracks| tracks.admit(&connection)),
+            Request::Policies => match self.policies.read() {
+                Ok(policies) => Ok(Reply::Policies(policies)),
+                Err(error) => Err(refused("reading the IPsec policies", error)),
+            },
             Request::Peers { device } => match (self.ask_peers)(device.as_str()) {
                 Ok(peers) if peers.len() <= PEERS => Ok(Reply::Peers(peers)),
                 Ok(_) => refuse("too many peers"),
@@ -151,6 +170,16 @@ impl Served {
             },
             Request::LoadSockmap => refuse("answered elsewhere"),
         }
+    }
+
+    fn track(&mut self, change: impl FnOnce(&mut Conntrack) -> io::Result<()>) -> Answer {
+        const CALL: &str = "changing connection tracking";
+        let tracks = match &mut self.tracks {
+            Ok(tracks) => tracks,
+            Err(error) => return Err(refused(CALL, io::Error::new(error.kind(), error.to_string()))),
+        };
+        change(tracks).map_err(|error| refused(CALL, error))?;
+        Ok(Reply::Done)
     }
 
     fn flow(&mut self) -> Result<&mut FlowLinks, Refused> {
@@ -184,6 +213,10 @@ impl Served {
         };
         programs.maps()
     }
+}
+
+fn refused(call: &'static str, source: io::Error) -> Refused {
+    KernelError::Call { call, source }.into()
 }
 
 fn missing(words: &str) -> Refused {
