@@ -4,11 +4,13 @@
 //!
 //! A program of its own: the thread that keeps `CAP_NET_ADMIN` is one a process.
 #![expect(unsafe_code, reason = "system calls that no library should make")]
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use std::{
     fs::{self, File, OpenOptions},
     io,
     net::{Ipv4Addr, TcpListener},
+    os::unix::fs::PermissionsExt as _,
     panic::AssertUnwindSafe,
     path::Path,
     sync::Arc,
@@ -34,9 +36,9 @@ const CORE_PATTERN: &str = "/proc/sys/kernel/core_pattern";
 
 /// The error of a system call with these arguments, which must not succeed.
 fn error_of(call: libc::c_long, arguments: [libc::c_long; 5]) -> io::Error {
-    let [a, b, c, d, e] = arguments;
+    let [first, second, third, fourth, fifth] = arguments;
     // SAFETY: the callers pass no address but null or one of memory that outlives the call.
-    let result = unsafe { libc::syscall(call, a, b, c, d, e) };
+    let result = unsafe { libc::syscall(call, first, second, third, fourth, fifth) };
     assert_eq!(result, -1, "call {call} with {arguments:?} succeeded");
     io::Error::last_os_error()
 }
@@ -68,7 +70,6 @@ impl Scene {
 
     fn new() -> Self {
         let scene = Self { directory: tempfile::tempdir().unwrap() };
-        use std::os::unix::fs::PermissionsExt as _;
         fs::set_permissions(scene.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         for directory in ["etc", "state", "run", "log", "elsewhere"] {
             fs::create_dir(scene.path(directory)).unwrap();
@@ -82,7 +83,7 @@ impl Scene {
     }
 
     /// Runs `attack` as the daemon does.
-    fn as_daemon(self, attack: impl FnOnce(&Arc<Self>) + Send + 'static) {
+    fn attack(self, attack: impl FnOnce(&Arc<Self>) + Send + 'static) {
         let account = Account::find();
         let attacked = thread::spawn(move || {
             let (config, state_dir) = (self.path("etc/file"), self.path("state"));
@@ -118,7 +119,7 @@ fn the_table_of_the_guide_holds() {
     // Root can: otherwise the rows below show nothing.
     write_to(CORE_PATTERN).unwrap();
     File::open("/etc/shadow").unwrap();
-    Scene::new().as_daemon(|scene| {
+    Scene::new().attack(|scene| {
         everything(scene);
         orders_by_netlink();
         what_it_can(scene);
@@ -264,7 +265,7 @@ fn processes() {
     is_filtered(libc::SYS_mprotect, [0, 4096, executable, 0, 0]);
     let limit = [u64::MAX; 2];
     let new = limit.as_ptr().expose_provenance().cast_signed() as libc::c_long;
-    is_filtered(libc::SYS_prlimit64, [0, libc::c_long::from(libc::RLIMIT_NOFILE as i32), new, 0, 0]);
+    is_filtered(libc::SYS_prlimit64, [0, libc::c_long::from(libc::RLIMIT_NOFILE), new, 0, 0]);
     assert!(caps::set(None, caps::CapSet::Permitted, &caps::all()).is_err(), "rights came back");
     assert!(!rustix::process::geteuid().is_root());
 }
@@ -314,7 +315,7 @@ fn network() {
         is_filtered(libc::SYS_setsockopt, [descriptor, level.into(), option, 0, 0]);
     }
     for request in [libc::SIOCADDRT, libc::SIOCSIFADDR, libc::SIOCSIFFLAGS, libc::SIOCETHTOOL] {
-        is_filtered(libc::SYS_ioctl, [descriptor, request as libc::c_long, 0, 0, 0]);
+        is_filtered(libc::SYS_ioctl, [descriptor, request.cast_signed(), 0, 0, 0]);
     }
 }
 

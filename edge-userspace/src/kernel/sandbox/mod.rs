@@ -27,7 +27,7 @@ const RESOLVERS: [&str; 4] =
     ["/run/systemd/resolve", "/run/NetworkManager", "/run/resolvconf", "/run/connman"];
 /// What anybody may read, and the daemon does: names, devices, processors.
 const PUBLIC: [&str; 4] = ["/etc", "/proc", "/sys", "/dev/urandom"];
-/// Where WireGuards of user space listen.
+/// Where user-space implementations of `WireGuard` listen.
 const WIREGUARD: [&str; 2] = ["/run/wireguard", "/var/run/wireguard"];
 const NOWHERE: &str = "/dev/null";
 
