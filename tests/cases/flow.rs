@@ -147,7 +147,7 @@ pub(crate) fn outlive(lab: &Lab, connections: usize, length: u64, kills: usize) 
 /// it is being handed over. Gives how many were flows in the end.
 fn storm(each: usize) -> Result<usize> {
     const THREADS: usize = 20;
-    const LENGTH: u64 = 700_000;
+    const LENGTH: u64 = 2_000_000;
     let mut flows = 0;
     case(|lab| {
         let (service, up, down) = exchanging(lab, LENGTH)?;

@@ -32,13 +32,19 @@ impl ShieldLinks {
         if let Some(found) = found
             && let Some((hook, link)) = self.take_over(found.framing, old)
         {
+            // The other version's link had the XDP hook, so that this one may stand in tc already.
+            if let Some(Attachment { pin, .. }) = self.attached.remove(&device) {
+                removed(&pin, fs::remove_file(&pin))?;
+            }
             let pin = self.directory.join(pin_name::link(device, None));
             let pinned = link
                 .pin(&pin)
                 .map_err(|source| KernelError::Pin { path: pin.clone(), source: Box::new(source) })?;
             self.attached.insert(device, Attachment { hook, pin, _link: FdLink::from(pinned) });
             // Until it is said which are.
-            self.watched.push(found);
+            if !self.watched.contains(&found) {
+                self.watched.push(found);
+            }
         }
         removed(old, fs::remove_file(old))
     }
