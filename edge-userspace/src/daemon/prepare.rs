@@ -52,7 +52,7 @@ pub fn prepare(options: &Options) -> Result<Prepared, DaemonError> {
     if kernel.flow.is_some() {
         flows::reserve_ports(&settings.flow.ports);
     }
-    let has_keeper = keeper::is_worthwhile();
+    let mut has_keeper = keeper::is_worthwhile();
     if has_keeper {
         match keeper::fork() {
             Ok(Forked::Daemon) => drop(kernel.wards()),
@@ -62,7 +62,13 @@ pub fn prepare(options: &Options) -> Result<Prepared, DaemonError> {
                 drop((inherited, kernel, pins));
                 server.run(wards, &options.pins, tunnel::describe)
             }
-            Err(error) => return Err(DaemonError::System("cannot start the privileged process", error)),
+            Err(error) => {
+                has_keeper = false;
+                let words = format!("cannot be started: edged keeps the rights for BPF itself ({error})");
+                let finding = Finding::new("privileged process", State::Limited, words);
+                say(std::slice::from_ref(&finding));
+                kernel.findings.push(finding);
+            }
         }
     }
     let account = if rustix::process::geteuid().is_root() { Account::find() } else { None };
