@@ -3,6 +3,7 @@
 //! The archives of one commit are the same wherever the same tool-chain made them.
 
 use std::{
+    env,
     fmt::Write as _,
     fs,
     path::{Path, PathBuf},
@@ -26,7 +27,7 @@ pub(crate) const PROGRAMS: &[&str] = &["edged", "edgectl"];
 const FILES: &[&str] =
     &["README.md", "CHANGELOG.md", "LICENSE-MIT", "LICENSE-APACHE", "docs", "examples", "packaging"];
 
-#[derive(Args, Default)]
+#[derive(Args)]
 pub(crate) struct Dist {
     /// Only for this target
     #[arg(long, value_name = "TRIPLE")]
@@ -34,6 +35,13 @@ pub(crate) struct Dist {
 }
 
 impl Dist {
+    /// What a run of the tests makes: the archive for this machine.
+    pub(crate) fn own() -> Self {
+        Self {
+            target: TARGETS.iter().filter(|target| is_own(target)).map(|&target| target.to_owned()).collect(),
+        }
+    }
+
     pub(crate) fn run(&self) -> Result<()> {
         let targets: Vec<&str> = match self.target.as_slice() {
             [] => TARGETS.to_vec(),
@@ -60,12 +68,17 @@ impl Dist {
     }
 }
 
+/// Whether this machine runs the programs of a target.
+pub(crate) fn is_own(target: &str) -> bool {
+    target.starts_with(env::consts::ARCH)
+}
+
 fn directory() -> Result<PathBuf> {
     Ok(setup::target()?.join("dist"))
 }
 
 fn archive(directory: &Path, target: &str, time: &str) -> Result<PathBuf> {
-    build(target)?;
+    let built = build(target, "release")?;
     let root = setup::root()?;
     let name = format!("edge-{}-{target}", env!("CARGO_PKG_VERSION"));
     let content = directory.join(&name);
@@ -74,10 +87,7 @@ fn archive(directory: &Path, target: &str, time: &str) -> Result<PathBuf> {
     }
     fs::create_dir_all(&content)?;
     for program in PROGRAMS {
-        let built = setup::target()?.join(target).join("release").join(program);
-        let bytes = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
-        ensure!(is_static(&bytes)?, "{} wants a dynamic loader", built.display());
-        fs::copy(&built, content.join(program))?;
+        fs::copy(built.join(program), content.join(program))?;
     }
     for file in FILES {
         run(Command::new("cp").arg("-r").arg(root.join(file)).arg(&content))?;
@@ -94,17 +104,26 @@ fn archive(directory: &Path, target: &str, time: &str) -> Result<PathBuf> {
     Ok(archive)
 }
 
-fn build(target: &str) -> Result<()> {
+/// Builds the programs for a target with a profile of `Cargo.toml`, and returns their directory.
+pub(crate) fn build(target: &str, profile: &str) -> Result<PathBuf> {
     setup::target_library(target)?;
     // The tool-chain's own linker and start files link musl for any architecture: no cross compiler is needed.
     let variable = target.replace('-', "_").to_uppercase();
     run(cargo()
-        .args(["build", "--release", "--locked", "-p", "edge-userspace", "--bins", "--target", target])
+        .args(["build", "--profile", profile, "--locked", "-p", "edge-userspace", "--bins"])
+        .args(["--target", target])
         .env(format!("CARGO_TARGET_{variable}_LINKER"), "rust-lld")
         .env(
             format!("CARGO_TARGET_{variable}_RUSTFLAGS"),
             "-Clink-self-contained=yes -Ctarget-feature=+crt-static",
-        ))
+        ))?;
+    let directory = setup::target()?.join(target).join(profile);
+    for program in PROGRAMS {
+        let built = directory.join(program);
+        let bytes = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
+        ensure!(is_static(&bytes)?, "{} wants a dynamic loader", built.display());
+    }
+    Ok(directory)
 }
 
 /// Whether an ELF file names no loader (`PT_INTERP`).

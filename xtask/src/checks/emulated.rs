@@ -11,20 +11,22 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     command::{output, run},
-    dist::PROGRAMS,
+    dist::{self, PROGRAMS},
     setup,
 };
 
 /// What it takes beside the lab's packages.
 const PACKAGES: &[&str] = &["qemu-user-static"];
+/// Made to be compiled quickly: nothing of what is shipped is measured here.
+const PROFILE: &str = "emulated";
 /// Deadlines are multiplied by this.
 pub(crate) const PATIENCE: u32 = 4;
 
-/// Writes a script for each static program of `target` that runs it by `qemu-ARCHITECTURE-static`, and returns their
+/// Builds the static programs of `target`, writes a script for each that runs it by `qemu-ARCHITECTURE-static`, and returns their
 /// directory: what the lab takes as `EDGE_PROGRAMS`.
 pub(crate) fn programs(target: &str) -> Result<PathBuf> {
     setup::packages(PACKAGES)?;
-    let built = setup::target()?.join(target).join("release");
+    let built = dist::build(target, PROFILE)?;
     let scripts = setup::target()?.join("emulated").join(target);
     fs::create_dir_all(&scripts)?;
     let architecture = target.split('-').next().unwrap_or(target);
