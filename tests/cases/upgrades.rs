@@ -4,6 +4,7 @@
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr, TcpStream},
+    os::unix::fs::chown,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -191,6 +192,7 @@ fn flows_of_an_older_layout_time_out_and_go_with_their_route() -> Result<()> {
         // Once more, with its route taken away.
         let old = plan().programs(&programs);
         take_away(lab)?;
+        belongs_to_root(&lab.directory().join("state"))?;
         let old = old.start()?;
         let mut stream = open(lab, lab.client.v4)?;
         wait_for_flows(&old, 1)?;
@@ -202,6 +204,14 @@ fn flows_of_an_older_layout_time_out_and_go_with_their_route() -> Result<()> {
         new.access_log.wait_for("the route", |record| record["close"] == "route_removed")?;
         wait::until_true("the pins of the older layout to go", SOON, gone)
     })
+}
+
+/// What the guide says is to be done before a version that stays root is put back.
+fn belongs_to_root(state: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(state)? {
+        chown(entry?.path(), Some(0), Some(0))?;
+    }
+    Ok(chown(state, Some(0), Some(0))?)
 }
 
 /// Removes what this version pinned, which a daemon of layout 2 would not start beside.
