@@ -61,7 +61,19 @@ impl Lab {
         for (namespace, device) in [(&edge, "world"), (&edge, "lo"), (&client, "uplink")] {
             lab.ip(&format!("-n {namespace} link set {device} up"));
         }
+        lab.wait_until_it_is_up();
         Some(lab)
+    }
+
+    /// A device that has just come up may lose packets.
+    fn wait_until_it_is_up(&self) {
+        let closed = SocketAddr::from((EDGE, 9));
+        let answers = || {
+            let answer = TcpStream::connect_timeout(&closed, Duration::from_millis(400));
+            answer.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+        };
+        let is_up = Self::within(&self.client(), || (0..20).any(|_| answers()));
+        assert!(is_up, "{}: the edge does not answer", self.name);
     }
 
     fn edge(&self) -> String {
@@ -103,8 +115,7 @@ impl Lab {
     fn connects(&self, port: u16) -> bool {
         Self::within(&self.client(), || {
             let address = SocketAddr::from((EDGE, port));
-            // A device that has just come up may lose the first SYN, which is repeated after a second.
-            match TcpStream::connect_timeout(&address, Duration::from_millis(1300)) {
+            match TcpStream::connect_timeout(&address, Duration::from_millis(400)) {
                 Ok(_) => true,
                 Err(error) if error.kind() == ErrorKind::TimedOut => false,
                 Err(error) => panic!("{error}"),
