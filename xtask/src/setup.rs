@@ -101,6 +101,15 @@ pub(crate) fn packages(wanted: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Whether the missing ones of these can be installed only in place of what the machine has, which [`packages`] refuses.
+pub(crate) fn misfit(wanted: &[&str]) -> bool {
+    let missing = wanted.iter().copied().filter(|package| !is_installed(package));
+    let mut apt = Command::new("apt-get");
+    apt.env("LC_ALL", "C").args(["install", "--simulate", "--no-install-recommends", "--no-remove"]);
+    let simulated = output(apt.args(missing));
+    simulated.is_err_and(|error| format!("{error:#}").contains("Packages need to be removed"))
+}
+
 fn is_installed(package: &str) -> bool {
     let status = output(Command::new("dpkg-query").args(["-W", "-f=${Status}", package]));
     status.is_ok_and(|status| status == "install ok installed")

@@ -119,6 +119,12 @@ impl Vm {
         self.system
     }
 
+    /// Why this machine cannot have the emulator, where it cannot.
+    pub(crate) fn obstacle() -> Option<String> {
+        let words = "do not fit beside packages that this machine has, which stay";
+        setup::misfit(PACKAGES).then(|| format!("{} {words}", PACKAGES.join(", ")))
+    }
+
     /// What a run of the tests does in place of any machine: the quick tests on the oldest kernel.
     pub(crate) fn rehearsal() -> Self {
         Self { kernel: RELEASES[..1].to_vec(), quick: true, limit: 20, ..Self::default() }
