@@ -117,11 +117,17 @@ fn servers_log_the_client(tier: &str) -> Result<()> {
             }
         }
         // A flow that was reset is accounted for some seconds later: all of them together.
+        let mut carried = 0;
         for (path, client, of_both) in told {
             let record = edged.access_log.wait_for(&path, |record| record["client"] == client)?;
-            ensure!(tier == "splice" || record["datapath"] == tier, "{record}");
+            // A short one may be over before the wire has shown what makes it a flow.
+            let is_short = tier == "flow" && record["datapath"] == "copy";
+            ensure!(tier == "splice" || record["datapath"] == tier || is_short, "{record}");
+            carried += usize::from(record["datapath"] == tier);
             ensure!(of_both.is_none_or(|[_, id]| record["unique_id"] == id), "{record}");
         }
+        println!("{carried} by {tier}");
+        ensure!(tier == "splice" || carried > 0, "none was carried by {tier}");
         Ok(())
     })
 }

@@ -193,6 +193,7 @@ fn flows_of_an_older_layout_time_out_and_go_with_their_route() -> Result<()> {
         let old = plan().programs(&programs);
         take_away(lab)?;
         belongs_to_root(&lab.directory().join("state"))?;
+        chown(lab.directory().join("access-log.json"), Some(0), Some(0))?;
         let old = old.start()?;
         let mut stream = open(lab, lab.client.v4)?;
         wait_for_flows(&old, 1)?;

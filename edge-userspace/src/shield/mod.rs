@@ -267,7 +267,10 @@ impl Shield {
         ports: impl IntoIterator<Item = u16>,
     ) -> Result<bool, ShieldError> {
         let Some(program) = &mut self.program else { return Ok(rate == 0) };
-        program.set_ports(ports)?;
+        if rate > 0 {
+            // Without a limit nothing looks at the ports, and there are thousands of words of them to write.
+            program.set_ports(ports)?;
+        }
         program.set_limit(limit(rate))?;
         self.limited = rate > 0;
         self.arm();
