@@ -13,6 +13,9 @@ use anyhow::{Context, Result, ensure};
 const WITHOUT_USER: &str =
     r#"grep -v ^edge: /etc/passwd > "$1" && mount --bind "$1" /etc/passwd && shift && exec "$@""#;
 
+/// The name of edged's privileged process.
+const KEEPER: &str = "edged-keeper";
+
 /// A program around the edge's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Instrument {
@@ -45,7 +48,7 @@ impl Instrument {
             Self::Callgrind => {
                 let file = format!("--callgrind-out-file={}/callgrind.%p", directory.display());
                 let passwd = directory.join("passwd");
-                let mut all = words(&["unshare", "--mount", "sh", "-c", WITHOUT_USER, "sh"]);
+                let mut all: Vec<String> = words(&["unshare", "--mount", "sh", "-c", WITHOUT_USER, "sh"]);
                 all.push(passwd.to_string_lossy().into_owned());
                 all.extend(words(&["valgrind", "-q", "--tool=callgrind", &file]));
                 all
@@ -59,7 +62,13 @@ impl Instrument {
     pub(crate) fn count(self, directory: &Path, processes: impl Iterator<Item = i32>) -> Result<u64> {
         match self {
             Self::None | Self::Slow => Ok(0),
-            Self::Callgrind => processes.map(|pid| instructions(directory, pid)).sum(),
+            Self::Callgrind => {
+                // The keeper is forked off, and valgrind makes no pipe for it; no connection has anything to do with it.
+                let is_keeper = |pid: &i32| {
+                    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == KEEPER)
+                };
+                processes.filter(|pid| !is_keeper(pid)).map(|pid| instructions(directory, pid)).sum()
+            }
             Self::Calls => {
                 let trace =
                     fs::read_to_string(calls(directory)).context("reading the trace of system calls")?;
