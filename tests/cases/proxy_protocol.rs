@@ -126,7 +126,6 @@ fn servers_log_the_client(tier: &str) -> Result<()> {
             carried += usize::from(record["datapath"] == tier);
             ensure!(of_both.is_none_or(|[_, id]| record["unique_id"] == id), "{record}");
         }
-        println!("{carried} by {tier}");
         ensure!(tier == "splice" || carried > 0, "none was carried by {tier}");
         Ok(())
     })
