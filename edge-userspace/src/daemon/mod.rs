@@ -11,7 +11,6 @@ mod ebb;
 mod examine;
 mod flows;
 mod following;
-mod keeping;
 mod listening;
 mod observed;
 mod operate;
@@ -21,6 +20,7 @@ mod segments;
 mod service;
 mod severed;
 mod sockets;
+mod state_writer;
 mod status;
 mod tiers;
 mod troubles;
@@ -42,9 +42,9 @@ use self::{
     build::{Built, Kept, build},
     ebb::Ebb,
     following::Following,
-    keeping::Keeper,
     segments::Segments,
     sockets::{Demand, Sockets},
+    state_writer::StateWriter,
     troubles::{Part, Troubles},
     worker::Workers,
 };
@@ -137,7 +137,7 @@ pub struct Daemon {
 #[derive(Debug)]
 struct Steering {
     settings: Settings,
-    store: Keeper,
+    store: StateWriter,
     state: State,
     kept: Kept,
     sockets: Sockets,
@@ -263,7 +263,7 @@ impl Daemon {
             }),
             steering: tokio::sync::Mutex::new(Steering {
                 settings,
-                store: Keeper::new(store, troubles),
+                store: StateWriter::new(store, troubles),
                 state,
                 kept,
                 sockets,

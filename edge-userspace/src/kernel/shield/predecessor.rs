@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 use aya::programs::links::FdLink;
 use tracing::info;
 
-use super::{Attachment, ShieldLinks};
+use super::links::{Attachment, ShieldLinks};
 use crate::kernel::{KernelError, interfaces, pin::removed, pin_name};
 
 impl ShieldLinks {

@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::troubles::{Part, Troubles};
 use crate::config::state::{State, StateError, StateStore};
 
-/// Keeps the state.
+/// Writes the state.
 #[derive(Debug)]
-pub(super) struct Keeper {
+pub(super) struct StateWriter {
     store: Arc<Mutex<StateStore>>,
     troubles: Arc<Troubles>,
 }
 
-impl Keeper {
+impl StateWriter {
     pub(super) fn new(store: StateStore, troubles: Arc<Troubles>) -> Self {
         Self { store: Arc::new(Mutex::new(store)), troubles }
     }
