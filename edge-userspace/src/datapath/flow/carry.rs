@@ -9,7 +9,8 @@ use super::{
     confirm::{Confirmed, confirm},
     drive::{Handed, hand_over},
     round_trip::{Rest, is_stretched},
-    tier::{FlowTier, Stay},
+    stay::Stay,
+    tier::FlowTier,
 };
 use crate::{
     datapath::{

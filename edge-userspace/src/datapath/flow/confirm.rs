@@ -6,11 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{
-    agreement::Mismatch,
-    survey::Survey,
-    tier::{FlowTier, Stay},
-};
+use super::{agreement::Mismatch, stay::Stay, survey::Survey, tier::FlowTier};
 use crate::{
     datapath::{
         End, Meter, Pair, Stop,

@@ -12,8 +12,9 @@ use tokio::{net::TcpStream, time::sleep};
 use super::{
     agreement::Account,
     handover::{Action, Event, Failure, Handover, Numbers, Outcome, Sides},
+    stay::Stay,
     survey::Survey,
-    tier::{FlowTier, Stay},
+    tier::FlowTier,
 };
 use crate::{
     datapath::{Meter, Pair, Passenger, Side, Ticket, Tier},

@@ -10,6 +10,7 @@ mod drive;
 pub mod handover;
 mod ports;
 mod round_trip;
+mod stay;
 mod survey;
 mod tier;
 mod tracks;
@@ -18,5 +19,6 @@ mod wire;
 
 pub use carry::OLD_ENOUGH;
 pub use ports::{DEFAULT_PORTS, PortLease, Ports};
-pub use tier::{FlowTier, Older, Options, Stay};
+pub use stay::Stay;
+pub use tier::{FlowTier, Older, Options};
 pub use trust::Suspected;

@@ -11,7 +11,8 @@ use socket2::SockRef;
 
 use super::{
     agreement::Mismatch,
-    tier::{FlowTier, Stay, lock},
+    stay::Stay,
+    tier::{FlowTier, lock},
     trust::Distrusted,
     wire::{Difference, Memory, Place, Traffic, Verdict, judge},
 };

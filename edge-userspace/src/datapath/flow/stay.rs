@@ -1,0 +1,107 @@
+//! Why a connection stays on its sockets, in words for the log and in names for the counters.
+
+use std::io;
+
+use thiserror::Error;
+
+use super::agreement::Mismatch;
+use crate::kernel::{InstallError, KernelError};
+
+/// Why a connection stays on its sockets.
+#[derive(Debug, Error)]
+pub enum Stay {
+    /// Its legs differ.
+    #[error(transparent)]
+    Mismatch(#[from] Mismatch),
+    /// No place for it.
+    #[error(transparent)]
+    Install(#[from] InstallError),
+    /// The device cannot be used.
+    #[error("{}", .0.words())]
+    Kernel(#[from] KernelError),
+    /// Its local port is not one of those kept for flows: none was left for it, or it was connected beforehand.
+    #[error("its port is not one of those kept for flows")]
+    Port,
+    /// Packets of a side come by one device and go by another.
+    #[error("one of its sides is reached by another device than its packets come by")]
+    Asymmetric,
+    /// On the wire it has other addresses or sequence numbers than at its sockets.
+    #[error("NAT or SYNPROXY on this machine changes its packets")]
+    Translated,
+    /// A rule of policy routing, by port, mark or user, leads its packets another way than a flow's.
+    #[error("policy routing leads its packets another way than those of a flow")]
+    PolicyRoute,
+    /// The kernel encrypts its packets, and would not those of a flow.
+    #[error("an IPsec policy is for its packets")]
+    Ipsec,
+    /// A side has not shown how its packets look on the wire.
+    #[error("a side was silent when it was asked")]
+    Unconfirmed,
+    /// Flows of several networks to this backend have failed a short while ago, and hardly any works.
+    #[error("flows to its backend have failed, it is left alone for a while")]
+    Distrusted,
+    /// A flow of this source, or several of its network, to this backend have.
+    #[error("a flow of its source to its backend has failed, they are left alone for a while")]
+    DistrustedSource,
+    /// What is lost on the way to its client is better repeated from here.
+    #[error("its client's line loses packets, and home is far")]
+    Lossy,
+    /// It streams, and the whole path is much longer than its sender believes.
+    #[error("it streams, and the path is much longer than its sender's part of it")]
+    Stretched,
+    /// Its source has as many flows as it may have.
+    #[error("its source has as many flows as it may have")]
+    Quota,
+    /// A question to the kernel failed.
+    #[error("asking the kernel: {0}")]
+    Io(io::Error),
+}
+
+impl From<io::Error> for Stay {
+    /// Who asks for the addresses of a socket whose peer has reset it gets none.
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::NotConnected { Mismatch::Closing.into() } else { Self::Io(error) }
+    }
+}
+
+impl Stay {
+    /// Whether it may be different later.
+    pub const fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            Self::Install(InstallError::Full)
+                | Self::Distrusted
+                | Self::DistrustedSource
+                | Self::Lossy
+                | Self::Stretched
+                | Self::Quota
+                | Self::Unconfirmed
+        )
+    }
+
+    /// Its name in counters.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Mismatch(Mismatch::Unseen) => "handshake_not_seen",
+            Self::Mismatch(Mismatch::Closing) => "closing",
+            Self::Mismatch(Mismatch::Timestamps) => "timestamps_differ",
+            Self::Mismatch(Mismatch::Ecn) => "ecn_differs",
+            Self::Mismatch(Mismatch::PathMtu) => "path_mtu",
+            Self::Install(InstallError::Taken) => "addresses_taken",
+            Self::Install(InstallError::Full) => "table_full",
+            Self::Install(InstallError::Kernel(_)) | Self::Io(_) => "kernel",
+            Self::Kernel(_) => "device",
+            Self::Port => "port",
+            Self::Asymmetric => "asymmetric_route",
+            Self::Translated => "translated",
+            Self::PolicyRoute => "policy_route",
+            Self::Ipsec => "ipsec",
+            Self::Unconfirmed => "unconfirmed",
+            Self::Distrusted => "distrusted",
+            Self::DistrustedSource => "distrusted_source",
+            Self::Lossy => "lossy_client",
+            Self::Stretched => "longer_path",
+            Self::Quota => "source_quota",
+        }
+    }
+}
