@@ -4,11 +4,9 @@ use std::{hint::black_box, net::IpAddr};
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use edge::{
-    alpn::AlpnList,
     config::Settings,
-    host::HostName,
-    route::{Conditions, Query, Rule, Table},
-    sniff::Spoken,
+    route::{Query, Rule, Table},
+    spec::{AlpnList, Conditions, HostName, Spoken},
 };
 
 const ROUTES: usize = 100_000;

@@ -4,13 +4,13 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use edge::{
-    pool::ProxyProtocol,
     proxy_protocol::{ProxySource, Tlvs, write},
     sniff::{
         http::{RequestHeadReader, request_head},
         proxy_header::proxy_header,
         tls::{ClientHelloReader, client_hello},
     },
+    spec::ProxyProtocol,
 };
 
 /// The default of `limits.hello_bytes`.

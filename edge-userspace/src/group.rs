@@ -1,5 +1,7 @@
 //! The group whose members use `edgectl` and read the access log without being root.
 
+#![forbid(unsafe_code)]
+
 use std::fs;
 
 /// What it is called.

@@ -1,5 +1,7 @@
 //! A hash that is the same in every version and on every machine: for what outlives the daemon.
 
+#![forbid(unsafe_code)]
+
 /// FNV-1a of 64 bits.
 pub fn fnv1a(text: &str) -> u64 {
     text.bytes()

@@ -1,9 +1,9 @@
 //! The daemon `edged` and its remote `edgectl`, as a library: the binaries are wiring only.
 //!
-//! One connection's way: `listener` accepts, `sniff` reads what the client asks for, `route` picks, `pool`
-//! chooses a backend, `datapath` carries, `connection` keeps the account of it all.
+//! One connection's way: `listener` binds, `connection` accepts, `sniff` reads what the client asks for, `route` picks,
+//! `pool` chooses a backend, `datapath` carries, and `connection` keeps the account of it all. `spec` is what the
+//! operator says.
 
-pub mod alpn;
 pub mod config;
 pub mod connection;
 pub mod control;
@@ -11,10 +11,11 @@ pub mod daemon;
 pub mod datapath;
 pub mod group;
 pub mod hash;
-pub mod host;
 pub mod kernel;
 pub mod listener;
 pub mod moment;
+#[cfg(test)]
+mod namespace;
 pub mod observe;
 pub mod pool;
 pub mod proxy_protocol;
@@ -23,5 +24,6 @@ pub mod route;
 pub mod shield;
 pub mod sniff;
 pub mod source;
+pub mod spec;
 pub mod tally;
 pub mod tunnel;

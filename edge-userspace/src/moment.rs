@@ -1,6 +1,8 @@
 //! Moments that are shown to people, kept so that they stay right when the clock is set: a board without a battery starts
 //! in 1970, and NTP tells it the time when edged has long been running.
 
+#![forbid(unsafe_code)]
+
 use std::time::{Duration, SystemTime};
 
 use crate::kernel::boot_time;

@@ -7,6 +7,8 @@
 //! "too short" to a header whose length is too small for its addresses, so that such a peer would be waited for; it
 //! takes anything for the space behind `PROXY`; and it does not give out the TLVs as they came, which we pass on.
 
+#![forbid(unsafe_code)]
+
 use std::net::SocketAddr;
 
 pub mod tlv;

@@ -4,6 +4,8 @@
 //! and waits for the next edge from epoll. But `tcp_recvmsg` also stops at an urgent byte, and for what stands behind it
 //! no edge comes.
 
+#![forbid(unsafe_code)]
+
 use std::{
     future::poll_fn,
     io,

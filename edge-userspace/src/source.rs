@@ -1,5 +1,7 @@
 //! Who counts as one source of connections, wherever sources are limited, and which sources belong together.
 
+#![forbid(unsafe_code)]
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// An IPv4 address, or the /64 of an IPv6 address, which one customer has.

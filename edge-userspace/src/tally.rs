@@ -3,6 +3,8 @@
 //! Connections on sockets report what they carried bit by bit. Those that go on as flows are counted in the kernel,
 //! and here as a whole, anew from time to time.
 
+#![forbid(unsafe_code)]
+
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Counts of one place since the daemon started.

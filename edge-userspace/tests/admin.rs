@@ -13,11 +13,9 @@ use std::{
 };
 
 use edge::{
-    host::HostName,
-    observe::{
-        admin::{self, Health, Observed},
-        metrics::Snapshot,
-    },
+    control::admin::{self, Health, Observed},
+    observe::metrics::Snapshot,
+    spec::HostName,
 };
 use serde_json::Value;
 

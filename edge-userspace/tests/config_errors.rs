@@ -3,12 +3,11 @@
 use std::{fmt::Write as _, fs, net::SocketAddr, path::Path, time::Duration};
 
 use edge::{
-    config::{AccessLogTarget, ConfigError, Settings},
-    datapath::Choice,
-    listener::Protocol,
-    pool::{Balance, HealthKind, HealthSpec, ProxyProtocol, Target, Warm},
-    route::HostPattern,
-    sniff::Spoken,
+    config::{ConfigError, Settings},
+    observe::access_log::AccessLogTarget,
+    spec::{
+        Balance, Choice, HealthKind, HealthSpec, HostPattern, Protocol, ProxyProtocol, Spoken, Target, Warm,
+    },
 };
 
 const CASES: &str = include_str!("config_errors.txt");

@@ -4,11 +4,11 @@
 #![expect(clippy::unwrap_used, reason = "a failing conversion is a failing test")]
 
 use edge::{
-    host::HostName,
     sniff::{
         Rejection, Sniff, http,
         tls::{ClientHello, ClientHelloReader, client_hello},
     },
+    spec::HostName,
 };
 
 /// The default of `limits.hello_bytes`.

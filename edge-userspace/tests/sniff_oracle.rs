@@ -12,11 +12,11 @@
 use std::io::Cursor;
 
 use edge::{
-    host::HostName,
     sniff::{
         Rejection, Sniff,
         tls::{ClientHello, ClientHelloReader, MAX_RECORDS, client_hello},
     },
+    spec::HostName,
 };
 use proptest::{collection::vec, option::weighted, prelude::*, sample::Index, test_runner::TestRunner};
 use rustls::{Error, InvalidMessage, server::Acceptor};

@@ -2,7 +2,10 @@
 //! bytes, and the readers that follow take what was told.
 #![no_main]
 
-use edge::sniff::{Rejection, Sniff, Spoken, postgres, spoken};
+use edge::{
+    sniff::{Rejection, Sniff, postgres, spoken},
+    spec::Spoken,
+};
 use libfuzzer_sys::fuzz_target;
 
 const ALL: [Spoken; 5] = [Spoken::Tls, Spoken::Http, Spoken::Ssh, Spoken::Openvpn, Spoken::Postgres];

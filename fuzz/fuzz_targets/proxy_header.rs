@@ -2,12 +2,12 @@
 #![no_main]
 
 use edge::{
-    pool::ProxyProtocol,
     proxy_protocol::{Tlvs, V1_MAX, V2_MAX, tlv, write},
     sniff::{
         Sniff,
         proxy_header::{ProxyHeader, ProxySource, proxy_header},
     },
+    spec::ProxyProtocol,
 };
 use libfuzzer_sys::fuzz_target;
 

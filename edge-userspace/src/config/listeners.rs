@@ -16,10 +16,7 @@ use super::{
     tables::{target, unique},
     value::{Value, duration, duration_or_zero, list, one_of},
 };
-use crate::{
-    listener::{ListenerSpec, Protocol},
-    sniff::Spoken,
-};
+use crate::spec::{ListenerSpec, Protocol, Spoken};
 
 /// All listeners; the two that everyone needs where none is written.
 pub(super) fn listeners(

@@ -1,5 +1,7 @@
 //! TOML → validated settings, with errors that say how to mend the file.
 
+#![forbid(unsafe_code)]
+
 mod document;
 mod listeners;
 mod network;
@@ -11,4 +13,4 @@ mod tables;
 mod value;
 
 pub use problem::{ConfigError, Problem, Refusal};
-pub use settings::{AccessLogTarget, DaemonSettings, FlowSpec, Limits, ResolverSpec, Settings, ShieldSpec};
+pub use settings::{DaemonSettings, FlowSpec, Limits, ResolverSpec, Settings, ShieldSpec};

@@ -12,11 +12,7 @@ use super::{
     problem::Refusal,
     value::{Value, quoted},
 };
-use crate::{
-    host::{HostName, HostNameError},
-    pool::{BackendAddress, BackendHost},
-    route::HostPattern,
-};
+use crate::spec::{BackendAddress, BackendHost, HostName, HostNameError, HostPattern};
 
 /// The longest name of a network device (`IFNAMSIZ` of the kernel without the NUL).
 const MAX_DEVICE: usize = 15;

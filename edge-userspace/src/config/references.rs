@@ -8,11 +8,8 @@ use super::{
     settings::Settings,
     value::quoted,
 };
-use crate::{
-    listener::ListenerSpec,
-    pool::{BackendAddress, BackendHost, ProxyProtocol, Target},
-    route::{Conditions, RouteSpec},
-    sniff::Spoken,
+use crate::spec::{
+    BackendAddress, BackendHost, Conditions, ListenerSpec, ProxyProtocol, RouteSpec, Spoken, Target,
 };
 
 /// The pools and listeners that a configuration has.
@@ -94,7 +91,7 @@ impl References {
 
     /// A condition on ALPN needs a listener on which clients offer some, and a protocol in which they do.
     pub(super) fn alpn(&self, listeners: &[Arc<str>], protocols: &[Spoken]) -> Result<(), Refusal> {
-        let offers = |protocol: &Spoken| matches!(protocol, Spoken::Tls | Spoken::Postgres);
+        let offers = |protocol: &Spoken| protocol.offers_alpn();
         if !protocols.is_empty() && !protocols.iter().any(offers) {
             return Err(Refusal::new("this route can never match: in these protocols no client offers ALPN")
                 .hint("leave `alpn` or `protocol` out"));

@@ -15,12 +15,8 @@ use super::{
     tables,
 };
 use crate::{
-    datapath::{Choice, flow::DEFAULT_PORTS},
-    host::HostName,
-    listener::ListenerSpec,
-    pool::PoolSpec,
-    route::RouteSpec,
-    tunnel,
+    observe::access_log::AccessLogTarget,
+    spec::{Choice, FLOW_PORTS, HostName, ListenerSpec, PoolSpec, RouteSpec, TunnelSpec},
 };
 
 /// Everything the operator said, validated, defaults filled in.
@@ -41,7 +37,7 @@ pub struct Settings {
     /// `[flow]`
     pub flow: FlowSpec,
     /// `[tunnel]`
-    pub tunnel: tunnel::Options,
+    pub tunnel: TunnelSpec,
     /// `[shield]`
     pub shield: ShieldSpec,
 }
@@ -112,17 +108,6 @@ pub struct DaemonSettings {
     pub drain_timeout: Duration,
 }
 
-/// `daemon.access_log`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AccessLogTarget {
-    /// Standard output.
-    Stdout,
-    /// Nowhere.
-    Off,
-    /// Appended to this file.
-    File(PathBuf),
-}
-
 /// `[limits]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -174,7 +159,7 @@ pub struct ShieldSpec {
 
 impl Default for FlowSpec {
     fn default() -> Self {
-        Self { ports: DEFAULT_PORTS }
+        Self { ports: FLOW_PORTS }
     }
 }
 

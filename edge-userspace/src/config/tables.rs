@@ -13,16 +13,15 @@ use super::{
     network::{alpn, backend_address, bind, device, host_pattern, label, name_server, ports, prefix, suffix},
     problem::Refusal,
     references::References,
-    settings::{AccessLogTarget, DaemonSettings, FlowSpec, Limits, ResolverSpec, Settings, ShieldSpec},
+    settings::{DaemonSettings, FlowSpec, Limits, ResolverSpec, Settings, ShieldSpec},
     value::{Value, boolean, duration, duration_or_zero, integer, list, one_of, path, quoted},
 };
 use crate::{
-    datapath::Choice,
-    listener::ListenerSpec,
-    pool::{BackendAddress, BackendSpec, HealthKind, HealthSpec, PoolSpec, ProxyProtocol, Target, Warm},
-    route::{Conditions, HostPattern, RouteSpec},
-    sniff::Spoken,
-    tunnel::Options,
+    observe::access_log::AccessLogTarget,
+    spec::{
+        BackendAddress, BackendSpec, Choice, Conditions, HealthKind, HealthSpec, HostPattern, ListenerSpec,
+        PoolSpec, ProxyProtocol, RouteSpec, Spoken, Target, TunnelSpec, Warm,
+    },
 };
 
 /// The longest path of a Unix socket (`sun_path` of `struct sockaddr_un` without the NUL).
@@ -163,9 +162,9 @@ fn flow(table: &mut Section<'_>, listeners: &[ListenerSpec], daemon: &DaemonSett
     FlowSpec { ports }
 }
 
-fn tunnel(table: &mut Section<'_>) -> Options {
-    let default = Options::default();
-    Options { handshake: table.or("handshake_timeout", default.handshake, duration) }
+fn tunnel(table: &mut Section<'_>) -> TunnelSpec {
+    let default = TunnelSpec::default();
+    TunnelSpec { handshake: table.or("handshake_timeout", default.handshake, duration) }
 }
 
 fn shield(table: &mut Section<'_>) -> ShieldSpec {

@@ -8,14 +8,10 @@ use std::{
 
 use super::Destination;
 use crate::{
-    alpn::AlpnList,
     datapath::{Meter, Stop},
-    host::HostName,
     pool::Lease,
-    sniff::{
-        Spoken,
-        proxy_header::{ProxyHeader, ProxySource},
-    },
+    sniff::proxy_header::{ProxyHeader, ProxySource},
+    spec::{AlpnList, HostName, Spoken},
 };
 
 /// One connection. Shared by its task and whoever looks at it.

@@ -3,10 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    datapath::Choice,
     hash::fnv1a,
-    pool::{Pool, ProxyProtocol},
-    route::RouteSpec,
+    pool::Pool,
+    spec::{Choice, ProxyProtocol, RouteSpec},
     tally::Tally,
 };
 

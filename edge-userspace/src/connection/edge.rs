@@ -17,7 +17,7 @@ use super::{
     passport::Passport,
 };
 use crate::{
-    datapath::{StopReason, Tier, Tiers},
+    datapath::{StopReason, Tiers},
     kernel::{FlowEvents, KernelError},
     observe::{
         access_log::{AccessLog, Record},
@@ -25,6 +25,7 @@ use crate::{
     },
     proxy_protocol::tlv,
     shield::BlockedSources,
+    spec::Tier,
 };
 
 /// What every connection shares: the running state, the registry, the limits and where accounts go.

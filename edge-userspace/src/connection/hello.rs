@@ -4,14 +4,14 @@ use tokio::{net::TcpStream, time::timeout};
 
 use super::{account::Asked, postgres, received::Received};
 use crate::{
-    listener::ListenerSpec,
     sniff::{
-        Rejection, Sniff, Spoken,
+        Rejection, Sniff,
         http::RequestHeadReader,
         proxy_header::{ProxyHeader, proxy_header},
         spoken,
         tls::ClientHelloReader,
     },
+    spec::{ListenerSpec, Spoken},
 };
 
 /// The hello, and every byte read so far: they go to the backend unchanged.

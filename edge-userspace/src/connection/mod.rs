@@ -3,6 +3,9 @@
 //! What a connection meets on its way is one immutable [`Running`] state; what it leaves behind are counts at
 //! its [`Destination`], its backend and the listener's refusals. Where the state comes from is not known here.
 
+#![forbid(unsafe_code)]
+
+mod accept;
 mod account;
 mod admission;
 mod destination;
@@ -20,6 +23,7 @@ mod registry;
 mod running;
 mod serve;
 
+pub use accept::accept;
 pub use account::Connection;
 pub use admission::{Admission, Slot};
 pub use destination::{Destination, Source, identity_of};

@@ -7,7 +7,11 @@ use edge_common::flow::LABEL_BYTES;
 use serde::{Deserialize, Serialize};
 
 use super::Connection;
-use crate::{alpn::AlpnList, hash::fnv1a, host::HostName, pool::BackendId, sniff::Spoken};
+use crate::{
+    hash::fnv1a,
+    pool::BackendId,
+    spec::{AlpnList, HostName, Spoken},
+};
 
 /// What is known of a connection that became a flow. Keys are short: all of it has to fit in a
 /// [`Label`](edge_common::flow::Label).

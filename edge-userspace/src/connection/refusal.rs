@@ -9,7 +9,8 @@ use super::Outcome;
 use crate::{
     datapath,
     receive::receive,
-    sniff::{Rejection, Spoken, http, postgres, tls::alert},
+    sniff::{Rejection, http, postgres, tls::alert},
+    spec::Spoken,
 };
 
 /// How long a refused client may take to read the answer and close.
@@ -29,8 +30,7 @@ enum Answer {
 fn answer(outcome: Outcome, protocol: Option<Spoken>, tls_version: u16) -> Answer {
     let alert = |description| Answer::Alert(alert::fatal(description, tls_version));
     let http = |status| Answer::Text(http::response(status));
-    // A PostgreSQL client has been told to speak TLS by then.
-    let speaks_tls = matches!(protocol, Some(Spoken::Tls | Spoken::Postgres));
+    let speaks_tls = protocol.is_some_and(Spoken::answers_in_tls);
     match (outcome, protocol) {
         (Outcome::Rejected(Rejection::PostgresWithoutTls), _) => Answer::Text(postgres::TLS_REQUIRED),
         (Outcome::Rejected(rejection), _) => match (rejection.alert(), rejection.http_status()) {

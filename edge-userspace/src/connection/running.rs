@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::Destination;
-use crate::{listener::ListenerSpec, pool::Backend, route::Table};
+use crate::{pool::Backend, route::Table, spec::ListenerSpec};
 
 /// Everything that decides about a connection. One snapshot serves a connection from accept to connect.
 #[derive(Debug)]
@@ -71,7 +71,7 @@ impl ListenerState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::listener::Protocol;
+    use crate::spec::Protocol;
 
     #[test]
     fn deny_wins_over_allow_and_mapped_addresses_are_ipv4() {

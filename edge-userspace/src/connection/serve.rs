@@ -27,17 +27,15 @@ use super::{
 };
 use crate::{
     datapath::{
-        self, Choice, Fate, Pair, Passenger, Preread, StopReason, Ticket,
+        self, Fate, Pair, Passenger, Preread, StopReason, Ticket,
         flow::{FlowTier, Options},
     },
     kernel::monotonic,
-    pool::{
-        ProxyProtocol,
-        connect::{self, Kept, Preparation},
-    },
+    pool::connect::{self, Kept, Preparation},
     proxy_protocol::{Tlvs, write},
     route::Query,
-    sniff::{Spoken, proxy_header::ProxySource},
+    sniff::proxy_header::ProxySource,
+    spec::{Choice, ProxyProtocol, Spoken},
 };
 
 /// A client's connection, as accepted.

@@ -3,6 +3,9 @@
 //! What the daemon does behind it is the [`Operator`]'s business; nothing here knows sockets of clients, the
 //! configuration file or the kernel.
 
+#![forbid(unsafe_code)]
+
+pub mod admin;
 pub mod api;
 pub mod cli;
 pub mod client;

@@ -6,13 +6,12 @@ use super::{connection_limit, share_of_a_source};
 use crate::{
     config::Settings,
     connection::{Destination, ListenerState, Running, Source, identity_of},
-    datapath::Choice,
-    host::HostName,
-    pool::{
-        Backend, BackendAddress, BackendSpec, Backends, HealthKind, Pool, PoolSpec, ProxyProtocol, Target,
-        check::Plan,
+    pool::{Backend, Backends, Pool, check::Plan},
+    route::{Rule, Table},
+    spec::{
+        BackendAddress, BackendSpec, Choice, Conditions, HealthKind, HostName, HostPattern, PoolSpec,
+        ProxyProtocol, RouteSpec, Target,
     },
-    route::{Conditions, HostPattern, RouteSpec, Rule, Table},
     tally::Tally,
 };
 

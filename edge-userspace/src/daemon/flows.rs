@@ -10,12 +10,13 @@ use crate::{
     connection::{Edge, FlowView, Flows, backend_key},
     control::api,
     datapath::{
-        Tier, Tiers,
+        Tiers,
         flow::{FlowTier, Ports},
     },
     kernel::{Finding, FlowEvents, Kernel, OlderFlows, State},
     observe::metrics::FlowCounts,
     pool::Backend,
+    spec::Tier,
 };
 
 /// Ports that the kernel may not give out by itself, in this network namespace.

@@ -10,7 +10,8 @@ use crate::{
         Backend, Names, Resolver, Ways,
         check::{Checks, Plan},
     },
-    tunnel::{Options, Tunnels, Watcher},
+    spec::TunnelSpec,
+    tunnel::{Tunnels, Watcher},
 };
 
 /// Follows the backends in use. Dropping it ends that.
@@ -25,7 +26,7 @@ pub(super) struct Following {
 
 impl Following {
     /// Follows nothing yet; runs on the runtime that it is called in.
-    pub(super) fn new(resolver: &ResolverSpec, tunnel: Options) -> Self {
+    pub(super) fn new(resolver: &ResolverSpec, tunnel: TunnelSpec) -> Self {
         let watcher = Watcher::start(tunnel)
             .inspect_err(|error| tracing::warn!(%error, "tunnels are not watched: netlink cannot be used"))
             .ok()
@@ -44,7 +45,7 @@ impl Following {
         &mut self,
         wanted: Vec<(Arc<Backend>, Plan)>,
         resolver: &ResolverSpec,
-        tunnel: Options,
+        tunnel: TunnelSpec,
     ) {
         if self.resolver != *resolver {
             self.names = names(resolver);

@@ -16,9 +16,8 @@ use super::{
     troubles::Part,
 };
 use crate::{
-    control::{self, ControlSocket},
+    control::{self, ControlSocket, admin},
     listener,
-    observe::admin,
 };
 
 /// Between two attempts without an event: nobody tells when another program lets a port go.

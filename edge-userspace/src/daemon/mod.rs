@@ -3,6 +3,8 @@
 //! Everything that changes what connections meet goes through here, one change at a time: it is checked, put on
 //! disk where it has to last, and then swapped in whole.
 
+#![forbid(unsafe_code)]
+
 mod blocks;
 mod build;
 mod clock;
@@ -55,12 +57,13 @@ use crate::{
     },
     connection::{Admission, Edge, Endings, HelloMemory, Registry},
     control,
-    datapath::{Tier, Tiers},
+    datapath::Tiers,
     kernel::{Finding, Kernel, Objects, PinsBusy, UnreadFlows, give_back_memory},
     listener::BindError,
     moment::Moment,
     observe::{access_log::AccessLog, timings::Timings},
     pool::BackendState,
+    spec::Tier,
 };
 
 /// Descriptors that are not for connections: listeners, epoll, logs, the control API, health checks, pipes.

@@ -5,15 +5,14 @@ use std::sync::Arc;
 use super::Daemon;
 use crate::{
     connection::ListenerState,
-    control::api::{Backend, BackendState},
-    datapath::Tier,
-    host::HostName,
-    kernel::Fill,
-    observe::{
+    control::{
         admin::{Health, Observed},
-        metrics::{Ended, Snapshot},
+        api::{Backend, BackendState},
     },
+    kernel::Fill,
+    observe::metrics::{Ended, Snapshot},
     pool::BackendId,
+    spec::{HostName, Tier},
 };
 
 impl Observed for Daemon {

@@ -4,7 +4,6 @@ use std::{net::IpAddr, sync::Arc};
 
 use super::{Applied, Daemon, DaemonError, Steering};
 use crate::{
-    alpn::AlpnList,
     config::state::{Drained, State, StateError},
     connection::{self, Destination, Source},
     control::{
@@ -16,10 +15,9 @@ use crate::{
         },
     },
     datapath::StopReason,
-    listener::Protocol,
-    pool::{BackendId, Target},
-    route::{Query, RouteSpec, Rule},
-    sniff::Spoken,
+    pool::BackendId,
+    route::{Query, Rule},
+    spec::{AlpnList, Protocol, RouteSpec, Spoken, Target},
 };
 
 impl Operator for Daemon {

@@ -7,13 +7,14 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::{DaemonError, flows};
 use crate::{
-    config::{AccessLogTarget, Settings},
+    config::Settings,
     control::{BindError, ControlSocket},
     kernel::{
         self, Finding, Kernel, Objects, PinLock, State, Wanted,
         keeper::{self, Forked},
         sandbox::{self, Account, Confines},
     },
+    observe::access_log::AccessLogTarget,
     tunnel,
 };
 

@@ -9,13 +9,12 @@ use std::{
 
 use crate::{
     control::api::{CheckStatus, Probe, ProbeStep},
-    host::HostName,
     pool::{
-        Backend, HealthKind, HealthSpec, Pool,
+        Backend, Pool,
         check::{CheckError, Plan, check},
         diagnosis::{certificate, is_black_hole},
     },
-    sniff::Spoken,
+    spec::{HealthKind, HealthSpec, HostName, Spoken},
     tunnel,
 };
 

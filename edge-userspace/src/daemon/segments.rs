@@ -20,8 +20,8 @@ use tokio::{
 use super::Daemon;
 use crate::{
     connection::Running,
-    listener::Protocol,
     pool::{Backend, Pool},
+    spec::Protocol,
     tunnel::path_mtu,
 };
 

@@ -18,7 +18,8 @@ use super::{
 };
 use crate::{
     hash::fnv1a,
-    listener::{self, BindError, ListenerSpec},
+    listener::{self, BindError},
+    spec::ListenerSpec,
 };
 
 /// Which addresses are being listened on.

@@ -9,9 +9,9 @@ use crate::{
         self, BackendCount, BindTrouble, ConfigStatus, ConnectionCount, ConntrackStatus, DatapathStatus,
         ListenerStatus, ReloadStatus, RouteCount, Status, TierStatus, Timestamp,
     },
-    datapath::Tier,
     kernel::Fill,
     pool::{self, BackendState},
+    spec::Tier,
 };
 
 impl Daemon {

@@ -2,9 +2,9 @@
 
 use crate::{
     config::Settings,
-    datapath::{Choice, Tier, Tiers},
+    datapath::Tiers,
     kernel::{DEFAULT_CREDIT, Objects, Sockmap},
-    route::RouteSpec,
+    spec::{Choice, RouteSpec, Tier},
 };
 
 use super::DaemonError;

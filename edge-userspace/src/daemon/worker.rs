@@ -13,9 +13,8 @@ use tokio::{
 };
 
 use crate::{
-    connection::Edge,
+    connection::{self, Edge},
     kernel::{admin, tcp},
-    listener,
     pool::warm,
 };
 
@@ -123,7 +122,7 @@ async fn work(edge: Arc<Edge>, mut inbox: mpsc::UnboundedReceiver<Order>) {
             Order::Listen(binding, socket) => match TcpListener::from_std(socket) {
                 Ok(socket) => {
                     let socket = Arc::new(socket);
-                    let loop_ = tokio::spawn(listener::accept(
+                    let loop_ = tokio::spawn(connection::accept(
                         Arc::clone(&edge),
                         Arc::clone(&binding.listener),
                         Arc::clone(&socket),

@@ -13,12 +13,13 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::net::TcpStream;
 
 use super::{
-    Preread, Tier,
+    Preread,
     bulk::{Bulk, Carrier},
     copy::Copy,
     meter::Counter,
     splice::{Splice, Spliced},
 };
+use crate::spec::Tier;
 
 /// Steps of one direction before other tasks of the thread get their turn ...
 const STEPS_PER_TURN: usize = 16;

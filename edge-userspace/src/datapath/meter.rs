@@ -13,7 +13,8 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 
-use super::{Side, Tier};
+use super::Side;
+use crate::spec::Tier;
 
 /// Bytes and tier of one connection, as the client and the backend see the stream: the ClientHello counts, a
 /// PROXY header does not.

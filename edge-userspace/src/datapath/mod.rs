@@ -4,8 +4,9 @@
 //! counts go to the [`Meter`] as they happen, so that an operator sees them live. Nothing here knows routes,
 //! pools or configuration.
 
+#![forbid(unsafe_code)]
+
 mod bulk;
-mod choice;
 mod copy;
 mod direction;
 pub mod flow;
@@ -23,9 +24,8 @@ use std::sync::{Arc, OnceLock};
 use futures_util::future::{Either, FutureExt as _};
 
 use self::flow::FlowTier;
-use crate::kernel::Sockmap;
+use crate::{kernel::Sockmap, spec::Choice};
 
-pub use choice::{Choice, Tier};
 pub use meter::Meter;
 pub use pipe::{LARGER_PIPES, SMALL_PIPES, are_pipes_large};
 pub(crate) use relay::reset;

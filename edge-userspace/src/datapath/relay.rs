@@ -16,11 +16,11 @@ use tokio::{
 };
 
 use super::{
-    Choice, End, Meter, Side, Stop, StopReason,
+    End, Meter, Side, Stop, StopReason,
     direction::{Direction, Fault},
     meter::Counter,
 };
-use crate::kernel::tcp;
+use crate::{kernel::tcp, spec::Choice};
 
 /// How long what a reset side sent before may take to reach the other side, before that one is reset too.
 pub(super) const LAST_BYTES: Duration = Duration::from_secs(2);

@@ -24,13 +24,16 @@ use tokio::{
 
 use self::spilled::in_user_space;
 use super::{
-    Choice, End, Meter, Pair, Preread, Side, Stop, StopReason, Tier,
+    End, Meter, Pair, Preread, Side, Stop, StopReason,
     meter::KernelCount,
     relay::{self, LAST_BYTES, acknowledged, reset},
 };
-use crate::kernel::{
-    Joined, JoinedSocket, Progress, Sockmap,
-    tcp::{self, TcpInfo},
+use crate::{
+    kernel::{
+        Joined, JoinedSocket, Progress, Sockmap,
+        tcp::{self, TcpInfo},
+    },
+    spec::{Choice, Tier},
 };
 
 /// The first pause before a look at what has no event; it doubles up to the second.

@@ -8,7 +8,8 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{Choice, End, Meter, Pair, Preread, Side, Stop, StopReason, Ticket, Tier, Tiers, carry, reset};
+use super::{End, Meter, Pair, Preread, Side, Stop, StopReason, Ticket, Tiers, carry, reset};
+use crate::spec::{Choice, Tier};
 
 /// Both far ends of a connection that is being carried.
 struct Carried {

@@ -194,7 +194,7 @@ fn until_nul(octets: &[u8]) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tunnel::tests::{in_namespace, sh};
+    use crate::namespace::{in_namespace, sh};
 
     #[test]
     fn the_loopback_is_found_and_does_not_face_the_world() {

@@ -1,11 +1,9 @@
-//! Accepting connections: what a listener is, its sockets, and the loop that accepts.
+//! The sockets of listeners: bound, tuned, kept over a restart.
 
-mod accept;
+#![forbid(unsafe_code)]
+
 mod bind;
 mod holder;
-mod spec;
 
-pub use accept::accept;
 pub use bind::{BindError, bind, is_local, is_taken, tune};
 pub use holder::{Holder, holder};
-pub use spec::{ListenerSpec, Protocol};

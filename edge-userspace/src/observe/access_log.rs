@@ -9,7 +9,7 @@ use std::{
     io::{self, BufWriter, Write},
     net::SocketAddr,
     os::unix::fs::{OpenOptionsExt, fchown},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -21,7 +21,10 @@ use std::{
 
 use serde::{Serialize, Serializer};
 
-use crate::{alpn::AlpnList, config::AccessLogTarget, datapath::Tier, group, host::HostName, sniff::Spoken};
+use crate::{
+    group,
+    spec::{AlpnList, HostName, Spoken, Tier},
+};
 
 /// Lines that may wait: a second of a busy edge, a few megabytes.
 const QUEUE: usize = 16 * 1024;
@@ -96,6 +99,17 @@ struct Shared {
     reopen: AtomicBool,
     /// Why lines are lost.
     trouble: Mutex<Option<String>>,
+}
+
+/// Where the lines go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AccessLogTarget {
+    /// Standard output.
+    Stdout,
+    /// Nowhere.
+    Off,
+    /// Appended to this file.
+    File(PathBuf),
 }
 
 /// The log. Shared by all workers.

@@ -13,7 +13,7 @@ use prometheus_client::{
 };
 
 use super::timings::{BOUNDS, Histogram};
-use crate::datapath::Tier;
+use crate::spec::Tier;
 
 /// The media type of [`Snapshot::render`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

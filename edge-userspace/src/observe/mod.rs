@@ -1,8 +1,7 @@
-//! What the edge says about its work: the access log, metrics, the dashboard.
+//! What the edge says about its work: the access log, metrics, times.
+
+#![forbid(unsafe_code)]
 
 pub mod access_log;
-pub mod admin;
-mod hosts;
 pub mod metrics;
-mod shared;
 pub mod timings;

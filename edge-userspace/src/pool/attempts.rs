@@ -11,8 +11,8 @@ use super::{
     backend::Backend,
     balance::{Balancer, Candidate},
     condition::BackendState,
-    spec::{HealthSpec, PoolSpec, ProxyProtocol, Warm},
 };
+use crate::spec::{HealthSpec, PoolSpec, ProxyProtocol, Warm};
 
 /// The time to connect when no backend is up. The refusal should come soon, yet a second SYN, which Linux sends
 /// after one second, must have had its chance.
@@ -205,8 +205,8 @@ impl Iterator for Attempts<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pool::{
-        Backends, Obstacle,
+    use crate::{
+        pool::{Backends, Obstacle},
         spec::{BackendSpec, Balance},
     };
 

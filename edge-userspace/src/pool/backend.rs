@@ -25,9 +25,11 @@ use super::{
     identity::{BackendId, BackendStatus},
     location::{Addresses, Endpoint, Location},
     rtt::Rtt,
-    spec::{BackendAddress, BackendSpec, HealthSpec, Warm},
 };
-use crate::tally::Tally;
+use crate::{
+    spec::{BackendAddress, BackendSpec, HealthSpec, Warm},
+    tally::Tally,
+};
 
 /// A backend. Reads are atomic loads; only a change of state takes a lock.
 pub struct Backend {
@@ -397,7 +399,7 @@ fn uptime() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pool::spec::HealthKind;
+    use crate::spec::HealthKind;
 
     fn backend(to: &str, health: HealthSpec) -> Arc<Backend> {
         let spec = BackendSpec::new(to.parse().unwrap());

@@ -12,10 +12,8 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    identity::BackendId,
-    spec::{BackendHost, Balance},
-};
+use super::identity::BackendId;
+use crate::spec::{BackendHost, Balance};
 
 /// One unit of configured weight. Finer steps exist so that slow start can give a part of it.
 pub(super) const FULL: u64 = 256;

@@ -17,9 +17,12 @@ use super::{
     connect::{ConnectError, connect_in},
     identity::BackendId,
     probe::{self, Answer},
-    spec::{HealthKind, HealthSpec, ProxyProtocol},
 };
-use crate::{host::HostName, kernel::tcp, receive::receive};
+use crate::{
+    kernel::tcp,
+    receive::receive,
+    spec::{HealthKind, HealthSpec, HostName, ProxyProtocol},
+};
 
 /// Checks that may be under way at once: when everything is dead, each holds a socket for its whole timeout.
 const AT_ONCE: usize = 1024;
@@ -211,8 +214,8 @@ pub(super) mod tests {
     use tokio::{io::AsyncReadExt, net::TcpListener, task::JoinHandle};
 
     use super::*;
-    use crate::pool::{
-        BackendState, Backends, Obstacle, Pool,
+    use crate::{
+        pool::{BackendState, Backends, Obstacle, Pool},
         spec::{BackendSpec, PoolSpec},
     };
 

@@ -3,11 +3,8 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use super::{
-    health::{Change, Evidence, Health},
-    spec::HealthSpec,
-};
-use crate::moment::Moment;
+use super::health::{Change, Evidence, Health};
+use crate::{moment::Moment, spec::HealthSpec};
 
 /// Whether a backend takes new connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -5,8 +5,8 @@ use super::{
     certificate::{self, Certificate, Shown},
     check::{CheckError, Plan, converse},
     probe::{self, Answer},
-    spec::{HealthKind, HealthSpec},
 };
+use crate::spec::{HealthKind, HealthSpec};
 
 /// Whether large packets get lost on the way: a ClientHello as large as a post-quantum one is answered when both sides
 /// keep to small segments, and is not when they use what the MTU allows. That is an MTU black hole; lowering the MTU
@@ -56,13 +56,11 @@ mod tests {
     use super::*;
     use crate::{
         kernel::tcp,
-        pool::{
-            ProxyProtocol,
-            check::{
-                check,
-                tests::{backend, plan},
-            },
+        pool::check::{
+            check,
+            tests::{backend, plan},
         },
+        spec::ProxyProtocol,
     };
 
     /// A TLS server of versions as given, for one client.

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::spec::{HealthKind, HealthSpec};
+use crate::spec::{HealthKind, HealthSpec};
 
 /// The wait before the next check while the state may be changing, as a part of the interval.
 const FAST_DIVISOR: u32 = 5;

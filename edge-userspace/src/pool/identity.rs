@@ -6,7 +6,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{condition::BackendState, location::Endpoint, spec::BackendAddress};
+use super::{condition::BackendState, location::Endpoint};
+use crate::spec::BackendAddress;
 
 /// What makes two backends the same across reloads.
 ///

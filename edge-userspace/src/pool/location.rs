@@ -8,7 +8,7 @@ use std::{
 use arc_swap::ArcSwap;
 use smallvec::SmallVec;
 
-use super::spec::{BackendAddress, BackendHost};
+use crate::spec::{BackendAddress, BackendHost};
 
 /// One address of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

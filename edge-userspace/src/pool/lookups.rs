@@ -15,9 +15,8 @@ use super::{
     identity::BackendId,
     names::{Memory, Schedule},
     resolve::Resolver,
-    spec::BackendHost,
 };
-use crate::host::HostName;
+use crate::spec::{BackendHost, HostName};
 
 /// The names that are being looked up. Dropping it ends that; the addresses found stay.
 #[derive(Debug)]
@@ -102,9 +101,11 @@ mod tests {
     use std::{net::SocketAddr, time::Duration};
 
     use super::*;
-    use crate::pool::{
-        Backends, Pool,
-        resolve::tests::{IMPATIENT, address, ip, server},
+    use crate::{
+        pool::{
+            Backends, Pool,
+            resolve::tests::{IMPATIENT, address, ip, server},
+        },
         spec::{BackendSpec, PoolSpec},
     };
 

@@ -1,5 +1,7 @@
 //! Backends, balancing, health and name resolution.
 
+#![forbid(unsafe_code)]
+
 mod attempts;
 mod backend;
 mod balance;
@@ -18,7 +20,6 @@ mod registry;
 mod resolve;
 mod rtt;
 mod search;
-mod spec;
 mod stock;
 pub mod warm;
 mod ways;
@@ -31,8 +32,4 @@ pub use location::{Addresses, Endpoint};
 pub use lookups::Names;
 pub use registry::Backends;
 pub use resolve::Resolver;
-pub use spec::{
-    BackendAddress, BackendAddressError, BackendHost, BackendSpec, Balance, HealthKind, HealthSpec, PoolSpec,
-    ProxyProtocol, Target, Warm,
-};
 pub use ways::Ways;

@@ -4,7 +4,7 @@
 use std::{cmp::Reverse, net::IpAddr, time::Duration};
 
 use super::location::Endpoint;
-use crate::host::HostName;
+use crate::spec::HostName;
 
 /// The shortest time between two questions, for records with a TTL of 0.
 const TTL_FLOOR: Duration = Duration::from_secs(1);

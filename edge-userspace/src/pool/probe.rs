@@ -3,7 +3,7 @@
 //! The ClientHello is a real one, complete enough for a ServerHello of TLS 1.2 or 1.3, but no handshake can be
 //! finished with it: its key share is random, nobody has the secret. That makes a check cost no cryptography.
 
-use crate::{host::HostName, pool::ProxyProtocol};
+use crate::spec::{HostName, ProxyProtocol};
 
 /// The longest ClientHello that [`client_hello`] pads to, in bytes on the wire.
 pub const MAX_HELLO: usize = 16 * 1024;

@@ -5,7 +5,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use super::{attempts::Pool, backend::Backend, identity::BackendId, spec::PoolSpec};
+use super::{attempts::Pool, backend::Backend, identity::BackendId};
+use crate::spec::PoolSpec;
 
 /// The backends of all pools. One that no pool and no connection holds any more is forgotten.
 #[derive(Debug, Default)]
@@ -49,7 +50,7 @@ impl Backends {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pool::{BackendState, spec::BackendSpec};
+    use crate::{pool::BackendState, spec::BackendSpec};
 
     #[test]
     fn what_stays_the_same_backend_keeps_its_counters_and_state() {

@@ -26,7 +26,7 @@ use super::{
     names::{self, Family, Memory, Service},
     search::Search,
 };
-use crate::host::HostName;
+use crate::spec::HostName;
 
 /// What the system's configuration is read from. Both are looked at before each question, so that edged may
 /// start before the network is set up.

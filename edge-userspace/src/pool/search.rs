@@ -5,7 +5,7 @@ use std::iter;
 
 use hickory_resolver::{config::ResolverConfig, proto::rr::Name};
 
-use crate::host::HostName;
+use crate::spec::HostName;
 
 /// Search domains, as `search` and `ndots` of resolv.conf(5) have them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

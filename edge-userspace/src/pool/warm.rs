@@ -29,9 +29,9 @@ use super::{
     backend::Backend,
     condition::BackendState,
     connect::connect,
-    spec::Warm,
     stock::{Demand, Pace},
 };
+use crate::spec::Warm;
 
 /// Time for an idle connection to be established; nobody waits for it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -235,8 +235,8 @@ mod tests {
     };
 
     use super::*;
-    use crate::pool::{
-        Backends, Pool,
+    use crate::{
+        pool::{Backends, Pool},
         spec::{BackendSpec, PoolSpec},
     };
 

@@ -7,8 +7,11 @@ use tokio::{
     time::{Duration, sleep},
 };
 
-use super::{backend::Backend, condition::Obstacle, spec::BackendHost};
-use crate::tunnel::{Tunnels, Watcher, Way};
+use super::{backend::Backend, condition::Obstacle};
+use crate::{
+    spec::BackendHost,
+    tunnel::{Tunnels, Watcher, Way},
+};
 
 /// How often the addresses of backends with both a device and a name are looked at.
 const NAMES: Duration = Duration::from_secs(1);
@@ -95,14 +98,9 @@ fn fault(tunnels: &Tunnels, backend: &Backend) -> Option<String> {
 mod tests {
     use super::*;
     use crate::{
-        pool::{
-            BackendState, Backends, Endpoint, HealthKind, HealthSpec,
-            spec::{BackendSpec, PoolSpec},
-        },
-        tunnel::{
-            Options,
-            tests::{in_namespace, sh},
-        },
+        namespace::{in_namespace, sh},
+        pool::{BackendState, Backends, Endpoint},
+        spec::{BackendSpec, HealthKind, HealthSpec, PoolSpec, TunnelSpec},
     };
 
     fn backend(to: &str, device: &str) -> BackendSpec {
@@ -141,7 +139,7 @@ mod tests {
             };
             let pool = Backends::default().pool(&spec);
             let [fibre, mobile] = pool.backends() else { panic!() };
-            let mut ways = Ways::new(Arc::new(Watcher::start(Options::default()).unwrap()));
+            let mut ways = Ways::new(Arc::new(Watcher::start(TunnelSpec::default()).unwrap()));
             ways.set(pool.backends().iter().cloned());
             sh("ip link set wg0 down");
             assert_eq!(until(fibre, BackendState::Down).await, "the device wg0 is down");
@@ -165,7 +163,7 @@ mod tests {
         assert_eq!(fault(&tunnels, backend).unwrap(), "the device lo does not exist");
         let endpoint = |ip: &str| Endpoint { ip: ip.parse().unwrap(), port: None };
         backend.resolved(Ok(vec![endpoint("192.0.2.1"), endpoint("127.0.0.1")]));
-        let watcher = Watcher::start(Options::default()).unwrap();
+        let watcher = Watcher::start(TunnelSpec::default()).unwrap();
         watcher.follow(ways(backend).into_iter().collect());
         let mut tunnels = watcher.tunnels();
         let no_route = |tunnels: &Arc<Tunnels>| tunnels.fault(&ways(backend)[0]).is_some();

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::{LOCAL, PROXY, ProxySource, SIGNATURE, TCP4, TCP6, V2_FIXED, V2_MAX, tlv};
-use crate::{alpn::AlpnList, host::HostName, pool::ProxyProtocol};
+use crate::spec::{AlpnList, HostName, ProxyProtocol};
 
 /// What a version 2 header says beside the addresses. A checksum is always there too.
 #[derive(Clone, Copy, Debug, Default)]

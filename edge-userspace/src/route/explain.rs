@@ -3,8 +3,8 @@
 use std::fmt;
 
 use crate::{
-    route::{Conditions, HostPattern, Query, Rule, Table, table::Failed},
-    sniff::Spoken,
+    route::{Query, Rule, Table, table::Failed},
+    spec::{Conditions, HostPattern, Spoken},
 };
 
 /// A rule whose host fits a query, and what became of it.
@@ -205,7 +205,7 @@ impl fmt::Display for Unmet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::alpn::AlpnList;
+    use crate::spec::AlpnList;
 
     #[test]
     fn each_candidate_says_why() {

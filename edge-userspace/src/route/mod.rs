@@ -2,10 +2,10 @@
 //!
 //! What a target is, the table does not know: it gives back what it was built with.
 
+#![forbid(unsafe_code)]
+
 mod explain;
-mod spec;
 mod table;
 
 pub use explain::{Considered, Outcome, Outranked, Unmet};
-pub use spec::{Conditions, HostPattern, RouteSpec};
 pub use table::{Query, Rule, Table};

@@ -5,12 +5,7 @@
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
-use crate::{
-    alpn::AlpnList,
-    host::HostName,
-    route::{Conditions, HostPattern},
-    sniff::Spoken,
-};
+use crate::spec::{AlpnList, Conditions, HostName, HostPattern, Spoken};
 
 /// When something applies, and what then.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,6 +5,8 @@
 //! The program is attached only while there is something to drop, because even a packet that passes it costs,
 //! and several drivers give up offloads for it.
 
+#![forbid(unsafe_code)]
+
 mod devices;
 mod ledger;
 mod list;

@@ -4,7 +4,7 @@
 //! first. What could lead us and the backend to different hosts is refused; everything else about the request is
 //! the backend's to judge, and the bytes go on unchanged.
 
-use crate::host::HostName;
+use crate::spec::HostName;
 
 use super::{Rejection, Sniff};
 

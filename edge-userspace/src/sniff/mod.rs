@@ -3,7 +3,9 @@
 //! Every sniffer gives one of three answers. It is fed the bytes received so far, from the first one on, as
 //! often as more arrive; it keeps its place, so that a peer who sends byte by byte costs linear time.
 
-use crate::host::HostNameError;
+#![forbid(unsafe_code)]
+
+use crate::spec::HostNameError;
 
 mod cursor;
 pub mod http;
@@ -12,7 +14,7 @@ pub mod proxy_header;
 mod spoken;
 pub mod tls;
 
-pub use spoken::{Spoken, spoken};
+pub use spoken::spoken;
 
 /// What a sniffer says of the bytes received so far.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,73 +3,15 @@
 //! Each protocol says yes, no or not yet of the bytes so far; no two of them say yes to the same. What none of them
 //! knows is refused as soon as all have said no.
 
-use std::fmt;
-
-use serde::{Deserialize, Serialize};
-
 use super::{Rejection, Sniff, postgres, tls};
-
-/// A protocol that can be told from others by how its client begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Spoken {
-    /// TLS: a handshake record.
-    Tls,
-    /// HTTP/1: a method.
-    Http,
-    /// SSH: `SSH-`, unless it waits for the server (RFC 4253 §4.2).
-    Ssh,
-    /// OpenVPN over TCP: a packet that resets the control channel.
-    Openvpn,
-    /// PostgreSQL: its first message. With TLS in it there is a name.
-    Postgres,
-}
-
-impl Spoken {
-    /// What the configuration, the API and the logs call it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Tls => "tls",
-            Self::Http => "http",
-            Self::Ssh => "ssh",
-            Self::Openvpn => "openvpn",
-            Self::Postgres => "postgres",
-        }
-    }
-
-    /// Whether a client says which host it wants.
-    pub fn names_a_host(self) -> bool {
-        matches!(self, Self::Tls | Self::Http | Self::Postgres)
-    }
-
-    /// Whether a route that says nothing of protocols is for it: those that every web server speaks.
-    pub fn is_web(self) -> bool {
-        matches!(self, Self::Tls | Self::Http)
-    }
-
-    fn begins(self, received: &[u8]) -> Sniff<()> {
-        match self {
-            Self::Tls => tls::opening(received),
-            Self::Http => one_of(&tls::METHODS, received),
-            Self::Ssh => one_of(&[b"SSH-"], received),
-            Self::Openvpn => openvpn(received),
-            Self::Postgres => postgres::begins(received),
-        }
-    }
-}
-
-impl fmt::Display for Spoken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
+use crate::spec::Spoken;
 
 /// Tells which of `among` the bytes begin. TLS, where it is among them, says what else it may be that came.
 pub fn spoken(received: &[u8], among: &[Spoken]) -> Sniff<Spoken> {
     let mut refused = Rejection::UnknownProtocol;
     let mut may_become = false;
     for &protocol in among {
-        match protocol.begins(received) {
+        match begins(protocol, received) {
             Sniff::Complete(()) => return Sniff::Complete(protocol),
             Sniff::Incomplete => may_become = true,
             Sniff::Rejected(rejection) if protocol == Spoken::Tls => refused = rejection,
@@ -77,6 +19,17 @@ pub fn spoken(received: &[u8], among: &[Spoken]) -> Sniff<Spoken> {
         }
     }
     if may_become { Sniff::Incomplete } else { Sniff::Rejected(refused) }
+}
+
+/// Whether the bytes begin as this protocol does.
+fn begins(protocol: Spoken, received: &[u8]) -> Sniff<()> {
+    match protocol {
+        Spoken::Tls => tls::opening(received),
+        Spoken::Http => one_of(&tls::METHODS, received),
+        Spoken::Ssh => one_of(&[b"SSH-"], received),
+        Spoken::Openvpn => openvpn(received),
+        Spoken::Postgres => postgres::begins(received),
+    }
 }
 
 /// Whether the bytes begin with one of some words.

@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-use crate::{alpn::AlpnList, host::HostName};
+use crate::spec::{AlpnList, HostName};
 
 use super::{Rejection, Sniff};
 

@@ -4,6 +4,8 @@
 //! Kernel WireGuard, wireguard-go, Tailscale and any other L3 device are all just devices here; what is known
 //! of WireGuard's peers comes on top. Nothing here changes a device, a route or a peer.
 
+#![forbid(unsafe_code)]
+
 mod ask;
 mod kernel_wireguard;
 mod link;
@@ -18,7 +20,7 @@ pub use link::{Egress, egress};
 pub use mtu::path_mtu;
 pub use peer::Peer;
 pub use state::{Device, Fault, Tunnels, Way};
-pub use watch::{Options, Watcher};
+pub use watch::Watcher;
 
 /// Readers that fuzz targets reach.
 #[cfg(feature = "fuzzing")]
@@ -37,6 +39,3 @@ pub mod fuzzing {
         kernel_wireguard::gather(parts)
     }
 }
-
-#[cfg(test)]
-pub(crate) use watch::tests;

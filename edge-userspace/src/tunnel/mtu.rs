@@ -29,7 +29,7 @@ pub fn path_mtu(address: IpAddr, device: Option<&str>) -> io::Result<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tunnel::tests::{in_namespace, sh};
+    use crate::namespace::{in_namespace, sh};
 
     #[test]
     fn it_is_that_of_the_device_and_of_the_route() {

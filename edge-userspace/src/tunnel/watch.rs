@@ -22,6 +22,7 @@ use super::{
     state::{Device, Fault, Tunnels, Way},
     uapi,
 };
+use crate::spec::TunnelSpec;
 
 /// The rest after an event, in which more may come: `ip link set down` is a handful of them.
 const GAP: Duration = Duration::from_millis(50);
@@ -32,26 +33,11 @@ const UNEASY: Duration = Duration::from_secs(1);
 /// Before events are asked for again after the kernel closed the socket on us.
 const REOPEN: Duration = Duration::from_secs(5);
 
-/// How tunnels are judged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Options {
-    /// The age from which the last handshake of a peer that is being sent to is too old.
-    pub handshake: Duration,
-}
-
-impl Default for Options {
-    /// Three minutes, after which WireGuard itself accepts no more packets under it (`REJECT_AFTER_TIME`,
-    /// WireGuard paper §6.1).
-    fn default() -> Self {
-        Self { handshake: Duration::from_mins(3) }
-    }
-}
-
 /// What is to be watched, and how it is judged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Wanted {
     ways: BTreeSet<Way>,
-    options: Options,
+    options: TunnelSpec,
 }
 
 /// Watches the tunnels until it is dropped.
@@ -65,7 +51,7 @@ pub struct Watcher {
 
 impl Watcher {
     /// Starts watching, on the tokio runtime that it is called in.
-    pub fn start(options: Options) -> io::Result<Self> {
+    pub fn start(options: TunnelSpec) -> io::Result<Self> {
         let (wanted, wishes) = watch::channel(Wanted { ways: BTreeSet::new(), options });
         let (publish, tunnels) = watch::channel(Arc::default());
         let (stir, stirred) = watch::channel(());
@@ -84,7 +70,7 @@ impl Watcher {
     }
 
     /// Judges by these options from now on.
-    pub fn judge(&self, options: Options) {
+    pub fn judge(&self, options: TunnelSpec) {
         self.change(|wanted| wanted.options = options);
     }
 
@@ -202,7 +188,7 @@ impl Sight {
         &mut self,
         devices: &BTreeMap<Arc<str>, Device>,
         ways: &BTreeSet<Way>,
-        options: Options,
+        options: TunnelSpec,
     ) {
         let used: BTreeSet<&Arc<str>> = ways.iter().map(|way| &way.device).collect();
         let used = used.into_iter().filter_map(|name| devices.get_key_value(name));
@@ -237,59 +223,12 @@ impl Sight {
     }
 }
 
-/// A network namespace for a test, with programs in it.
 #[cfg(test)]
-pub(crate) mod tests {
-    use std::{
-        fs::File,
-        os::fd::AsFd,
-        process::{Child, Command, Stdio},
-    };
-
-    use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+mod tests {
+    use std::process::{Child, Command, Stdio};
 
     use super::*;
-
-    /// Runs a test on a thread and a runtime of its own within a new namespace. Skips it, saying why, where the
-    /// machine does not let us make one or a program is missing.
-    pub(crate) fn in_namespace(name: &str, needs: &[&str], test: impl AsyncFnOnce() + Send) {
-        let name = format!("edge-{name}-{}", std::process::id());
-        if !rustix::process::geteuid().is_root() {
-            return println!("skipped: making a network namespace needs root");
-        }
-        for program in needs.iter().chain(&["ip"]) {
-            if Command::new(program)
-                .arg("--version")
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .status()
-                .is_err()
-            {
-                return println!("skipped: there is no {program}");
-            }
-        }
-        if !Command::new("ip").args(["netns", "add", &name]).status().unwrap().success() {
-            return println!("skipped: no network namespaces here");
-        }
-        let outcome = std::thread::scope(|scope| {
-            let inside = scope.spawn(|| {
-                let namespace = File::open(format!("/run/netns/{name}")).unwrap();
-                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test());
-            });
-            inside.join()
-        });
-        Command::new("ip").args(["netns", "del", &name]).status().unwrap();
-        if let Err(panic) = outcome {
-            std::panic::resume_unwind(panic);
-        }
-    }
-
-    /// Runs a command in the thread's namespace.
-    pub(crate) fn sh(command: &str) {
-        let status = Command::new("sh").args(["-c", command]).status().unwrap();
-        assert!(status.success(), "{command}");
-    }
+    use crate::namespace::{in_namespace, sh};
 
     /// Waits for a verdict.
     async fn until(watcher: &Watcher, way: &Way, expected: Option<Fault>) {
@@ -308,7 +247,7 @@ pub(crate) mod tests {
         in_namespace("link", &[], async || {
             sh("ip link set lo up && ip link add v0 type veth peer name v1");
             sh("ip addr add 10.9.0.1/24 dev v0 && ip addr add fd09::1/64 dev v0 nodad");
-            let watcher = Watcher::start(Options::default()).unwrap();
+            let watcher = Watcher::start(TunnelSpec::default()).unwrap();
             let (v4, v6, far) = (way("v0", "10.9.0.2"), way("v0", "fd09::2"), way("v0", "192.0.2.1"));
             watcher.follow([&v4, &v6, &far].map(Way::clone).into());
             until(&watcher, &v4, Some(Fault::Down)).await;
@@ -385,7 +324,7 @@ pub(crate) mod tests {
                 echo $b | wg set edgewgb listen-port 47002 private-key /dev/stdin \
                   peer $A allowed-ips 10.8.0.1/32");
             sh("ip addr add 10.8.0.1/24 dev edgewga && ip link set edgewga up && ip link set edgewgb up");
-            let watcher = Watcher::start(Options { handshake: Duration::from_secs(2) }).unwrap();
+            let watcher = Watcher::start(TunnelSpec { handshake: Duration::from_secs(2) }).unwrap();
             let (home, nobody) = (way("edgewga", "10.8.0.2"), way("edgewga", "10.8.0.3"));
             watcher.follow([&home, &nobody].map(Way::clone).into());
             until(&watcher, &nobody, Some(Fault::NoPeer)).await;

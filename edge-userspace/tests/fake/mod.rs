@@ -18,10 +18,7 @@ use edge::{
             TestRoute, TierStatus, Timestamp,
         },
     },
-    datapath::{Choice, Tier},
-    listener::Protocol,
-    route::Conditions,
-    sniff::Spoken,
+    spec::{Choice, Conditions, Protocol, Spoken, Tier},
 };
 
 /// The time of everything in it: 2023-11-14T22:13:20.000Z.

@@ -4,8 +4,9 @@ use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use caps::Capability;
 use edge::{
-    datapath::{Choice, End, Meter, Pair, Preread, Stop, Ticket, Tier, Tiers, carry},
+    datapath::{End, Meter, Pair, Preread, Stop, Ticket, Tiers, carry},
     kernel::{Objects, Sockmap, capability},
+    spec::{Choice, Tier},
 };
 use tokio::{
     io::AsyncWriteExt as _,

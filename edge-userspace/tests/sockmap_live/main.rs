@@ -8,8 +8,9 @@ mod slow_readers;
 use std::{io, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use edge::{
-    datapath::{Choice, End, Meter, Pair, Preread, Side, Stop, StopReason, Ticket, Tier, Tiers, carry},
+    datapath::{End, Meter, Pair, Preread, Side, Stop, StopReason, Ticket, Tiers, carry},
     kernel::{DEFAULT_CREDIT, tcp},
+    spec::{Choice, Tier},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},

@@ -25,7 +25,7 @@ use super::{
     tables,
     value::{Value, integer},
 };
-use crate::{pool::BackendAddress, route::RouteSpec};
+use crate::spec::{BackendAddress, RouteSpec};
 
 /// The layout that is written. A larger one is refused: it may say what this version would lose.
 const VERSION: u32 = 1;
@@ -157,7 +157,7 @@ fn utc<S: Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config::Settings, route::Conditions};
+    use crate::{config::Settings, spec::Conditions};
 
     pub(super) fn state() -> State {
         let file = r#"
@@ -248,7 +248,7 @@ until = 2030-03-17T17:46:40Z
     fn a_route_to_a_pool_that_is_gone_is_no_damage() {
         let mut state = state();
         let host = "a.test".parse().unwrap();
-        state.routes[0].to = crate::pool::Target::One("a_pool_that_was".into());
+        state.routes[0].to = crate::spec::Target::One("a_pool_that_was".into());
         state.routes[0].conditions = Conditions { listeners: vec!["gone".into()], ..Conditions::of(host) };
         let text = state.to_text().unwrap();
         assert_eq!(State::from_text("state.toml", &text).unwrap(), state);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
-use crate::pool::BackendAddress;
+use crate::spec::BackendAddress;
 
 /// What a backend is good for now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

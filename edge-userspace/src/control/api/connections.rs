@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use super::BackendState;
-use crate::{datapath::Tier, host::HostName};
+use crate::spec::{HostName, Tier};
 
 /// `GET /v1/connections`: one live connection.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

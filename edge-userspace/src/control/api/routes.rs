@@ -6,12 +6,9 @@ use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::{Backend, CheckStatus, fields};
-use crate::{
-    datapath::Choice,
-    host::HostName,
-    pool::{BackendAddress, BackendAddressError, ProxyProtocol, Target},
-    route::{Conditions, HostPattern, RouteSpec},
-    sniff::Spoken,
+use crate::spec::{
+    BackendAddress, BackendAddressError, Choice, Conditions, HostName, HostPattern, ProxyProtocol, RouteSpec,
+    Spoken, Target,
 };
 
 /// Where a route came from.

@@ -5,11 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use super::{Guard, Timestamp};
-use crate::{
-    datapath::{Choice, Tier},
-    listener::Protocol,
-    sniff::Spoken,
-};
+use crate::spec::{Choice, Protocol, Spoken, Tier};
 
 /// `GET /v1/status`. Counts are since the daemon started, unless they say "now".
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -7,11 +7,7 @@ use ipnet::IpNet;
 
 use crate::{
     control::api::parse_prefix,
-    datapath::Choice,
-    host::{HostName, HostNameError},
-    pool::{BackendAddress, ProxyProtocol},
-    route::HostPattern,
-    sniff::Spoken,
+    spec::{BackendAddress, Choice, HostName, HostNameError, HostPattern, ProxyProtocol, Spoken},
 };
 
 /// Where the daemon listens unless told otherwise.

@@ -7,8 +7,7 @@ use super::{
 };
 use crate::{
     control::api::{Backend, BackendState, Block, Connection, Route, RouteSource},
-    datapath::Choice,
-    pool::{ProxyProtocol, Target},
+    spec::{Choice, ProxyProtocol, Target},
 };
 
 /// Where a route leads, in one word.
@@ -147,7 +146,7 @@ fn connected_to(connection: &Connection) -> Cell {
 
 /// The tier that carries, and whether user space has taken over.
 pub(super) fn datapath(connection: &Connection) -> String {
-    let tier = connection.datapath.map_or(NONE, crate::datapath::Tier::name);
+    let tier = connection.datapath.map_or(NONE, crate::spec::Tier::name);
     if connection.spilled { format!("{tier} (spilled)") } else { tier.to_owned() }
 }
 

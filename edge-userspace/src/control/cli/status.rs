@@ -7,7 +7,8 @@ use super::{
 };
 use crate::{
     control::api::{Guard, GuardedBy, Status},
-    listener::{Protocol, holder},
+    listener::holder,
+    spec::Protocol,
 };
 
 /// The summary and the listeners.

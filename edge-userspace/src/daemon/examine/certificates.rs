@@ -16,7 +16,7 @@ use super::ways::{AT_ONCE, Home, MOST};
 use crate::{
     control::api::{Check, CheckStatus},
     pool::{BackendState, certificate::Certificate, check::CheckError, diagnosis::certificate},
-    route::HostPattern,
+    spec::HostPattern,
 };
 
 /// Less than this left is worth a warning: ACME clients renew at a third of 90 days, and have failed by then.

@@ -9,11 +9,10 @@ use crate::{
     connection::Running,
     control::api::{Check, CheckStatus},
     pool::{
-        Backend, HealthKind, HealthSpec, ProxyProtocol,
+        Backend,
         check::{CheckError, Plan, check},
     },
-    route::HostPattern,
-    sniff::Spoken,
+    spec::{HealthKind, HealthSpec, HostPattern, ProxyProtocol, Spoken},
 };
 
 /// Backends that are asked for one report; each takes a few connections.

@@ -14,14 +14,12 @@ use crate::{
     connection::{Destination, Running},
     control::api::{Check, CheckStatus},
     daemon::segments::Clamp,
-    host::HostName,
-    listener::Protocol,
     pool::{
-        Backend, HealthKind, HealthSpec,
+        Backend,
         check::{CheckError, Plan},
         diagnosis::is_black_hole,
     },
-    route::HostPattern,
+    spec::{HealthKind, HealthSpec, HostName, HostPattern, Protocol},
     tunnel::{self, Peer},
 };
 

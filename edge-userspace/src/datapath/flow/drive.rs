@@ -17,11 +17,12 @@ use super::{
     tier::FlowTier,
 };
 use crate::{
-    datapath::{Meter, Pair, Passenger, Side, Ticket, Tier},
+    datapath::{Meter, Pair, Passenger, Side, Ticket},
     kernel::{
         FlowPair, InstallError, monotonic,
         tcp::{self, Queue},
     },
+    spec::Tier,
 };
 
 /// Bytes read from a socket at once.

@@ -18,7 +18,7 @@ mod trust;
 mod wire;
 
 pub use carry::OLD_ENOUGH;
-pub use ports::{DEFAULT_PORTS, PortLease, Ports};
+pub use ports::{PortLease, Ports};
 pub use stay::Stay;
 pub use tier::{FlowTier, Older, Options};
 pub use trust::Suspected;

@@ -20,10 +20,6 @@ use crate::source::{network_of, source_of};
 /// How many ports a network may hold for each that is free.
 const NETWORK_SHARE: u32 = 2;
 
-/// Ports kept for flows unless told otherwise: below those that the kernel gives out by itself
-/// (`net.ipv4.ip_local_port_range`), above those that services listen on.
-pub const DEFAULT_PORTS: RangeInclusive<u16> = 10_240..=32_767;
-
 /// Which ports are taken, by backend.
 #[derive(Debug)]
 pub struct Ports {

@@ -3,8 +3,8 @@
 use std::net::{Ipv4Addr, TcpListener as StdListener};
 
 use super::*;
-use crate::pool::{
-    Backends, Endpoint, Obstacle,
+use crate::{
+    pool::{Backends, Endpoint, Obstacle},
     spec::{BackendSpec, HealthKind, HealthSpec, PoolSpec},
 };
 

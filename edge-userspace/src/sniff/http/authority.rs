@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use crate::{
-    host::{HostName, HostNameError},
     sniff::Rejection,
+    spec::{HostName, HostNameError},
 };
 
 /// Whom an authority names. The port is checked and dropped: the listener knows its own.

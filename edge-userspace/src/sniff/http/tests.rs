@@ -1,7 +1,7 @@
 //! Heads made by hand, one property each.
 
 use super::*;
-use crate::host::HostNameError;
+use crate::spec::HostNameError;
 
 const MAX: usize = 16384;
 

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::{
-    pool::ProxyProtocol,
     proxy_protocol::{Tlvs, write},
+    spec::ProxyProtocol,
 };
 
 fn v2_bytes(command: u8, family: u8, length: u16, block: &[u8]) -> Vec<u8> {

@@ -6,9 +6,8 @@
 
 use super::ClientHello;
 use crate::{
-    alpn::AlpnList,
-    host::{HostName, HostNameError},
     sniff::{Rejection, cursor::Cursor},
+    spec::{AlpnList, HostName, HostNameError},
 };
 
 const SERVER_NAME: u16 = 0;

@@ -2,7 +2,7 @@
 //! an independent parser in `tests/sniff_oracle.rs`.
 
 use super::*;
-use crate::host::HostNameError;
+use crate::spec::HostNameError;
 
 const MAX: usize = 65536;
 

@@ -1,6 +1,12 @@
-//! The datapath tiers by name.
+//! The datapath tiers, and which of them the operator allows.
+
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
+
+/// Ports kept for flows unless told otherwise: below those that the kernel gives out by itself
+/// (`net.ipv4.ip_local_port_range`), above those that services listen on.
+pub const FLOW_PORTS: RangeInclusive<u16> = 10_240..=32_767;
 
 /// What carries a connection's bytes, from the slowest to the fastest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

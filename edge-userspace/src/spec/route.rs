@@ -5,12 +5,7 @@ use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{
-    datapath::Choice,
-    host::{HostName, HostNameError},
-    pool::{ProxyProtocol, Target},
-    sniff::Spoken,
-};
+use super::{Choice, HostName, HostNameError, ProxyProtocol, Spoken, Target};
 
 /// The host that a route is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

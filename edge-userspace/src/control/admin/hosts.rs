@@ -6,7 +6,7 @@
 
 use axum::http::{HeaderMap, Uri, header::HOST, uri::Authority};
 
-use crate::host::HostName;
+use crate::spec::HostName;
 
 /// What a request asks for that is not ours.
 #[derive(Clone, Debug, PartialEq, Eq)]

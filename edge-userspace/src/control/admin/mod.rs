@@ -1,5 +1,8 @@
 //! The admin address: metrics, a health check and the dashboard. It only shows; nothing can be changed here.
 
+mod hosts;
+mod shared;
+
 use std::{future::Future, io, net::TcpListener, sync::Arc};
 
 use axum::{
@@ -13,18 +16,15 @@ use axum::{
 };
 use serde::Serialize;
 
+use self::{hosts::Misdirected, shared::Shared};
 use super::{
-    hosts::{self, Misdirected},
-    metrics::{CONTENT_TYPE, Snapshot},
-    shared::Shared,
+    Operator,
+    api::{Backend, Route, Status},
+    http,
 };
 use crate::{
-    control::{
-        Operator,
-        api::{Backend, Route, Status},
-        http,
-    },
-    host::HostName,
+    observe::metrics::{CONTENT_TYPE, Snapshot},
+    spec::HostName,
 };
 
 /// The daemon as the admin address sees it.

@@ -9,10 +9,8 @@ use std::{
 
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::{
-    connection::{Accepted, Edge, Slot, serve},
-    datapath,
-};
+use super::{Accepted, Edge, Slot, serve};
+use crate::datapath;
 
 /// The pause when the process or the machine is out of file descriptors or memory, unless a connection ends
 /// sooner.

@@ -1,0 +1,26 @@
+//! What the operator says, and the words for what clients ask: plain data, how it is read and written, its defaults.
+//!
+//! Every other room may know this one; it knows none of them.
+
+#![forbid(unsafe_code)]
+
+pub mod alpn;
+mod datapath;
+pub mod host;
+mod listener;
+mod pool;
+mod protocol;
+mod route;
+mod tunnel;
+
+pub use alpn::AlpnList;
+pub use datapath::{Choice, FLOW_PORTS, Tier};
+pub use host::{HostName, HostNameError};
+pub use listener::{ListenerSpec, Protocol};
+pub use pool::{
+    BackendAddress, BackendAddressError, BackendHost, BackendSpec, Balance, HealthKind, HealthSpec, PoolSpec,
+    ProxyProtocol, Target, Warm,
+};
+pub use protocol::Spoken;
+pub use route::{Conditions, HostPattern, RouteSpec};
+pub use tunnel::TunnelSpec;

@@ -1,0 +1,61 @@
+//! The protocols that a listener can tell apart, and what follows from each.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A protocol that can be told from others by how its client begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Spoken {
+    /// TLS: a handshake record.
+    Tls,
+    /// HTTP/1: a method.
+    Http,
+    /// SSH: `SSH-`, unless it waits for the server (RFC 4253 §4.2).
+    Ssh,
+    /// OpenVPN over TCP: a packet that resets the control channel.
+    Openvpn,
+    /// PostgreSQL: its first message. With TLS in it there is a name.
+    Postgres,
+}
+
+impl Spoken {
+    /// What the configuration, the API and the logs call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tls => "tls",
+            Self::Http => "http",
+            Self::Ssh => "ssh",
+            Self::Openvpn => "openvpn",
+            Self::Postgres => "postgres",
+        }
+    }
+
+    /// Whether a client says which host it wants.
+    pub fn names_a_host(self) -> bool {
+        matches!(self, Self::Tls | Self::Http | Self::Postgres)
+    }
+
+    /// Whether a client may offer protocols by ALPN (RFC 7301).
+    pub fn offers_alpn(self) -> bool {
+        matches!(self, Self::Tls | Self::Postgres)
+    }
+
+    /// Whether a client that is refused after its hello understands a TLS alert. A PostgreSQL client has been told to
+    /// speak TLS by then.
+    pub fn answers_in_tls(self) -> bool {
+        matches!(self, Self::Tls | Self::Postgres)
+    }
+
+    /// Whether a route that says nothing of protocols is for it: those that every web server speaks.
+    pub fn is_web(self) -> bool {
+        matches!(self, Self::Tls | Self::Http)
+    }
+}
+
+impl fmt::Display for Spoken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
