@@ -3,14 +3,14 @@
 #![no_main]
 
 use edge::{
-    sniff::{Rejection, Sniff, postgres, spoken},
+    sniff::{Rejection, Sniff, http::MAX_OPENING, postgres, spoken},
     spec::Spoken,
 };
 use libfuzzer_sys::fuzz_target;
 
 const ALL: [Spoken; 5] = [Spoken::Tls, Spoken::Http, Spoken::Ssh, Spoken::Openvpn, Spoken::Postgres];
-/// Every answer is there by then: the longest method and a space, or a first message of PostgreSQL.
-const DECIDED: usize = 10;
+/// Every answer is there by then: empty lines, the longest method and the longest scheme.
+const DECIDED: usize = MAX_OPENING + 1;
 
 fuzz_target!(|bytes: &[u8]| {
     let whole = spoken(bytes, &ALL);

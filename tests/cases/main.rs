@@ -1,6 +1,7 @@
 //! The cases: what a client and an operator rely on, against real peers, each in a lab of its own.
 
 mod acme;
+mod answers;
 mod boot;
 mod carrying;
 mod clients;

@@ -9,7 +9,7 @@ use crate::{
         http::RequestHeadReader,
         proxy_header::{ProxyHeader, proxy_header},
         spoken,
-        tls::ClientHelloReader,
+        tls::{ClientHelloReader, alert},
     },
     spec::{ListenerSpec, Spoken},
 };
@@ -32,8 +32,8 @@ pub(super) enum NoHello {
     Late,
     /// There is no memory for more of it.
     NoMemory,
-    /// It can become none.
-    Rejected(Rejection),
+    /// It can become none. `tls_version` is the one that an alert to this client carries.
+    Rejected { rejection: Rejection, tls_version: u16 },
 }
 
 /// Reads the PROXY header. It stays in `received` until [`Received::behind`] takes it away.
@@ -101,7 +101,10 @@ pub(super) async fn read_until<T>(
         if !received.bytes.is_empty() {
             match sniff(&received.bytes) {
                 Sniff::Complete(found) => return Ok(found),
-                Sniff::Rejected(rejection) => return Err(NoHello::Rejected(rejection)),
+                Sniff::Rejected(rejection) => {
+                    let tls_version = alert::version_of(&received.bytes);
+                    return Err(NoHello::Rejected { rejection, tls_version });
+                }
                 Sniff::Incomplete => {}
             }
         }

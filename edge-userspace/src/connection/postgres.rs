@@ -32,7 +32,7 @@ pub(super) async fn welcome(client: &mut TcpStream, received: &mut Received) -> 
             return Ok(());
         }
     }
-    Err(NoHello::Rejected(Rejection::PostgresWithoutTls))
+    Err(NoHello::Rejected { rejection: Rejection::PostgresWithoutTls, tls_version: 0 })
 }
 
 /// Asks a backend for TLS, behind our own header if there is one. A ClientHello may follow then.

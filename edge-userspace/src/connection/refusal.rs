@@ -33,11 +33,11 @@ fn answer(outcome: Outcome, protocol: Option<Spoken>, tls_version: u16) -> Answe
     let speaks_tls = protocol.is_some_and(Spoken::answers_in_tls);
     match (outcome, protocol) {
         (Outcome::Rejected(Rejection::PostgresWithoutTls), _) => Answer::Text(postgres::TLS_REQUIRED),
-        (Outcome::Rejected(rejection), _) => match (rejection.alert(), rejection.http_status()) {
-            (Some(description), _) if speaks_tls => alert(description),
-            (_, Some(status)) => http(status),
-            _ => Answer::Reset,
-        },
+        (Outcome::Rejected(rejection), _) => {
+            let (tls, http) = (rejection.alert().map(alert), rejection.http_answer().map(Answer::Text));
+            let told = if speaks_tls { tls.or(http) } else { http.or(tls) };
+            told.unwrap_or(Answer::Reset)
+        }
         (Outcome::NoRoute, _) if speaks_tls => alert(alert::AlertDescription::UnrecognizedName),
         (Outcome::NoRoute, Some(Spoken::Http)) => http(404),
         (Outcome::ConnectFailed, _) if speaks_tls => alert(alert::AlertDescription::InternalError),

@@ -172,17 +172,13 @@ impl From<Outcome> for Refused {
 
 impl From<NoHello> for Refused {
     fn from(reason: NoHello) -> Self {
-        Outcome::from(reason).into()
-    }
-}
-
-impl From<NoHello> for Outcome {
-    fn from(reason: NoHello) -> Self {
         match reason {
-            NoHello::Gone => Self::Gone,
-            NoHello::Late => Self::HelloTimeout,
-            NoHello::NoMemory => Self::HelloMemory,
-            NoHello::Rejected(rejection) => Self::Rejected(rejection),
+            NoHello::Gone => Outcome::Gone.into(),
+            NoHello::Late => Outcome::HelloTimeout.into(),
+            NoHello::NoMemory => Outcome::HelloMemory.into(),
+            NoHello::Rejected { rejection, tls_version } => {
+                Self { outcome: Outcome::Rejected(rejection), protocol: None, tls_version }
+            }
         }
     }
 }
@@ -223,7 +219,8 @@ async fn open(
     let refused = |outcome, tls_version| Refused { outcome, protocol, tls_version };
     let hello = hello::read(client, protocol, running.hello_bytes, received);
     let hello = timeout_at(deadline, hello).await.unwrap_or(Err(NoHello::Late));
-    let Hello { asked, received, tls_version } = hello.map_err(|reason| refused(reason.into(), 0))?;
+    let Hello { asked, received, tls_version } =
+        hello.map_err(|reason| Refused { protocol, ..reason.into() })?;
     if protocol.is_some() {
         edge.timings.hello(connection.accepted.elapsed());
     }

@@ -9,15 +9,18 @@ use crate::spec::HostName;
 use super::{Rejection, Sniff};
 
 mod authority;
+mod opening;
 pub mod response;
 
 use authority::Authority;
+pub use opening::MAX_OPENING;
+pub(super) use opening::opening;
 pub use response::response;
 
 /// More fields than any client sends (hyper and HAProxy stop at 100).
 const MAX_FIELDS: usize = 128;
 /// The start of the HTTP/2 connection preface (RFC 9113 §3.4); no HTTP/1 request begins so.
-const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
+pub(super) const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
 
 /// What a request head says about where its connection wants to go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,10 +94,7 @@ fn judge_opening(line: &[u8]) -> Result<(), Rejection> {
     match *line {
         [22, 3, ..] => Err(Rejection::TlsOnHttp),
         [] | [22] => Ok(()),
-        // Methods are in upper case; RFC 9110 §9.1 allows any token.
-        [first, ..]
-            if first == b'\r' || first.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&first) =>
-        {
+        [first, ..] if first == b'\r' || is_token_byte(first) => {
             if line.starts_with(HTTP2_PREFACE) {
                 return Err(Rejection::Http2Preface);
             }
@@ -102,6 +102,11 @@ fn judge_opening(line: &[u8]) -> Result<(), Rejection> {
         }
         _ => Err(Rejection::UnknownProtocol),
     }
+}
+
+/// A byte of a token, such as a method (RFC 9110 §5.6.2).
+fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 fn judge_request_line(line: &[u8]) -> Result<(), Rejection> {

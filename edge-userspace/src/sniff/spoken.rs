@@ -3,10 +3,10 @@
 //! Each protocol says yes, no or not yet of the bytes so far; no two of them say yes to the same. What none of them
 //! knows is refused as soon as all have said no.
 
-use super::{Rejection, Sniff, postgres, tls};
+use super::{Rejection, Sniff, http, postgres, tls};
 use crate::spec::Spoken;
 
-/// Tells which of `among` the bytes begin. TLS, where it is among them, says what else it may be that came.
+/// Tells which of `among` the bytes begin. TLS and HTTP, where they are among them, know each other.
 pub fn spoken(received: &[u8], among: &[Spoken]) -> Sniff<Spoken> {
     let mut refused = Rejection::UnknownProtocol;
     let mut may_become = false;
@@ -14,8 +14,8 @@ pub fn spoken(received: &[u8], among: &[Spoken]) -> Sniff<Spoken> {
         match begins(protocol, received) {
             Sniff::Complete(()) => return Sniff::Complete(protocol),
             Sniff::Incomplete => may_become = true,
-            Sniff::Rejected(rejection) if protocol == Spoken::Tls => refused = rejection,
-            Sniff::Rejected(_) => {}
+            Sniff::Rejected(Rejection::UnknownProtocol) => {}
+            Sniff::Rejected(rejection) => refused = rejection,
         }
     }
     if may_become { Sniff::Incomplete } else { Sniff::Rejected(refused) }
@@ -25,18 +25,27 @@ pub fn spoken(received: &[u8], among: &[Spoken]) -> Sniff<Spoken> {
 fn begins(protocol: Spoken, received: &[u8]) -> Sniff<()> {
     match protocol {
         Spoken::Tls => tls::opening(received),
-        Spoken::Http => one_of(&tls::METHODS, received),
-        Spoken::Ssh => one_of(&[b"SSH-"], received),
+        Spoken::Http => http(received),
+        Spoken::Ssh => ssh(received),
         Spoken::Openvpn => openvpn(received),
         Spoken::Postgres => postgres::begins(received),
     }
 }
 
-/// Whether the bytes begin with one of some words.
-fn one_of(words: &[&[u8]], received: &[u8]) -> Sniff<()> {
-    if words.iter().any(|word| received.starts_with(word)) {
+/// A request; TLS is told too, so that its client gets an answer that it understands.
+fn http(received: &[u8]) -> Sniff<()> {
+    match received {
+        [22] => Sniff::Incomplete,
+        [22, 3, ..] => Sniff::Rejected(Rejection::TlsOnHttp),
+        _ => http::opening(received),
+    }
+}
+
+fn ssh(received: &[u8]) -> Sniff<()> {
+    const BEGINNING: &[u8] = b"SSH-";
+    if received.starts_with(BEGINNING) {
         Sniff::Complete(())
-    } else if words.iter().any(|word| word.starts_with(received)) {
+    } else if BEGINNING.starts_with(received) {
         Sniff::Incomplete
     } else {
         Sniff::Rejected(Rejection::UnknownProtocol)
@@ -89,8 +98,9 @@ mod tests {
     fn each_is_told_as_early_as_it_can_be() {
         for (bytes, protocol, at) in [
             (&b"\x16\x03\x01\x02\0\x01"[..], Spoken::Tls, 2),
-            (b"GET / HTTP/1.1\r\n", Spoken::Http, 4),
-            (b"SEARCH / HTTP/1.1\r\n", Spoken::Http, 7),
+            (b"GET / HTTP/1.1\r\n", Spoken::Http, 5),
+            (b"MKCALENDAR / HTTP/1.1\r\n", Spoken::Http, 12),
+            (b"\r\nGET / HTTP/1.1\r\n", Spoken::Http, 7),
             (b"SSH-2.0-OpenSSH_9.2\r\n", Spoken::Ssh, 4),
             (OPENVPN, Spoken::Openvpn, 3),
             (OPENVPN_AUTH, Spoken::Openvpn, 3),
@@ -110,10 +120,12 @@ mod tests {
     fn what_none_knows_is_refused_at_once() {
         use Rejection::*;
         for (bytes, among, rejection, at) in [
-            (&b"EHLO mail.example\r\n"[..], &ALL[..], UnknownProtocol, 1),
-            (b"SSLX", &ALL, UnknownProtocol, 3),
-            (b"SSH-2.0-x", &[Spoken::Tls, Spoken::Http], UnknownProtocol, 2),
-            (b"GET / HTTP/1.1\r\n", &[Spoken::Tls, Spoken::Ssh], HttpOnTls, 4),
+            (&b"EHLO mail.example\r\n"[..], &ALL[..], UnknownProtocol, 18),
+            (b"SSLX\r\n", &ALL, UnknownProtocol, 5),
+            (b"SSH-2.0-x", &[Spoken::Tls, Spoken::Http], UnknownProtocol, 4),
+            (b"GET / HTTP/1.1\r\n", &[Spoken::Tls, Spoken::Ssh], HttpOnTls, 5),
+            (b"PRI * HTTP/2.0\r\n", &[Spoken::Tls, Spoken::Ssh], Http2Preface, 14),
+            (b"\x16\x03\x01", &[Spoken::Ssh, Spoken::Http], TlsOnHttp, 2),
             (b"GET / HTTP/1.1\r\n", &[Spoken::Ssh], UnknownProtocol, 1),
             (b"\x15\x03\x01", &ALL, UnexpectedMessage, 2),
             (b"\0\x0d\x38", &ALL, UnknownProtocol, 2),

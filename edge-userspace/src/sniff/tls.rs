@@ -16,7 +16,7 @@ pub(crate) mod hello;
 mod opening;
 
 pub use alert::AlertDescription;
-pub(super) use opening::{METHODS, opening};
+pub(super) use opening::opening;
 
 /// The longest fragment of a plaintext record (RFC 8446 §5.1).
 const MAX_FRAGMENT: usize = 1 << 14;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub enum Spoken {
     /// TLS: a handshake record.
     Tls,
-    /// HTTP/1: a method.
+    /// HTTP/1: a method, a space, a target.
     Http,
     /// SSH: `SSH-`, unless it waits for the server (RFC 4253 §4.2).
     Ssh,

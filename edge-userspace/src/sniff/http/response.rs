@@ -41,8 +41,7 @@ pub fn response(status: u16) -> &'static [u8] {
 }
 
 impl Rejection {
-    /// The status that tells an HTTP client why it is refused; `None` when the peer does not speak HTTP.
-    pub fn http_status(&self) -> Option<u16> {
+    fn http_status(&self) -> Option<u16> {
         match self {
             Self::HttpOnTls | Self::Malformed(_) | Self::BadName(_) | Self::TwoHosts => Some(400),
             Self::TooLarge => Some(431),
@@ -59,7 +58,7 @@ impl Rejection {
 
     /// The bytes that tell an HTTP client why it is refused; `None` when the peer does not speak HTTP.
     ///
-    /// On an http listener this answer is the first choice, then [`Rejection::alert`], then a reset.
+    /// To all but clients of TLS this answer is the first choice, then [`Rejection::alert`], then a reset.
     pub fn http_answer(&self) -> Option<&'static [u8]> {
         match self {
             Self::Http2Preface => Some(HTTP_1_1_REQUIRED),

@@ -26,23 +26,37 @@ pub enum AlertDescription {
 }
 
 /// The record version of an alert when no hello says better: TLS 1.2, as in every record of TLS 1.3.
-pub const DEFAULT_VERSION: u16 = 0x0303;
+const DEFAULT_VERSION: u16 = 0x0303;
 
 /// A fatal alert as one complete record.
 ///
-/// `legacy_version` is the one of the hello. It is brought into SSL 3.0–TLS 1.2, the only ones that a record
-/// header carries (RFC 8446 §5.1).
+/// `legacy_version` is the one of the hello, or 0. The record has it where it is one of SSL 3.0–TLS 1.2, the only ones that
+/// a record header carries (RFC 8446 §5.1), else that of TLS 1.2.
 pub fn fatal(description: AlertDescription, legacy_version: u16) -> [u8; 7] {
     const ALERT: u8 = 21;
     const FATAL: u8 = 2;
-    let [major, minor] = legacy_version.clamp(0x0300, 0x0303).to_be_bytes();
+    let version = match legacy_version {
+        0x0300..=0x0303 => legacy_version,
+        _ => DEFAULT_VERSION,
+    };
+    let [major, minor] = version.to_be_bytes();
     [ALERT, major, minor, 0, 2, FATAL, description as u8]
+}
+
+/// The version for an alert to a client whose hello could not be read: that of its first record, which every client
+/// takes back; 0 where these bytes are no such record.
+pub fn version_of(received: &[u8]) -> u16 {
+    match *received {
+        // A record of 3.0 is what some clients of TLS 1.0 to 1.2 begin with (RFC 5246 appendix E.1).
+        [22, 3, minor @ 1..=3, ..] => u16::from_be_bytes([3, minor]),
+        _ => 0,
+    }
 }
 
 impl Rejection {
     /// The alert that tells a TLS client why it is refused; `None` when the peer does not speak TLS.
     ///
-    /// On a tls listener this answer is the first choice, then [`Rejection::http_answer`], then a reset.
+    /// To a client of TLS this answer is the first choice, then [`Rejection::http_answer`], then a reset.
     pub fn alert(&self) -> Option<AlertDescription> {
         match self {
             Self::Malformed(_) => Some(AlertDescription::DecodeError),
@@ -73,7 +87,19 @@ mod tests {
         assert_eq!(fatal(AlertDescription::UnrecognizedName, 0x0303), [21, 3, 3, 0, 2, 2, 112]);
         assert_eq!(fatal(AlertDescription::InternalError, 0x0301), [21, 3, 1, 0, 2, 2, 80]);
         assert_eq!(fatal(AlertDescription::DecodeError, 0x0304), [21, 3, 3, 0, 2, 2, 50]);
-        assert_eq!(fatal(AlertDescription::DecodeError, 0), [21, 3, 0, 0, 2, 2, 50]);
+        assert_eq!(fatal(AlertDescription::DecodeError, 0x0300), [21, 3, 0, 0, 2, 2, 50]);
+        assert_eq!(fatal(AlertDescription::DecodeError, 0x0002), [21, 3, 3, 0, 2, 2, 50]);
+        assert_eq!(fatal(AlertDescription::DecodeError, 0), [21, 3, 3, 0, 2, 2, 50]);
+        for (received, version) in [
+            (&b"\x16\x03\x01\0\x05"[..], 0x0301),
+            (b"\x16\x03\x03", 0x0303),
+            (b"\x16\x03\x00", 0),
+            (b"\x16\x03\x04", 0),
+            (b"GET", 0),
+            (b"", 0),
+        ] {
+            assert_eq!(version_of(received), version, "{}", received.escape_ascii());
+        }
     }
 
     #[test]

@@ -2,39 +2,13 @@
 //!
 //! It decides as soon as the bytes allow, so that a client that waits for an answer gets it, and not a timeout.
 
-use crate::sniff::{Rejection, Sniff};
+use crate::sniff::{Rejection, Sniff, http};
 
 const HANDSHAKE: u8 = 22;
 /// `change_cipher_spec`, `alert`, `application_data` and `heartbeat`: TLS, but no way to begin.
 const OTHER_CONTENT: [u8; 4] = [20, 21, 23, 24];
 /// The major version of SSL 3.0 and all of TLS.
 pub(super) const MAJOR: u8 = 3;
-
-/// The methods of RFC 9110, RFC 5789 and `WebDAV`, and the connection preface of HTTP/2 (RFC 9113 §3.4).
-///
-/// A list and not the grammar of a method: `EHLO` and `USER` fit that too.
-pub(in crate::sniff) const METHODS: [&[u8]; 20] = [
-    b"GET ",
-    b"HEAD ",
-    b"POST ",
-    b"PUT ",
-    b"DELETE ",
-    b"CONNECT ",
-    b"OPTIONS ",
-    b"TRACE ",
-    b"PATCH ",
-    b"PRI ",
-    b"PROPFIND ",
-    b"PROPPATCH ",
-    b"MKCOL ",
-    b"COPY ",
-    b"MOVE ",
-    b"LOCK ",
-    b"UNLOCK ",
-    b"REPORT ",
-    b"SEARCH ",
-    b"QUERY ",
-];
 
 /// Whether the bytes begin a handshake record; otherwise what they are.
 pub(in crate::sniff) fn opening(received: &[u8]) -> Sniff<()> {
@@ -60,13 +34,17 @@ fn sslv2(received: &[u8]) -> Sniff<()> {
     }
 }
 
+/// A request in clear text, or the connection preface of HTTP/2.
 fn http(received: &[u8]) -> Sniff<()> {
-    if METHODS.iter().any(|method| received.starts_with(method)) {
-        Sniff::Rejected(Rejection::HttpOnTls)
-    } else if METHODS.iter().any(|method| method.starts_with(received)) {
-        Sniff::Incomplete
-    } else {
-        Sniff::Rejected(Rejection::UnknownProtocol)
+    if received.starts_with(http::HTTP2_PREFACE) {
+        return Sniff::Rejected(Rejection::Http2Preface);
+    }
+    if http::HTTP2_PREFACE.starts_with(received) {
+        return Sniff::Incomplete;
+    }
+    match http::opening(received) {
+        Sniff::Complete(()) => Sniff::Rejected(Rejection::HttpOnTls),
+        other => other,
     }
 }
 
@@ -89,13 +67,15 @@ mod tests {
     fn each_protocol_is_told_as_early_as_it_can_be() {
         use Rejection::*;
         for (bytes, rejection, at) in [
-            (&b"GET / HTTP/1.1\r\n"[..], HttpOnTls, 4),
-            (b"PROPFIND /dav HTTP/1.1\r\n", HttpOnTls, 9),
-            (b"PRI * HTTP/2.0\r\n", HttpOnTls, 4),
-            (b"GETX / HTTP/1.1\r\n", UnknownProtocol, 4),
-            (b"get / HTTP/1.1\r\n", UnknownProtocol, 1),
-            (b"SSH-2.0-OpenSSH_9.2\r\n", UnknownProtocol, 2),
-            (b"EHLO mail.example\r\n", UnknownProtocol, 1),
+            (&b"GET / HTTP/1.1\r\n"[..], HttpOnTls, 5),
+            (b"PROPFIND /dav HTTP/1.1\r\n", HttpOnTls, 10),
+            (b"get /x HTTP/1.1\r\n", HttpOnTls, 5),
+            (b"\r\nGET / HTTP/1.1\r\n", HttpOnTls, 7),
+            (b"CONNECT a.example:443 HTTP/1.1\r\n", HttpOnTls, 9),
+            (b"PRI * HTTP/2.0\r\n", Http2Preface, 14),
+            (b"PRI * HTTP/1.1\r\n", HttpOnTls, 12),
+            (b"SSH-2.0-OpenSSH_9.2\r\n", UnknownProtocol, 4),
+            (b"EHLO mail.example\r\n", UnknownProtocol, 18),
             (b"\x00\x00\x00\x08\x04\xd2\x16\x2f", UnknownProtocol, 1),
             (b"\x15\x03\x01\x00\x02\x01\x00", UnexpectedMessage, 2),
             (b"\x14\x03\x03\x00\x01\x01", UnexpectedMessage, 2),
