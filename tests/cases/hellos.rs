@@ -203,14 +203,9 @@ fn tls_that_is_broken_is_answered_by_an_alert() -> Result<()> {
         cut.truncate(60);
         cut[3] = 56;
         let cut = [&[22, 3, 1, 0, 60][..], &cut].concat();
-        for (what, bytes) in [
-            ("a list that is cut", cut),
-            ("a name with a space", ClientHello::new("a b.example").records()),
-            ("a name with NUL", ClientHello::new("a\0.example").records()),
-            ("an empty label", ClientHello::new("a..example").records()),
-            ("a name with a slash", ClientHello::new("a/b.example").records()),
-            ("a message that is no hello", vec![22, 3, 1, 0, 4, 2, 0, 0, 0]),
-        ] {
+        for (what, bytes) in
+            [("a list that is cut", cut), ("a message that is no hello", vec![22, 3, 1, 0, 4, 2, 0, 0, 0])]
+        {
             let mut stream = lab.client.connect(lab.edge.at(443))?;
             stream.write_all(&bytes)?;
             let (answer, end) = stream::read_to_end(&mut stream)?;

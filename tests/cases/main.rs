@@ -27,6 +27,7 @@ mod limits;
 mod load;
 mod names;
 mod netem;
+mod odd_names;
 mod protocols;
 mod proxy_protocol;
 mod refusals;

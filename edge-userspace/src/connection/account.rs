@@ -10,7 +10,10 @@ use super::Destination;
 use crate::{
     datapath::{Meter, Stop},
     pool::Lease,
-    sniff::proxy_header::{ProxyHeader, ProxySource},
+    sniff::{
+        RawName,
+        proxy_header::{ProxyHeader, ProxySource},
+    },
     spec::{AlpnList, HostName, Spoken},
 };
 
@@ -45,7 +48,9 @@ pub struct Asked {
     pub protocol: Option<Spoken>,
     /// The SNI or the Host.
     pub host: Option<HostName>,
-    /// The protocols it offers.
+    /// What it asks for by SNI where that can be no host name.
+    pub raw_name: Option<RawName>,
+    /// The protocols it offers, or the first of them: [`AlpnList::start`].
     pub alpn: AlpnList,
     /// Whether the name is the outer one of an Encrypted ClientHello.
     pub ech: bool,

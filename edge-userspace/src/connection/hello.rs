@@ -11,13 +11,15 @@ use crate::{
         spoken,
         tls::{ClientHelloReader, alert},
     },
-    spec::{ListenerSpec, Spoken},
+    spec::{AlpnList, ListenerSpec, Spoken},
 };
 
 /// The hello, and every byte read so far: they go to the backend unchanged.
 #[derive(Debug)]
 pub(super) struct Hello {
     pub(super) asked: Asked,
+    /// The whole ALPN list, where `asked` has its start only.
+    pub(super) whole_alpn: Option<AlpnList>,
     pub(super) received: Received,
     /// The version that an alert to this client carries.
     pub(super) tls_version: u16,
@@ -71,7 +73,7 @@ pub(super) async fn read(
     mut received: Received,
 ) -> Result<Hello, NoHello> {
     let mut asked = Asked { protocol, ..Asked::default() };
-    let mut tls_version = 0;
+    let (mut tls_version, mut whole_alpn) = (0, None);
     match protocol {
         Some(Spoken::Tls | Spoken::Postgres) => {
             if protocol == Some(Spoken::Postgres) {
@@ -79,7 +81,15 @@ pub(super) async fn read(
             }
             let mut reader = ClientHelloReader::new(max_bytes);
             let hello = read_until(client, &mut received, |bytes| reader.read(bytes)).await?;
-            asked = Asked { host: hello.server_name, alpn: hello.alpn, ech: hello.ech, ..asked };
+            let alpn = match hello.alpn.start() {
+                Some(start) => {
+                    whole_alpn = Some(hello.alpn);
+                    start
+                }
+                None => hello.alpn,
+            };
+            let (host, raw_name) = (hello.server_name, hello.raw_name);
+            asked = Asked { host, raw_name, alpn, ech: hello.ech, ..asked };
             tls_version = hello.legacy_version;
         }
         Some(Spoken::Http) => {
@@ -88,7 +98,7 @@ pub(super) async fn read(
         }
         Some(Spoken::Ssh | Spoken::Openvpn) | None => {}
     }
-    Ok(Hello { asked, received, tls_version })
+    Ok(Hello { asked, whole_alpn, received, tls_version })
 }
 
 /// Reads until `sniff` has an answer. It bounds what is kept: it rejects what grows too large.

@@ -35,6 +35,9 @@ pub struct Passport {
     /// The SNI or the Host.
     #[serde(rename = "h", default, skip_serializing_if = "Option::is_none")]
     pub host: Option<HostName>,
+    /// What was asked for by SNI where that can be no host name, as the access log has it.
+    #[serde(rename = "w", default, skip_serializing_if = "Option::is_none")]
+    pub raw_name: Option<String>,
     /// What the client offered.
     #[serde(rename = "a", default, skip_serializing_if = "Vec::is_empty")]
     alpn: Vec<String>,
@@ -67,6 +70,7 @@ impl Passport {
             backend: way.map_or(0, |way| backend_key(way.lease.backend().id())),
             protocol: asked.and_then(|asked| asked.protocol),
             host: asked.and_then(|asked| asked.host.clone()),
+            raw_name: asked.and_then(|asked| asked.raw_name.as_ref()).map(ToString::to_string),
             alpn: asked.map_or_else(Vec::new, |asked| asked.alpn.to_strings()),
             ech: asked.is_some_and(|asked| asked.ech),
             client: connection.announced().map(|_| connection.client()),
@@ -89,7 +93,10 @@ impl Passport {
             }
             if !shorter.alpn.is_empty() {
                 shorter.alpn.clear();
-            } else if shorter.unique_id.take().is_none() && shorter.host.take().is_none() {
+            } else if shorter.raw_name.take().is_none()
+                && shorter.unique_id.take().is_none()
+                && shorter.host.take().is_none()
+            {
                 // A route's host and a listener's name of several hundred bytes. Halved each time, so that it ends
                 // where every character takes six bytes as an escape.
                 shorter.route = Arc::from("");
@@ -106,7 +113,14 @@ impl Passport {
         if self.client.is_some() {
             return None;
         }
-        let common = Self { host: None, alpn: Vec::new(), ech: false, unique_id: None, ..self.clone() };
+        let common = Self {
+            host: None,
+            raw_name: None,
+            alpn: Vec::new(),
+            ech: false,
+            unique_id: None,
+            ..self.clone()
+        };
         Some(common.text())
     }
 
@@ -172,6 +186,7 @@ mod tests {
             backend: 5,
             host: host.parse().ok(),
             alpn: alpn.iter().map(|name| (*name).to_owned()).collect(),
+            raw_name: alpn.is_empty().then(|| "b.example:443".to_owned()),
             ech: alpn.is_empty(),
             idle_timeout: Some(60_000),
             ..Passport::default()

@@ -35,7 +35,7 @@ use crate::{
     proxy_protocol::{Tlvs, write},
     route::Query,
     sniff::proxy_header::ProxySource,
-    spec::{Choice, ProxyProtocol, Spoken},
+    spec::{AlpnList, Choice, ProxyProtocol, Spoken},
 };
 
 /// A client's connection, as accepted.
@@ -219,13 +219,14 @@ async fn open(
     let refused = |outcome, tls_version| Refused { outcome, protocol, tls_version };
     let hello = hello::read(client, protocol, running.hello_bytes, received);
     let hello = timeout_at(deadline, hello).await.unwrap_or(Err(NoHello::Late));
-    let Hello { asked, received, tls_version } =
+    let Hello { asked, whole_alpn, received, tls_version } =
         hello.map_err(|reason| Refused { protocol, ..reason.into() })?;
     if protocol.is_some() {
         edge.timings.hello(connection.accepted.elapsed());
     }
     let asked = connection.asks(asked);
-    let destination = destination(&running, listener, source, asked)
+    let alpn = whole_alpn.as_ref().unwrap_or(&asked.alpn);
+    let destination = destination(&running, listener, source, asked, alpn)
         .ok_or_else(|| refused(Outcome::NoRoute, tls_version))?;
 
     let speaks = !received.bytes.is_empty() || destination.proxy_protocol != ProxyProtocol::Off;
@@ -242,7 +243,7 @@ async fn open(
         connecting.await.map_err(|error| failed(&error))?;
     edge.timings.connect(destination.pool.name(), took);
     let (received, memory) = received.finish()?;
-    let mut preread = preread(edge, connection, &destination, client, received, memory);
+    let mut preread = preread(edge, connection, &destination, alpn, client, received, memory);
     if protocol == Some(Spoken::Postgres) {
         let hello = preread.bytes.split_off(std::mem::take(&mut preread.uncounted));
         let agreed = postgres::agree(&mut stream, &preread.bytes, destination.pool.connect_timeout()).await;
@@ -260,6 +261,7 @@ fn destination(
     listener: &ListenerState,
     source: IpAddr,
     asked: &Asked,
+    alpn: &AlpnList,
 ) -> Option<Arc<Destination>> {
     if let Some(destination) = &listener.destination {
         return Some(Arc::clone(destination));
@@ -267,7 +269,7 @@ fn destination(
     let query = Query {
         host: asked.host.as_ref(),
         protocol: asked.protocol?,
-        alpn: &asked.alpn,
+        alpn,
         source,
         listener: &listener.spec.name,
     };
@@ -317,6 +319,7 @@ fn preread(
     edge: &Edge,
     connection: &Connection,
     destination: &Destination,
+    alpn: &AlpnList,
     client: &TcpStream,
     received: Vec<u8>,
     memory: Held,
@@ -338,7 +341,7 @@ fn preread(
         source,
         &Tlvs {
             authority: asked.and_then(|asked| asked.host.as_ref()),
-            alpn: asked.map(|asked| &asked.alpn).filter(|alpn| !alpn.is_empty()),
+            alpn: Some(alpn).filter(|alpn| !alpn.is_empty()),
             unique_id: Some(unique_id.as_bytes()),
             received: announced.map_or(&[], |header| &header.tlvs),
             align: destination.pool.proxy_align(),

@@ -55,7 +55,10 @@ pub struct Record {
     pub protocol: Option<Spoken>,
     /// The SNI or the Host.
     pub sni: Option<HostName>,
-    /// What the client offered.
+    /// What was asked for by SNI where that can be no host name, escaped and cut; shown where it is so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sni_raw: Option<String>,
+    /// What the client offered, or the start of it.
     #[serde(serialize_with = "names")]
     pub alpn: AlpnList,
     /// Whether `sni` is the outer name of an Encrypted ClientHello.
@@ -353,6 +356,7 @@ mod tests {
             listener: "https".into(),
             protocol: Some(Spoken::Tls),
             sni: Some("cloud.example.com".parse().unwrap()),
+            sni_raw: None,
             alpn: [&b"h2"[..]].into_iter().collect(),
             ech: false,
             route: Some("*.example.com".into()),

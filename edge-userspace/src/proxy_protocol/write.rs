@@ -92,8 +92,8 @@ fn v2(source: SocketAddr, destination: SocketAddr, tlvs: &Tlvs<'_>) -> Vec<u8> {
         }
     }
     if let Some(list) = tlvs.alpn.map(AlpnList::as_wire).filter(|list| !list.is_empty()) {
-        // A list is at most `alpn::MAX_LIST` long.
-        let length = u16::try_from(list.len()).unwrap_or_default().to_be_bytes();
+        // A list that is longer than any length says does not fit either.
+        let length = u16::try_from(list.len()).unwrap_or(u16::MAX).to_be_bytes();
         push(&mut header, room, tlv::ALPN, &[&length, list].concat());
     }
     pad(&mut header, tlvs.align.into());

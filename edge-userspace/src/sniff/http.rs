@@ -10,15 +10,19 @@ use super::{Rejection, Sniff};
 
 mod authority;
 mod opening;
+mod request_line;
 pub mod response;
 
 use authority::Authority;
 pub use opening::MAX_OPENING;
 pub(super) use opening::opening;
+use request_line::RequestLine;
 pub use response::response;
 
-/// More fields than any client sends (hyper and HAProxy stop at 100).
-const MAX_FIELDS: usize = 128;
+/// The most fields that are taken: as many as Node's servers do.
+const MAX_FIELDS: usize = 2048;
+/// Fields for which there is room on the stack: more than almost any client sends.
+const USUAL_FIELDS: usize = 128;
 /// The start of the HTTP/2 connection preface (RFC 9113 §3.4); no HTTP/1 request begins so.
 pub(super) const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
 
@@ -43,12 +47,14 @@ pub struct RequestHeadReader {
     line: usize,
     /// Whether the request line is complete and well-formed.
     has_request_line: bool,
+    /// The complete lines behind it.
+    fields: usize,
 }
 
 impl RequestHeadReader {
     /// `max_head`: the largest head taken, in bytes.
     pub fn new(max_head: usize) -> Self {
-        Self { max_head, searched: 0, line: 0, has_request_line: false }
+        Self { max_head, searched: 0, line: 0, has_request_line: false, fields: 0 }
     }
 
     /// Looks at what has been received. `received` holds all bytes from the connection's first one on, at least
@@ -69,7 +75,13 @@ impl RequestHeadReader {
             let end = self.searched + length + 1;
             let is_empty = matches!(&received[self.line..end], b"\n" | b"\r\n");
             if self.has_request_line && is_empty {
-                return read_head(&received[..end]).map(Some);
+                return read_head(&received[..end], self.fields).map(Some);
+            }
+            if self.has_request_line {
+                self.fields += 1;
+                if self.fields > MAX_FIELDS {
+                    return Err(Rejection::TooManyFields);
+                }
             }
             if !is_empty && !self.has_request_line {
                 judge_opening(&received[self.line..end])?;
@@ -112,20 +124,54 @@ fn is_token_byte(byte: u8) -> bool {
 fn judge_request_line(line: &[u8]) -> Result<(), Rejection> {
     match httparse::Request::new(&mut []).parse(line) {
         Ok(_) => Ok(()),
+        Err(httparse::Error::Version) if RequestLine::of_another_version(line).is_some() => Ok(()),
         Err(error) => Err(malformed(error)),
     }
 }
 
-/// Reads a head that is complete, to its last byte.
-fn read_head(head: &[u8]) -> Result<RequestHead, Rejection> {
-    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
-    let mut request = httparse::Request::new(&mut fields);
+/// Reads a head that is complete, to its last byte, and has this many lines behind the request line.
+fn read_head(head: &[u8], fields: usize) -> Result<RequestHead, Rejection> {
+    let host = if fields <= USUAL_FIELDS {
+        host_in(head, &mut [httparse::EMPTY_HEADER; USUAL_FIELDS])
+    } else {
+        host_in(head, &mut vec![httparse::EMPTY_HEADER; fields])
+    };
+    Ok(RequestHead { host: host?, head_len: head.len() })
+}
+
+fn host_in<'head>(
+    head: &'head [u8],
+    fields: &mut [httparse::Header<'head>],
+) -> Result<Option<HostName>, Rejection> {
+    const AMBIGUOUS: Rejection = Rejection::Malformed("the end of the head is ambiguous");
+    let mut request = httparse::Request::new(fields);
     match request.parse(head) {
-        Ok(httparse::Status::Complete(length)) if length == head.len() => {}
-        Ok(_) => return Err(Rejection::Malformed("the end of the head is ambiguous")),
-        Err(error) => return Err(malformed(error)),
+        Ok(httparse::Status::Complete(length)) if length == head.len() => {
+            let (method, target) = (request.method.unwrap_or_default(), request.path.unwrap_or_default());
+            let no_host = match request.version {
+                // "A server MUST respond with a 400 to any HTTP/1.1 request message that lacks a Host header field"
+                // (RFC 9112 §3.2), be there one in the target.
+                Some(1) => Some("HTTP/1.1 without Host"),
+                _ => None,
+            };
+            Ok(host_of(method, target, request.headers, no_host)?.into_name())
+        }
+        Ok(_) => Err(AMBIGUOUS),
+        Err(error @ httparse::Error::Version) => {
+            let line = RequestLine::of_another_version(head).ok_or_else(|| malformed(error))?;
+            match httparse::parse_headers(&head[line.length..], fields) {
+                Ok(httparse::Status::Complete((length, fields))) if line.length + length == head.len() => {
+                    match host_of(line.method, line.target, fields, None)? {
+                        Authority::Empty => Err(malformed(error)),
+                        authority => Ok(authority.into_name()),
+                    }
+                }
+                Ok(_) => Err(AMBIGUOUS),
+                Err(error) => Err(malformed(error)),
+            }
+        }
+        Err(error) => Err(malformed(error)),
     }
-    Ok(RequestHead { host: host_of(&request)?, head_len: head.len() })
 }
 
 fn malformed(error: httparse::Error) -> Rejection {
@@ -135,27 +181,32 @@ fn malformed(error: httparse::Error) -> Rejection {
         Error::HeaderValue => "a field value with a bad character",
         Error::NewLine => "a bare CR",
         Error::Token | Error::Status => "a bad character in the request line",
-        Error::TooManyHeaders => "more than 128 header fields",
-        Error::Version => "not HTTP/1.0 or HTTP/1.1",
+        Error::TooManyHeaders => "more fields than lines",
+        Error::Version => "not HTTP/1.0 or HTTP/1.1, and no host",
     })
 }
 
-/// The host of the target and that of the Host field; they must be the same.
-fn host_of(request: &httparse::Request<'_, '_>) -> Result<Option<HostName>, Rejection> {
-    let target = target_authority(request.method.unwrap_or_default(), request.path.unwrap_or_default())?;
-    let mut fields = request.headers.iter().filter(|field| field.name.eq_ignore_ascii_case("host"));
-    let field = match (fields.next(), fields.next()) {
+/// The host of the target and that of the Host field; they must be the same. `no_host` is what is wrong where there is no
+/// such field.
+fn host_of(
+    method: &str,
+    target: &str,
+    fields: &[httparse::Header<'_>],
+    no_host: Option<&'static str>,
+) -> Result<Authority, Rejection> {
+    let target = target_authority(method, target)?;
+    let mut fields = fields.iter().filter(|field| field.name.eq_ignore_ascii_case("host"));
+    let field = match (fields.next(), fields.next(), no_host) {
         // "A server MUST respond with a 400 to any request message that contains more than one Host header
         // field line", be they equal (RFC 9112 §3.2).
-        (Some(_), Some(_)) => return Err(Rejection::TwoHosts),
-        (Some(field), None) => Authority::parse(field.value)?,
-        // The same holds for a request of HTTP/1.1 without one.
-        (None, _) if request.version == Some(1) => return Err(Rejection::Malformed("HTTP/1.1 without Host")),
-        (None, _) => Authority::Empty,
+        (Some(_), Some(_), _) => return Err(Rejection::TwoHosts),
+        (Some(field), None, _) => Authority::parse(field.value)?,
+        (None, _, Some(wrong)) => return Err(Rejection::Malformed(wrong)),
+        (None, _, None) => Authority::Empty,
     };
     match (target, field) {
-        (Authority::Empty, one) | (one, Authority::Empty) => Ok(one.into_name()),
-        (one, other) if one == other => Ok(one.into_name()),
+        (Authority::Empty, one) | (one, Authority::Empty) => Ok(one),
+        (one, other) if one == other => Ok(one),
         // A server that follows RFC 9112 §3.2.2 would take the target's, one that does not the field's.
         _ => Err(Rejection::TwoHosts),
     }

@@ -11,9 +11,11 @@ mod cursor;
 pub mod http;
 pub mod postgres;
 pub mod proxy_header;
+mod raw_name;
 mod spoken;
 pub mod tls;
 
+pub use raw_name::{MAX_RAW_NAME, RawName};
 pub use spoken::spoken;
 
 /// What a sniffer says of the bytes received so far.
@@ -49,9 +51,6 @@ pub enum Rejection {
     /// Neither TLS nor HTTP.
     #[error("neither TLS nor HTTP")]
     UnknownProtocol,
-    /// A ClientHello in SSLv2 format (RFC 5246 appendix E.2).
-    #[error("a ClientHello in SSLv2 format")]
-    Sslv2,
     /// A TLS record or handshake message other than a ClientHello came first.
     #[error("a TLS message other than a ClientHello came first")]
     UnexpectedMessage,
@@ -64,7 +63,10 @@ pub enum Rejection {
     /// A ClientHello in more TLS records than any client makes of it.
     #[error("a ClientHello in too many records")]
     TooManyRecords,
-    /// The name the client asks for is no host name.
+    /// A request head with more fields than are taken.
+    #[error("too many fields in the request head")]
+    TooManyFields,
+    /// The host of a request is no host name. A name like that in SNI is taken for none.
     #[error("unusable host name: {0}")]
     BadName(HostNameError),
     /// The head names two hosts.
@@ -88,11 +90,11 @@ impl Rejection {
             Self::HttpOnTls => "http_on_tls",
             Self::TlsOnHttp => "tls_on_http",
             Self::UnknownProtocol => "unknown_protocol",
-            Self::Sslv2 => "sslv2",
             Self::UnexpectedMessage => "unexpected_message",
             Self::Malformed(_) => "malformed",
             Self::TooLarge => "hello_too_large",
             Self::TooManyRecords => "too_many_records",
+            Self::TooManyFields => "too_many_fields",
             Self::BadName(_) => "bad_name",
             Self::TwoHosts => "two_hosts",
             Self::ProxyHeader(_) => "proxy_header",

@@ -1,7 +1,7 @@
 //! The ClientHello at the start of a TLS connection over TCP: server name, ALPN, ECH.
 //!
 //! This reads the record layer (RFC 8446 §5.1): a hello may come in any number of records, down to one byte
-//! each, and share its last record with other messages. What follows that record (early data, a
+//! each, and share its last record with other messages. A hello in the format of SSL 2.0 is read too. What follows that record (early data, a
 //! `change_cipher_spec`) is not looked at. Nothing is decrypted and nothing answered; [`alert`] has the bytes for
 //! a refusal.
 
@@ -9,11 +9,12 @@ use std::borrow::Cow;
 
 use crate::spec::{AlpnList, HostName};
 
-use super::{Rejection, Sniff};
+use super::{RawName, Rejection, Sniff};
 
 pub mod alert;
 pub(crate) mod hello;
 mod opening;
+mod sslv2;
 
 pub use alert::AlertDescription;
 pub(super) use opening::opening;
@@ -30,8 +31,10 @@ pub const MAX_RECORDS: usize = 4096;
 /// What a ClientHello says about where its connection wants to go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientHello {
-    /// The name asked for; `None` without one, and for an IP literal.
+    /// The name asked for; `None` without one, and for one that can be no host name.
     pub server_name: Option<HostName>,
+    /// What was asked for where that can be no host name, an IP literal for example.
+    pub raw_name: Option<RawName>,
     /// The protocols offered; empty when there is no such extension.
     pub alpn: AlpnList,
     /// Whether there is an outer `encrypted_client_hello` (RFC 9849), real or GREASE: `server_name` then is the
@@ -88,6 +91,9 @@ impl ClientHelloReader {
                 Sniff::Complete(()) => {}
                 Sniff::Incomplete => return Ok(None),
                 Sniff::Rejected(rejection) => return Err(rejection),
+            }
+            if received.first().is_some_and(|first| *first >= 0x80) {
+                return sslv2::read(received, self.max_message);
             }
         }
         loop {

@@ -2,31 +2,36 @@
 
 use std::fmt;
 
-/// The most names that are taken from a client. A browser offers two; each name read from a hello is written to
-/// the access log again, so that a hello full of one-letter names would be many times its size there.
+/// The most names of a list that are kept and logged. A browser offers two; a hello full of one-letter names would be
+/// many times its size in the access log.
 pub const MAX_NAMES: usize = 64;
-/// The most octets of a list in wire form, for the same reason.
+/// The most octets of a list in wire form that are kept and logged, for the same reason.
 pub const MAX_LIST: usize = 4096;
 
 /// A validated `ProtocolNameList` without its outer length: each name is one octet of length and 1–255 octets.
-///
-/// At most [`MAX_NAMES`] names and [`MAX_LIST`] octets.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct AlpnList(Box<[u8]>);
 
 impl AlpnList {
-    /// Takes the wire form of the list; `None` when a name is empty or cut, or the list is over its limits.
+    /// Takes the wire form of the list; `None` when a name is empty or cut.
     pub fn from_wire(list: &[u8]) -> Option<Self> {
-        let mut names = 0;
         let mut rest = list;
         while let Some((&length, tail)) = rest.split_first() {
-            names += 1;
-            if length == 0 || names > MAX_NAMES {
+            if length == 0 {
                 return None;
             }
             rest = tail.get(usize::from(length)..)?;
         }
-        (list.len() <= MAX_LIST).then(|| Self(list.into()))
+        Some(Self(list.into()))
+    }
+
+    /// The first names, as many as are kept of a connection: at most [`MAX_NAMES`], in at most [`MAX_LIST`] octets.
+    /// `None` where these are all.
+    pub fn start(&self) -> Option<Self> {
+        if self.0.len() <= MAX_LIST && self.iter().nth(MAX_NAMES).is_none() {
+            return None;
+        }
+        Some(self.iter().collect())
     }
 
     /// The wire form of the list, without its outer length.
@@ -94,13 +99,18 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_bounded() {
+    fn what_is_kept_is_bounded() {
         let most = b"\x01a".repeat(MAX_NAMES);
-        assert_eq!(AlpnList::from_wire(&most).unwrap().iter().count(), MAX_NAMES);
-        assert_eq!(AlpnList::from_wire(&[&most[..], b"\x01a"].concat()), None);
+        assert_eq!(AlpnList::from_wire(&most).unwrap().start(), None);
+        let more = AlpnList::from_wire(&b"\x01a".repeat(2000)).unwrap();
+        assert_eq!(more.iter().count(), 2000);
+        assert_eq!(more.start().unwrap().as_wire(), most);
         let name = [255].repeat(256);
-        assert!(AlpnList::from_wire(&name.repeat(16)).is_some());
-        assert_eq!(AlpnList::from_wire(&name.repeat(17)), None);
+        assert_eq!(AlpnList::from_wire(&name.repeat(16)).unwrap().start(), None);
+        assert_eq!(
+            AlpnList::from_wire(&name.repeat(17)).unwrap().start().unwrap().as_wire(),
+            name.repeat(16)
+        );
 
         let collected: AlpnList = std::iter::repeat_n(&b"a"[..], 1000).collect();
         assert_eq!(collected.as_wire(), most);

@@ -44,11 +44,10 @@ impl Rejection {
     fn http_status(&self) -> Option<u16> {
         match self {
             Self::HttpOnTls | Self::Malformed(_) | Self::BadName(_) | Self::TwoHosts => Some(400),
-            Self::TooLarge => Some(431),
+            Self::TooLarge | Self::TooManyFields => Some(431),
             Self::Http2Preface => Some(505),
             Self::TlsOnHttp
             | Self::UnknownProtocol
-            | Self::Sslv2
             | Self::UnexpectedMessage
             | Self::TooManyRecords
             | Self::PostgresWithoutTls

@@ -17,8 +17,6 @@ pub enum AlertDescription {
     IllegalParameter = 47,
     /// The hello cannot be decoded.
     DecodeError = 50,
-    /// A version that is not spoken here.
-    ProtocolVersion = 70,
     /// No backend can be reached, or another fault of ours.
     InternalError = 80,
     /// No route for the name (RFC 6066 §3).
@@ -63,12 +61,10 @@ impl Rejection {
             Self::UnexpectedMessage => Some(AlertDescription::UnexpectedMessage),
             // What OpenSSL answers to a message that is larger than it takes.
             Self::TooLarge | Self::TooManyRecords => Some(AlertDescription::IllegalParameter),
-            // What OpenSSL answers to a host_name with a NUL.
-            Self::BadName(_) => Some(AlertDescription::UnrecognizedName),
-            // Such a hello comes from an old client that offers TLS too and understands its alerts.
-            Self::Sslv2 => Some(AlertDescription::ProtocolVersion),
             Self::TlsOnHttp => Some(AlertDescription::HandshakeFailure),
             Self::HttpOnTls
+            | Self::BadName(_)
+            | Self::TooManyFields
             | Self::UnknownProtocol
             | Self::TwoHosts
             | Self::Http2Preface

@@ -6,8 +6,8 @@
 
 use super::ClientHello;
 use crate::{
-    sniff::{Rejection, cursor::Cursor},
-    spec::{AlpnList, HostName, HostNameError},
+    sniff::{RawName, Rejection, cursor::Cursor},
+    spec::{AlpnList, HostName},
 };
 
 const SERVER_NAME: u16 = 0;
@@ -33,8 +33,14 @@ pub(crate) fn parse(body: &[u8], wire_len: usize) -> Result<ClientHello, Rejecti
         return Err(Rejection::Malformed("compression_methods is empty"));
     }
 
-    let mut hello =
-        ClientHello { server_name: None, alpn: AlpnList::default(), ech: false, legacy_version, wire_len };
+    let mut hello = ClientHello {
+        server_name: None,
+        raw_name: None,
+        alpn: AlpnList::default(),
+        ech: false,
+        legacy_version,
+        wire_len,
+    };
     // Before TLS 1.3 the whole block may be missing (RFC 5246 §7.4.1.2).
     if !body.is_empty() {
         let extensions = body.vector16().ok_or(Rejection::Malformed("the extensions are cut"))?;
@@ -58,7 +64,12 @@ fn read_extensions(extensions: &[u8], hello: &mut ClientHello) -> Result<(), Rej
             return Err(Rejection::Malformed("an extension appears twice"));
         }
         match kind {
-            SERVER_NAME => hello.server_name = server_name(data)?,
+            SERVER_NAME => match server_name(data)?.map(|name| (name, HostName::parse(name))) {
+                Some((_, Ok(name))) => hello.server_name = Some(name),
+                // Whether a name like that means anything is the backend's to judge.
+                Some((name, Err(_))) => hello.raw_name = Some(RawName::new(name)),
+                None => {}
+            },
             ALPN => hello.alpn = alpn(data)?,
             // The outer form begins with type 0, and so does the GREASE form of a client that has no keys.
             ENCRYPTED_CLIENT_HELLO => hello.ech = data.first() == Some(&0),
@@ -68,8 +79,8 @@ fn read_extensions(extensions: &[u8], hello: &mut ClientHello) -> Result<(), Rej
     Ok(())
 }
 
-/// `ServerNameList` (RFC 6066 §3). `None` is a client without a usable name.
-fn server_name(data: &[u8]) -> Result<Option<HostName>, Rejection> {
+/// The host name in a `ServerNameList` (RFC 6066 §3), as it was sent.
+fn server_name(data: &[u8]) -> Result<Option<&[u8]>, Rejection> {
     const HOST_NAME: u8 = 0;
     let mut outer = Cursor::new(data);
     // Only a server's answer is empty.
@@ -89,11 +100,7 @@ fn server_name(data: &[u8]) -> Result<Option<HostName>, Rejection> {
             return Err(Rejection::Malformed("server_name has two host names"));
         }
     }
-    match host.map(HostName::parse) {
-        None | Some(Err(HostNameError::IpLiteral)) => Ok(None),
-        Some(Ok(name)) => Ok(Some(name)),
-        Some(Err(error)) => Err(Rejection::BadName(error)),
-    }
+    Ok(host)
 }
 
 /// `ProtocolNameList` (RFC 7301 §3.1).
@@ -103,8 +110,7 @@ fn alpn(data: &[u8]) -> Result<AlpnList, Rejection> {
     if list.is_empty() || !outer.is_empty() {
         return Err(Rejection::Malformed("the ALPN list is empty or does not fill its extension"));
     }
-    AlpnList::from_wire(list)
-        .ok_or(Rejection::Malformed("the ALPN list has an empty or cut name, or too many of them"))
+    AlpnList::from_wire(list).ok_or(Rejection::Malformed("the ALPN list has an empty or cut name"))
 }
 
 /// Which extension types have been met: one bit each, so that the check costs the same for every hello.

@@ -10,7 +10,7 @@ const OTHER_CONTENT: [u8; 4] = [20, 21, 23, 24];
 /// The major version of SSL 3.0 and all of TLS.
 pub(super) const MAJOR: u8 = 3;
 
-/// Whether the bytes begin a handshake record; otherwise what they are.
+/// Whether the bytes begin a handshake record or an SSLv2 hello; otherwise what they are.
 pub(in crate::sniff) fn opening(received: &[u8]) -> Sniff<()> {
     match *received {
         [] => Sniff::Incomplete,
@@ -29,7 +29,7 @@ pub(in crate::sniff) fn opening(received: &[u8]) -> Sniff<()> {
 fn sslv2(received: &[u8]) -> Sniff<()> {
     match received {
         [_] | [_, _] | [_, _, 1] | [_, _, 1, 0 | MAJOR] => Sniff::Incomplete,
-        [_, _, 1, 0, 2, ..] | [_, _, 1, MAJOR, _, ..] => Sniff::Rejected(Rejection::Sslv2),
+        [_, _, 1, 0, 2, ..] | [_, _, 1, MAJOR, _, ..] => Sniff::Complete(()),
         _ => Sniff::Rejected(Rejection::UnknownProtocol),
     }
 }
@@ -82,13 +82,13 @@ mod tests {
             (b"\x17\x03\x03\x00\x10", UnexpectedMessage, 2),
             (b"\x16\x02\x00", UnknownProtocol, 2),
             (b"\x15\x05", UnknownProtocol, 2),
-            (b"\x80\x2e\x01\x03\x01\x00\x15", Sslv2, 5),
-            (b"\x80\x2e\x01\x00\x02\x00\x15", Sslv2, 5),
             (b"\x80\x2e\x04", UnknownProtocol, 3),
             (b"\x80\x2e\x01\x00\x03", UnknownProtocol, 5),
         ] {
             assert_eq!(decided(bytes), (Sniff::Rejected(rejection), at), "{}", bytes.escape_ascii());
         }
         assert_eq!(decided(b"\x16\x03\x01"), (Sniff::Complete(()), 2));
+        assert_eq!(decided(b"\x80\x2e\x01\x03\x01\x00\x15"), (Sniff::Complete(()), 5));
+        assert_eq!(decided(b"\x80\x2e\x01\x00\x02\x00\x15"), (Sniff::Complete(()), 5));
     }
 }
