@@ -10,7 +10,7 @@ use edge::{
         proxy_header::proxy_header,
         tls::{ClientHelloReader, client_hello},
     },
-    spec::ProxyProtocol,
+    spec::{ProxyProtocol, ProxyTlvs},
 };
 
 /// The default of `limits.hello_bytes`.
@@ -78,13 +78,14 @@ fn proxy_headers(bench: &mut Criterion) {
     let authority = "cloud.example.com".parse().ok();
     let alpn = [&b"h2"[..], b"http/1.1"].into_iter().collect();
     let tlvs = Tlvs {
+        wanted: ProxyTlvs::ALL,
         authority: authority.as_ref(),
         alpn: Some(&alpn),
         unique_id: Some(b"0123456789abcdef"),
         ..Tlvs::default()
     };
     for (what, version) in [("version 1", ProxyProtocol::V1), ("version 2", ProxyProtocol::V2)] {
-        let header = write(version, source, &tlvs);
+        let header = write(version, source, &tlvs).bytes;
         group.throughput(length(&header));
         group.bench_function(format!("write {what}"), |bencher| {
             bencher.iter(|| write(version, black_box(source), black_box(&tlvs)));

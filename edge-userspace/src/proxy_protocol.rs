@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 pub mod tlv;
 mod write;
 
-pub use write::{Tlvs, write};
+pub use write::{Header, Tlvs, write};
 
 /// Whose connection a header announces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,9 +35,17 @@ pub enum ProxySource {
 pub(crate) const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 /// Signature, version and command, family and transport, length.
 pub(crate) const V2_FIXED: usize = 16;
-/// The longest header of version 2 that is read or written: what nginx takes (`NGX_PROXY_PROTOCOL_MAX_HEADER`). The
+/// The longest header of version 2 that is read: what nginx takes since 1.23.2 (`NGX_PROXY_PROTOCOL_MAX_HEADER`). The
 /// length field could say sixteen times as much.
 pub const V2_MAX: usize = 4096;
+/// The longest header of version 2 that is written, in bytes, padding aside. Apache's mod_remoteip takes 232 (the header and
+/// the longest addresses, those of Unix sockets), go-proxyproto 256, HAProxy what its buffer holds. nginx before 1.23.2 takes
+/// 107: enough for both families of addresses, a checksum and a unique id or a short name.
+pub const V2_MAX_SENT: usize = 232;
+/// The length of a header of version 2 without TLVs, for a client of IPv4 (§2.2), in bytes.
+pub const V2_IPV4: usize = V2_FIXED + 12;
+/// The same for a client of IPv6, or where the families differ.
+pub const V2_IPV6: usize = V2_FIXED + 36;
 /// The longest line of version 1, with its CRLF (§2.1).
 pub const V1_MAX: usize = 107;
 

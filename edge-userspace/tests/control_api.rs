@@ -63,7 +63,7 @@ fn routes_are_added_listed_tested_and_removed() {
         added,
         json!({
             "host": "cloud.example.com", "listener": [], "protocol": [], "to": "caddy", "source": "runtime", "alpn": [],
-            "from": ["10.0.0.0/8"], "proxy_protocol": "off", "datapath": "auto",
+            "from": ["10.0.0.0/8"], "proxy_protocol": "off", "proxy_tlvs": [], "datapath": "auto",
             "connections": 0, "bytes_up": 0, "bytes_down": 0,
         })
     );
@@ -88,10 +88,11 @@ fn fields_may_come_in_the_query() {
     let added = ok(
         &daemon,
         "POST",
-        "/v1/routes?host=*.example.com&to=100.64.0.2&to=%5Bfd7a::2%5D:443&alpn=h2&proxy_protocol=v2&replace=true",
+        "/v1/routes?host=*.example.com&to=100.64.0.2&to=%5Bfd7a::2%5D:443&alpn=h2&proxy_protocol=v2&proxy_tlvs=alpn&replace=true",
         "",
     );
     assert_eq!(added["to"], json!(["100.64.0.2", "[fd7a::2]:443"]));
+    assert_eq!(added["proxy_tlvs"], json!(["alpn"]));
     assert_eq!((&added["alpn"], &added["proxy_protocol"]), (&json!(["h2"]), &json!("v2")));
     assert_eq!(call(&daemon, "DELETE", "/v1/routes?host=*.example.com&alpn=h3", "").0, 404);
     assert_eq!(ok(&daemon, "DELETE", "/v1/routes?host=*.example.com&alpn=h2&close", "")["closed"], 1);

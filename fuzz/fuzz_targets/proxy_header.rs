@@ -2,12 +2,12 @@
 #![no_main]
 
 use edge::{
-    proxy_protocol::{Tlvs, V1_MAX, V2_MAX, tlv, write},
+    proxy_protocol::{Tlvs, V1_MAX, V2_MAX, V2_MAX_SENT, tlv, write},
     sniff::{
         Sniff,
         proxy_header::{ProxyHeader, ProxySource, proxy_header},
     },
-    spec::ProxyProtocol,
+    spec::{ProxyProtocol, ProxyTlvs},
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -42,13 +42,15 @@ fuzz_target!(|bytes: &[u8]| {
 
     // Chained edges: what goes out again is read as the same connection, and its TLVs reach a fixed point.
     let out = |received: &[u8]| {
-        let tlvs = Tlvs { received, ..Tlvs::default() };
-        read(&write(ProxyProtocol::V2, header.source, &tlvs))
+        let tlvs = Tlvs { wanted: ProxyTlvs::ALL, received, ..Tlvs::default() };
+        let written = write(ProxyProtocol::V2, header.source, &tlvs).bytes;
+        assert!(written.len() <= V2_MAX_SENT);
+        read(&written)
     };
     let once = out(&header.tlvs);
     assert_eq!(once.source, header.source);
     assert_eq!(out(&once.tlvs), once);
     if header.source != ProxySource::Local {
-        assert_eq!(read(&write(ProxyProtocol::V1, header.source, &Tlvs::default())).source, header.source);
+        assert_eq!(read(&write(ProxyProtocol::V1, header.source, &Tlvs::default()).bytes).source, header.source);
     }
 });

@@ -9,7 +9,8 @@ use super::{
     value::quoted,
 };
 use crate::spec::{
-    BackendAddress, BackendHost, Conditions, ListenerSpec, ProxyProtocol, RouteSpec, Spoken, Target,
+    BackendAddress, BackendHost, Conditions, ListenerSpec, ProxyProtocol, ProxyTlvs, RouteSpec, Spoken,
+    Target,
 };
 
 /// The pools and listeners that a configuration has.
@@ -133,6 +134,15 @@ impl References {
         }
     }
 
+    /// TLVs are in headers of version 2 only.
+    pub(super) fn proxy_tlvs(wanted: ProxyTlvs, version: ProxyProtocol) -> Result<(), Refusal> {
+        if wanted.is_empty() || version == ProxyProtocol::V2 {
+            return Ok(());
+        }
+        Err(Refusal::new("no header with TLVs is sent here")
+            .hint("write proxy_protocol = \"v2\" beside it, or leave `proxy_tlvs` out"))
+    }
+
     /// The PROXY header of a route is for addresses: a pool says its own.
     pub(super) fn proxy_protocol(&self, wanted: ProxyProtocol, to: &Target) -> Result<(), Refusal> {
         match to {
@@ -177,6 +187,7 @@ impl Settings {
         if route.connect_timeout.is_some() {
             references.connect_timeout(&route.to)?;
         }
+        References::proxy_tlvs(route.proxy_tlvs, route.proxy_protocol)?;
         references.proxy_protocol(route.proxy_protocol, &route.to)
     }
 }

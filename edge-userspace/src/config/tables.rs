@@ -20,7 +20,7 @@ use crate::{
     observe::access_log::AccessLogTarget,
     spec::{
         BackendAddress, BackendSpec, Choice, Conditions, HealthKind, HealthSpec, HostPattern, ListenerSpec,
-        PoolSpec, ProxyProtocol, RouteSpec, Spoken, Target, TunnelSpec, Warm,
+        PoolSpec, ProxyProtocol, ProxyTlv, ProxyTlvs, RouteSpec, Spoken, Target, TunnelSpec, Warm,
     },
 };
 
@@ -199,10 +199,12 @@ fn pool(
     // Known even where the rest of the pool is wrong, so that routes to it are not complained of.
     references.pools.extend(name.clone());
     let mut lines = Ways::new();
+    let proxy_protocol = table.or("proxy_protocol", default.proxy_protocol, one_of);
     let pool = PoolSpec {
         name: name.clone().unwrap_or_default(),
         balance: table.or("balance", default.balance, one_of),
-        proxy_protocol: table.or("proxy_protocol", default.proxy_protocol, one_of),
+        proxy_protocol,
+        proxy_tlvs: table.or("proxy_tlvs", default.proxy_tlvs, proxy_tlvs(proxy_protocol)),
         proxy_align: table.or("proxy_align", default.proxy_align, integer(0..=u8::MAX)),
         connect_timeout: table.or("connect_timeout", default.connect_timeout, duration),
         warm: table.or("warm", default.warm, warm),
@@ -216,6 +218,18 @@ fn pool(
         );
     }
     name.map(|_| pool)
+}
+
+/// The TLVs of a header of this version.
+fn proxy_tlvs(version: ProxyProtocol) -> impl Fn(&Value<'_>) -> Option<ProxyTlvs> {
+    move |value| {
+        let kinds = list("TLVs such as [\"authority\", \"unique_id\"]", one_of::<ProxyTlv>)(value)?;
+        let wanted = kinds.into_iter().collect();
+        match References::proxy_tlvs(wanted, version) {
+            Ok(()) => Some(wanted),
+            Err(refusal) => value.refuse(refusal),
+        }
+    }
 }
 
 fn warm(value: &Value<'_>) -> Option<Warm> {
@@ -335,6 +349,7 @@ fn route(table: &mut Section<'_>, references: Option<&References>) -> Option<Rou
             _ => Some(wanted),
         }
     });
+    let proxy_tlvs = table.or("proxy_tlvs", ProxyTlvs::default(), proxy_tlvs(proxy_protocol));
     let datapath = table.or("datapath", Choice::Auto, one_of);
     let idle_timeout = table.optional("idle_timeout", duration_or_zero);
     let connect_timeout = table.optional("connect_timeout", |value| {
@@ -348,7 +363,15 @@ fn route(table: &mut Section<'_>, references: Option<&References>) -> Option<Rou
         return table.refuse(refusal);
     }
     let conditions = Conditions { host: host?, listeners, protocols, alpn, from }.normalised();
-    Some(RouteSpec { conditions, to: to?, proxy_protocol, datapath, idle_timeout, connect_timeout })
+    Some(RouteSpec {
+        conditions,
+        to: to?,
+        proxy_protocol,
+        proxy_tlvs,
+        datapath,
+        idle_timeout,
+        connect_timeout,
+    })
 }
 
 /// A pool, an address or a list of addresses.

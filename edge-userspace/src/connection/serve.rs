@@ -32,7 +32,7 @@ use crate::{
     },
     kernel::monotonic,
     pool::connect::{self, Kept, Preparation},
-    proxy_protocol::{Tlvs, write},
+    proxy_protocol::{Header, Tlvs, V2_MAX_SENT, write},
     route::Query,
     sniff::proxy_header::ProxySource,
     spec::{AlpnList, Choice, ProxyProtocol, Spoken},
@@ -336,17 +336,26 @@ fn preread(
     };
     let asked = connection.asked();
     let unique_id = edge.unique_id(connection);
-    let mut bytes = write(
+    let pool = &destination.pool;
+    let Header { mut bytes, left_out } = write(
         destination.proxy_protocol,
         source,
         &Tlvs {
+            wanted: pool.proxy_tlvs(),
             authority: asked.and_then(|asked| asked.host.as_ref()),
             alpn: Some(alpn).filter(|alpn| !alpn.is_empty()),
             unique_id: Some(unique_id.as_bytes()),
             received: announced.map_or(&[], |header| &header.tlvs),
-            align: destination.pool.proxy_align(),
+            align: pool.proxy_align(),
         },
     );
+    if !left_out.is_empty() && pool.leaves_tlvs_out() {
+        tracing::warn!(
+            id = connection.id, route = &*destination.label, pool = &**pool.name(), %left_out,
+            "TLVs are left out of a PROXY header, which would be longer than receivers take ({V2_MAX_SENT} bytes); this is \
+             said once for the pool"
+        );
+    }
     let uncounted = bytes.len();
     bytes.extend(received);
     Preread { bytes, uncounted, hold }

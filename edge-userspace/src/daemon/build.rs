@@ -10,7 +10,7 @@ use crate::{
     route::{Rule, Table},
     spec::{
         BackendAddress, BackendSpec, Choice, Conditions, HealthKind, HostName, HostPattern, PoolSpec,
-        ProxyProtocol, RouteSpec, Target,
+        ProxyProtocol, ProxyTlvs, RouteSpec, Target,
     },
     tally::Tally,
 };
@@ -48,7 +48,7 @@ pub(super) fn build(settings: &Settings, runtime: &[RouteSpec], kept: &mut Kept)
             HostPattern::Exact(name) => Some(name),
             HostPattern::Below(_) | HostPattern::Any => None,
         };
-        let wants = (spec.proxy_protocol, spec.connect_timeout);
+        let wants = (spec.proxy_protocol, spec.proxy_tlvs, spec.connect_timeout);
         let Some(pool) = pools.pool(&spec.to, wants, port, name) else {
             warnings.push(format!(
                 "the route for {} leads to the pool {}, which is gone: it is left out until the pool is back",
@@ -76,7 +76,12 @@ pub(super) fn build(settings: &Settings, runtime: &[RouteSpec], kept: &mut Kept)
     for spec in &settings.listeners {
         let destination = spec.to.as_ref().and_then(|to| {
             let port = spec.bind.first().map_or(0, std::net::SocketAddr::port);
-            let pool = pools.pool(to, (ProxyProtocol::Off, spec.connect_timeout), port, None)?;
+            let pool = pools.pool(
+                to,
+                (ProxyProtocol::Off, ProxyTlvs::default(), spec.connect_timeout),
+                port,
+                None,
+            )?;
             let kept = pools.kept.listeners.get(&spec.name).cloned().unwrap_or_default();
             listener_counters.insert(Arc::clone(&spec.name), Arc::clone(&kept));
             Some(Arc::new(Destination {
@@ -123,8 +128,8 @@ fn default_port(settings: &Settings, conditions: &Conditions) -> u16 {
     listeners.next().and_then(|spec| spec.bind.first()).map_or(443, std::net::SocketAddr::port)
 }
 
-/// What the route says of a pool that its `to` makes: the header, and the time to connect.
-type Wants = (ProxyProtocol, Option<Duration>);
+/// What the route says of a pool that its `to` makes: the header, its TLVs, and the time to connect.
+type Wants = (ProxyProtocol, ProxyTlvs, Option<Duration>);
 
 /// Pools by what makes them the same.
 struct Pools<'a> {
@@ -140,22 +145,23 @@ impl Pools<'_> {
     fn pool(
         &mut self,
         target: &Target,
-        (proxy_protocol, connect_timeout): Wants,
+        (proxy_protocol, proxy_tlvs, connect_timeout): Wants,
         port: u16,
         server_name: Option<&HostName>,
     ) -> Option<Arc<Pool>> {
         let named = named(self.settings, target);
         // A pool of the configuration has a header setting of its own, unless the route says otherwise.
-        let proxy_protocol = match (named, proxy_protocol) {
-            (Some(pool), ProxyProtocol::Off) => pool.proxy_protocol,
-            (_, said) => said,
+        let (proxy_protocol, proxy_tlvs) = match (named, proxy_protocol) {
+            (Some(pool), ProxyProtocol::Off) => (pool.proxy_protocol, pool.proxy_tlvs),
+            (_, said) => (said, proxy_tlvs),
         };
-        let key = (target.clone(), (proxy_protocol, connect_timeout));
+        let key = (target.clone(), (proxy_protocol, proxy_tlvs, connect_timeout));
         if let Some(pool) = self.built.get(&key) {
             return Some(Arc::clone(pool));
         }
         let mut spec = named.cloned().or_else(|| unnamed(target))?;
         spec.proxy_protocol = proxy_protocol;
+        spec.proxy_tlvs = proxy_tlvs;
         spec.connect_timeout = connect_timeout.unwrap_or(spec.connect_timeout);
         let pool = Arc::new(self.kept.backends.pool(&spec));
         let plan = Plan { health: *pool.health(), port, server_name: server_name.cloned(), proxy_protocol };

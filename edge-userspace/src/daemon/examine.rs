@@ -54,6 +54,7 @@ impl Daemon {
         checks.extend(ways::hellos(&homes).await);
         checks.extend(certificates::look(&homes).await);
         checks.extend(headers::look(&running).await);
+        checks.extend(headers::sizes(&running));
         checks.push(firewall::conntrack());
         if let Some(flows) = &self.edge.flows {
             checks.extend(firewall::hindrances(flows));

@@ -3,7 +3,14 @@
 //! Backends that are up come first, picked by the pool's method; then backups; then, since a state may be
 //! wrong and a connection attempt is what wakes some tunnels, those that are down. Drained ones never.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use smallvec::SmallVec;
 
@@ -12,7 +19,7 @@ use super::{
     balance::{Balancer, Candidate},
     condition::BackendState,
 };
-use crate::spec::{HealthSpec, PoolSpec, ProxyProtocol, Warm};
+use crate::spec::{HealthSpec, PoolSpec, ProxyProtocol, ProxyTlvs, Warm};
 
 /// The time to connect when no backend is up. The refusal should come soon, yet a second SYN, which Linux sends
 /// after one second, must have had its chance.
@@ -24,7 +31,10 @@ pub struct Pool {
     name: Arc<str>,
     balancer: Balancer,
     proxy_protocol: ProxyProtocol,
+    proxy_tlvs: ProxyTlvs,
     proxy_align: u8,
+    /// Whether a header of it has been too long for all its TLVs.
+    left_tlvs_out: AtomicBool,
     connect_timeout: Duration,
     warm: Warm,
     health: HealthSpec,
@@ -38,7 +48,9 @@ impl Pool {
             name: Arc::clone(&spec.name),
             balancer: Balancer::new(spec.balance, backends.len()),
             proxy_protocol: spec.proxy_protocol,
+            proxy_tlvs: spec.proxy_tlvs,
             proxy_align: spec.proxy_align,
+            left_tlvs_out: AtomicBool::new(false),
             connect_timeout: spec.connect_timeout,
             warm: spec.warm,
             health: spec.health,
@@ -54,6 +66,16 @@ impl Pool {
     /// The PROXY header that its backends want.
     pub fn proxy_protocol(&self) -> ProxyProtocol {
         self.proxy_protocol
+    }
+
+    /// The TLVs in a header of version 2.
+    pub fn proxy_tlvs(&self) -> ProxyTlvs {
+        self.proxy_tlvs
+    }
+
+    /// Whether it is the first time that TLVs are left out of a header to its backends.
+    pub fn leaves_tlvs_out(&self) -> bool {
+        !self.left_tlvs_out.swap(true, Relaxed)
     }
 
     /// The length that a header of version 2 is padded to a multiple of, in bytes.

@@ -10,6 +10,7 @@ pub mod host;
 mod listener;
 mod pool;
 mod protocol;
+mod proxy_tlvs;
 mod route;
 mod tunnel;
 
@@ -22,5 +23,6 @@ pub use pool::{
     ProxyProtocol, Target, Warm,
 };
 pub use protocol::Spoken;
+pub use proxy_tlvs::{ProxyTlv, ProxyTlvError, ProxyTlvs};
 pub use route::{Conditions, HostPattern, RouteSpec};
 pub use tunnel::TunnelSpec;

@@ -4,7 +4,7 @@ use std::{fmt, net::IpAddr, str::FromStr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::HostName;
+use super::{HostName, ProxyTlvs};
 
 /// How a pool picks among its backends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -30,7 +30,7 @@ pub enum ProxyProtocol {
     Off,
     /// The text header.
     V1,
-    /// The binary header, with TLVs.
+    /// The binary header.
     V2,
 }
 
@@ -193,6 +193,8 @@ pub struct PoolSpec {
     pub balance: Balance,
     /// The PROXY header sent to its backends.
     pub proxy_protocol: ProxyProtocol,
+    /// The TLVs in a header of version 2.
+    pub proxy_tlvs: ProxyTlvs,
     /// The length that a header of version 2 is padded to a multiple of, in bytes; 0 and 1 are no padding.
     pub proxy_align: u8,
     /// Time for a connection to a backend, all attempts together.
@@ -212,6 +214,7 @@ impl PoolSpec {
             name: name.into(),
             balance: Balance::default(),
             proxy_protocol: ProxyProtocol::Off,
+            proxy_tlvs: ProxyTlvs::default(),
             proxy_align: 0,
             connect_timeout: Duration::from_secs(5),
             warm: Warm::default(),

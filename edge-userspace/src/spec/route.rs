@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Choice, HostName, HostNameError, ProxyProtocol, Spoken, Target};
+use super::{Choice, HostName, HostNameError, ProxyProtocol, ProxyTlvs, Spoken, Target};
 
 /// The host that a route is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -108,6 +108,9 @@ pub struct RouteSpec {
     /// The PROXY header for a `to` that is an address or a list of addresses.
     #[serde(skip_serializing_if = "is_default")]
     pub proxy_protocol: ProxyProtocol,
+    /// The TLVs in a header of version 2, where `to` is an address or a list of addresses.
+    #[serde(skip_serializing_if = "is_default")]
+    pub proxy_tlvs: ProxyTlvs,
     /// The datapath tier allowed.
     #[serde(skip_serializing_if = "is_default")]
     pub datapath: Choice,
@@ -127,6 +130,7 @@ impl RouteSpec {
             conditions,
             to,
             proxy_protocol: ProxyProtocol::Off,
+            proxy_tlvs: ProxyTlvs::default(),
             datapath: Choice::Auto,
             idle_timeout: None,
             connect_timeout: None,

@@ -7,8 +7,8 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::{Backend, CheckStatus, fields};
 use crate::spec::{
-    BackendAddress, BackendAddressError, Choice, Conditions, HostName, HostPattern, ProxyProtocol, RouteSpec,
-    Spoken, Target,
+    BackendAddress, BackendAddressError, Choice, Conditions, HostName, HostPattern, ProxyProtocol, ProxyTlv,
+    ProxyTlvs, RouteSpec, Spoken, Target,
 };
 
 /// Where a route came from.
@@ -41,6 +41,9 @@ pub struct Route {
     pub from: Vec<IpNet>,
     /// The PROXY header sent where `to` is an address.
     pub proxy_protocol: ProxyProtocol,
+    /// The TLVs in a header of version 2.
+    #[serde(default)]
+    pub proxy_tlvs: ProxyTlvs,
     /// The datapath tier allowed.
     pub datapath: Choice,
     /// Connections now.
@@ -63,6 +66,7 @@ impl Route {
             alpn: spec.conditions.alpn.clone(),
             from: spec.conditions.from.clone(),
             proxy_protocol: spec.proxy_protocol,
+            proxy_tlvs: spec.proxy_tlvs,
             datapath: spec.datapath,
             connections: 0,
             bytes_up: 0,
@@ -95,6 +99,9 @@ pub struct AddRoute {
     /// The PROXY header for a `to` that is an address.
     #[serde(default)]
     pub proxy_protocol: ProxyProtocol,
+    /// The TLVs in a header of version 2.
+    #[serde(default, deserialize_with = "fields::one_or_many")]
+    pub proxy_tlvs: Vec<ProxyTlv>,
     /// The datapath tier allowed.
     #[serde(default)]
     pub datapath: Choice,
@@ -115,6 +122,7 @@ impl AddRoute {
         };
         RouteSpec {
             proxy_protocol: self.proxy_protocol,
+            proxy_tlvs: self.proxy_tlvs.iter().copied().collect(),
             datapath: self.datapath,
             ..RouteSpec::new(conditions, self.to.clone())
         }

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use crate::{
     control::api::parse_prefix,
-    spec::{BackendAddress, Choice, HostName, HostNameError, HostPattern, ProxyProtocol, Spoken},
+    spec::{BackendAddress, Choice, HostName, HostNameError, HostPattern, ProxyProtocol, ProxyTlv, Spoken},
 };
 
 /// Where the daemon listens unless told otherwise.
@@ -94,6 +94,9 @@ pub(super) struct AddRoute {
     /// The PROXY header for a target that is an address
     #[arg(long, value_name = "VERSION", default_value = "off")]
     pub(super) proxy_protocol: ProxyProtocolArg,
+    /// What a header of version 2 has beside addresses (may be given again): authority, alpn, unique_id, crc32c, received
+    #[arg(long, value_name = "TLV")]
+    pub(super) proxy_tlv: Vec<ProxyTlv>,
     /// The fastest datapath tier allowed
     #[arg(long, value_name = "TIER", default_value = "auto")]
     pub(super) datapath: DatapathArg,

@@ -42,6 +42,7 @@ fn to_add(route: arguments::AddRoute) -> Result<AddRoute, Failure> {
         alpn,
         from,
         proxy_protocol: route.proxy_protocol.into(),
+        proxy_tlvs: route.proxy_tlv,
         datapath: route.datapath.into(),
         replace: route.replace,
     })

@@ -12,6 +12,7 @@ use crate::{
         Backend,
         check::{CheckError, Plan, check},
     },
+    proxy_protocol::{V2_IPV4, V2_IPV6, V2_MAX_SENT},
     spec::{HealthKind, HealthSpec, HostPattern, ProxyProtocol, Spoken},
 };
 
@@ -27,6 +28,27 @@ pub(super) async fn look(running: &Running) -> Vec<Check> {
     let asked =
         stream::iter(ways(running)).map(|(backend, plan)| async move { judge(&backend, &plan).await });
     asked.buffered(AT_ONCE).filter_map(std::future::ready).collect().await
+}
+
+/// How long the headers of version 2 are that each pool is sent.
+pub(super) fn sizes(running: &Running) -> Vec<Check> {
+    let mut seen = HashSet::new();
+    let sent = running.destinations().filter(|to| to.proxy_protocol == ProxyProtocol::V2);
+    let pools = sent.map(|to| &to.pool).filter(|pool| seen.insert((pool.name(), pool.proxy_tlvs())));
+    pools
+        .map(|pool| {
+            let tlvs = pool.proxy_tlvs();
+            let message = if tlvs.is_empty() {
+                format!("{V2_IPV4} bytes for clients of IPv4, {V2_IPV6} for those of IPv6")
+            } else {
+                format!(
+                    "up to {V2_MAX_SENT} bytes with {tlvs}: {V2_IPV4} for clients of IPv4, {V2_IPV6} for those of IPv6, and \
+                     these TLVs; nginx before 1.23.2 takes no more than 107"
+                )
+            };
+            Check::new(format!("PROXY header size for {}", pool.name()), CheckStatus::Ok, message)
+        })
+        .collect()
 }
 
 /// What TLS clients can reach, each backend once.

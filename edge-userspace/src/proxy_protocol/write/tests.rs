@@ -9,20 +9,23 @@ fn client(source: &str, destination: &str) -> ProxySource {
 }
 
 fn text(source: &str, destination: &str) -> String {
-    String::from_utf8(write(ProxyProtocol::V1, client(source, destination), &Tlvs::default())).unwrap()
+    String::from_utf8(write(ProxyProtocol::V1, client(source, destination), &Tlvs::default()).bytes).unwrap()
 }
 
 /// The header without its signature and TLVs.
 fn binary(source: &str, destination: &str) -> Vec<u8> {
-    let header = write(ProxyProtocol::V2, client(source, destination), &Tlvs::default());
+    let header = write(ProxyProtocol::V2, client(source, destination), &Tlvs::default()).bytes;
     assert!(header.starts_with(&SIGNATURE));
     let addresses = if header[13] == TCP4 { 12 } else { 36 };
     header[12..V2_FIXED + addresses].to_vec()
 }
 
-/// Type and value of each TLV, but the checksum, which is checked.
+/// Type and value of each TLV but the checksum, which is checked, where all are wanted.
 fn tlvs_of(tlvs: &Tlvs<'_>) -> Vec<(u8, Vec<u8>)> {
-    let mut header = write(ProxyProtocol::V2, client("192.0.2.1:5000", "203.0.113.1:443"), tlvs);
+    let tlvs = Tlvs { wanted: ProxyTlvs::ALL, ..*tlvs };
+    let written = write(ProxyProtocol::V2, client("192.0.2.1:5000", "203.0.113.1:443"), &tlvs);
+    assert!(written.left_out.is_empty());
+    let mut header = written.bytes;
     let all: Vec<_> = tlv::iter(&header[28..]).map(|(kind, value)| (kind, value.to_vec())).collect();
     let (kind, sum) = &all[0];
     assert_eq!(*kind, tlv::CRC32C);
@@ -34,7 +37,7 @@ fn tlvs_of(tlvs: &Tlvs<'_>) -> Vec<(u8, Vec<u8>)> {
 fn encode(tlvs: &[(u8, &[u8])]) -> Vec<u8> {
     let mut block = Vec::new();
     for (kind, value) in tlvs {
-        push(&mut block, usize::MAX, *kind, value);
+        push(&mut block, *kind, value);
     }
     block
 }
@@ -43,7 +46,7 @@ fn encode(tlvs: &[(u8, &[u8])]) -> Vec<u8> {
 fn version_1_is_a_line() {
     assert_eq!(text("192.0.2.1:5000", "203.0.113.1:443"), "PROXY TCP4 192.0.2.1 203.0.113.1 5000 443\r\n");
     assert_eq!(text("[2001:db8::1]:5000", "[::1]:443"), "PROXY TCP6 2001:db8::1 ::1 5000 443\r\n");
-    assert_eq!(write(ProxyProtocol::V1, ProxySource::Local, &Tlvs::default()), b"PROXY UNKNOWN\r\n");
+    assert_eq!(write(ProxyProtocol::V1, ProxySource::Local, &Tlvs::default()).bytes, b"PROXY UNKNOWN\r\n");
     let longest = "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535";
     assert!(text(longest, longest).len() <= crate::proxy_protocol::V1_MAX);
 }
@@ -52,12 +55,12 @@ fn version_1_is_a_line() {
 fn version_2_is_binary() {
     assert_eq!(
         binary("192.0.2.1:5000", "203.0.113.1:443"),
-        [0x21, 0x11, 0, 12 + 7, 192, 0, 2, 1, 203, 0, 113, 1, 0x13, 0x88, 0x01, 0xbb]
+        [0x21, 0x11, 0, 12, 192, 0, 2, 1, 203, 0, 113, 1, 0x13, 0x88, 0x01, 0xbb]
     );
     assert_eq!(
         binary("[2001:db8::1]:5000", "[::2]:443"),
         [
-            &[0x21, 0x21, 0, 36 + 7][..],
+            &[0x21, 0x21, 0, 36][..],
             &[0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
             &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2],
             &[0x13, 0x88, 0x01, 0xbb],
@@ -65,8 +68,8 @@ fn version_2_is_binary() {
         .concat()
     );
     let local = write(ProxyProtocol::V2, ProxySource::Local, &Tlvs { align: 64, ..Tlvs::default() });
-    assert_eq!(local, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0");
-    assert_eq!(write(ProxyProtocol::Off, ProxySource::Local, &Tlvs::default()), b"");
+    assert_eq!(local.bytes, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0");
+    assert_eq!(write(ProxyProtocol::Off, ProxySource::Local, &Tlvs::default()), Header::default());
 }
 
 #[test]
@@ -98,8 +101,8 @@ fn tlvs_say_what_the_client_asked_for() {
     assert_eq!(
         tlvs_of(&all),
         [
-            (tlv::AUTHORITY, b"cloud.example.com".to_vec()),
             (tlv::UNIQUE_ID, b"01-a".to_vec()),
+            (tlv::AUTHORITY, b"cloud.example.com".to_vec()),
             (tlv::ALPN, b"\0\x0c\x02h2\x08http/1.1".to_vec()),
         ]
     );
@@ -128,12 +131,14 @@ fn what_came_in_goes_on_once() {
         alpn: Some(&alpn),
         unique_id: Some(b"second"),
         received: &received,
-        align: 0,
+        ..Tlvs::default()
     };
-    let mut expected =
-        vec![(tlv::AUTHORITY, b"second.example".to_vec()), (tlv::UNIQUE_ID, b"first".to_vec())];
+    let mut expected = vec![
+        (tlv::UNIQUE_ID, b"first".to_vec()),
+        (tlv::AUTHORITY, b"second.example".to_vec()),
+        (tlv::ALPN, b"\0\x03\x02h3".to_vec()),
+    ];
     expected.extend(others.clone());
-    expected.push((tlv::ALPN, b"\0\x03\x02h3".to_vec()));
     assert_eq!(tlvs_of(&chained), expected);
 
     let unread = Tlvs { received: &received, ..Tlvs::default() };
@@ -151,8 +156,8 @@ fn padding_reaches_the_boundary_whatever_is_left() {
     for align in 0..=u8::MAX {
         for length in 1..=64 {
             let id = vec![b'x'; length];
-            let tlvs = Tlvs { unique_id: Some(&id), align, ..Tlvs::default() };
-            let header = write(ProxyProtocol::V2, client("192.0.2.1:1", "192.0.2.2:2"), &tlvs);
+            let tlvs = Tlvs { wanted: ProxyTlvs::ALL, unique_id: Some(&id), align, ..Tlvs::default() };
+            let header = write(ProxyProtocol::V2, client("192.0.2.1:1", "192.0.2.2:2"), &tlvs).bytes;
             assert!(header.len().is_multiple_of(align.max(1).into()), "{align} {length}");
             assert!(tlv::is_whole(&header[28..]));
         }
@@ -160,17 +165,62 @@ fn padding_reaches_the_boundary_whatever_is_left() {
 }
 
 #[test]
-fn a_header_is_never_longer_than_receivers_take() {
-    let name = vec![b'a'; 255];
-    let alpn = std::iter::repeat_n(&name[..], 16).collect();
-    let received = encode(&[(0xe1, &[0; 3000]), (0xe2, &[0; 2000]), (0xe3, &[0; 500])]);
-    for align in [0, 128, 255] {
-        let tlvs = Tlvs { alpn: Some(&alpn), received: &received, align, ..Tlvs::default() };
-        let header = write(ProxyProtocol::V2, client("192.0.2.1:1", "[2001:db8::1]:2"), &tlvs);
-        assert!(header.len() <= V2_MAX);
-        let kinds: Vec<u8> =
-            tlv::iter(&header[52..]).map(|tlv| tlv.0).filter(|kind| *kind != tlv::NOOP).collect();
-        assert_eq!(kinds, [tlv::CRC32C, 0xe1, 0xe3]);
+fn by_default_there_are_the_addresses_alone() {
+    let authority = "cloud.example.com".parse().unwrap();
+    let alpn = [&b"h2"[..]].into_iter().collect();
+    let received = encode(&[(tlv::UNIQUE_ID, b"first"), (0xe0, b"a")]);
+    let tlvs = Tlvs {
+        authority: Some(&authority),
+        alpn: Some(&alpn),
+        unique_id: Some(b"1"),
+        received: &received,
+        ..Tlvs::default()
+    };
+    for (source, destination, length) in
+        [("192.0.2.1:1", "192.0.2.2:2", 28), ("[::1]:1", "[::2]:2", 52), ("192.0.2.1:1", "[::2]:2", 52)]
+    {
+        let header = write(ProxyProtocol::V2, client(source, destination), &tlvs);
+        assert_eq!((header.bytes.len(), header.left_out), (length, ProxyTlvs::default()));
+    }
+}
+
+#[test]
+fn what_receivers_would_not_take_is_left_out_in_order() {
+    use ProxyTlv::*;
+    let long: HostName = format!("{0}.{0}.example", "a".repeat(60)).parse().unwrap();
+    let longer: HostName = format!("{0}.{0}.{0}.example", "a".repeat(60)).parse().unwrap();
+    let short: HostName = "a.example".parse().unwrap();
+    let browser: AlpnList = [&b"h2"[..], b"http/1.1"].into_iter().collect();
+    let many: AlpnList = std::iter::repeat_n(&b"p/1"[..], 60).collect();
+    let received = encode(&[(0xe1, &[0; 200]), (0xe2, &[0; 4])]);
+    for (authority, alpn, received, left_out) in [
+        (&short, &browser, &[][..], &[][..]),
+        (&short, &many, &[], &[Alpn]),
+        (&long, &browser, &[], &[Alpn]),
+        // One that would fit is left out too behind one that does not.
+        (&longer, &browser, &[], &[Alpn, Authority]),
+        (&short, &browser, &received, &[Received]),
+        (&longer, &browser, &received, &[Alpn, Authority, Received]),
+    ] {
+        for align in [0, 128, 255] {
+            let id = [b'1'; 32];
+            let tlvs = Tlvs {
+                wanted: ProxyTlvs::ALL,
+                authority: Some(authority),
+                alpn: Some(alpn),
+                unique_id: Some(&id),
+                received,
+                align,
+            };
+            let header = write(ProxyProtocol::V2, client("192.0.2.1:1", "[2001:db8::1]:2"), &tlvs);
+            assert_eq!(header.left_out, left_out.iter().copied().collect(), "{authority}");
+            let padding = tlv::find(&header.bytes[52..], tlv::NOOP).map_or(0, |value| 3 + value.len());
+            assert!(header.bytes.len() - padding <= V2_MAX_SENT);
+            let has = |kind| tlv::find(&header.bytes[52..], kind).is_some();
+            assert!(has(tlv::CRC32C) && has(tlv::UNIQUE_ID));
+            assert_eq!(has(tlv::AUTHORITY), !header.left_out.has(Authority));
+            assert_eq!(has(tlv::ALPN), !header.left_out.has(Alpn));
+        }
     }
 }
 
@@ -179,6 +229,7 @@ fn another_decoder_reads_the_same() {
     let authority = "cloud.example.com".parse().unwrap();
     let alpn = [&b"h2"[..]].into_iter().collect();
     let tlvs = Tlvs {
+        wanted: ProxyTlvs::ALL,
         authority: Some(&authority),
         alpn: Some(&alpn),
         unique_id: Some(b"0001"),
@@ -189,7 +240,7 @@ fn another_decoder_reads_the_same() {
         for (source, destination) in
             [("192.0.2.1:5000", "203.0.113.1:443"), ("[2001:db8::1]:5000", "[2001:db8::2]:443")]
         {
-            let header = write(version, client(source, destination), &tlvs);
+            let header = write(version, client(source, destination), &tlvs).bytes;
             let (decoded, len) = proxy_header::ProxyHeader::parse(&header, ParseConfig::default()).unwrap();
             assert_eq!(len, header.len());
             let addresses = decoded.proxied_address().unwrap();
@@ -204,7 +255,7 @@ fn another_decoder_reads_the_same() {
                 assert!(decoded.crc32c().is_some());
             }
         }
-        let local = write(version, ProxySource::Local, &tlvs);
+        let local = write(version, ProxySource::Local, &tlvs).bytes;
         let (decoded, len) = proxy_header::ProxyHeader::parse(&local, ParseConfig::default()).unwrap();
         assert_eq!((decoded.proxied_address(), len), (None, local.len()));
     }

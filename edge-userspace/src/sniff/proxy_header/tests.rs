@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     proxy_protocol::{Tlvs, write},
-    spec::ProxyProtocol,
+    spec::{ProxyProtocol, ProxyTlvs},
 };
 
 fn v2_bytes(command: u8, family: u8, length: u16, block: &[u8]) -> Vec<u8> {
@@ -165,8 +165,12 @@ fn lengths_that_lie() {
 #[test]
 fn checksums() {
     let client = from("192.0.2.1:5000", "[2001:db8::1]:443");
-    let header =
-        write(ProxyProtocol::V2, client, &Tlvs { unique_id: Some(b"0001"), align: 32, ..Tlvs::default() });
+    let header = write(
+        ProxyProtocol::V2,
+        client,
+        &Tlvs { wanted: ProxyTlvs::ALL, unique_id: Some(b"0001"), align: 32, ..Tlvs::default() },
+    )
+    .bytes;
     let found = complete(&header);
     assert_eq!(found.source, client);
     assert_eq!(tlv::find(&found.tlvs, tlv::UNIQUE_ID), Some(&b"0001"[..]));
@@ -194,10 +198,10 @@ fn what_we_write_we_read() {
             ("192.0.2.1:5000", "[2001:db8::2]:443"),
         ] {
             let source = from(source, destination);
-            assert_eq!(complete(&write(version, source, &Tlvs::default())).source, source);
+            assert_eq!(complete(&write(version, source, &Tlvs::default()).bytes).source, source);
         }
         assert_eq!(
-            complete(&write(version, ProxySource::Local, &Tlvs::default())).source,
+            complete(&write(version, ProxySource::Local, &Tlvs::default()).bytes).source,
             ProxySource::Local
         );
     }
