@@ -153,6 +153,8 @@ fn every_value_can_be_another_than_its_default() {
             name = "caddy"
             balance = "source-hash"
             warm = "auto"
+            proxy_protocol = "v2"
+            proxy_tlvs = ["crc32c", "authority"]
             proxy_align = 64
             health.kind = "tls"
             health.fall = 1
@@ -203,6 +205,7 @@ fn every_value_can_be_another_than_its_default() {
     assert_eq!(route.idle_timeout, Some(Duration::from_hours(24)));
     let pool = &settings.pools[0];
     assert_eq!((pool.balance, pool.warm, pool.proxy_align), (Balance::SourceHash, Warm::Auto, 64));
+    assert_eq!(pool.proxy_tlvs.to_string(), "authority, crc32c");
     assert_eq!(pool.health, HealthSpec { kind: HealthKind::Tls, fall: 1, ..HealthSpec::default() });
     assert_eq!(pool.backends[0].weight, 0);
     let devices: Vec<_> = pool.backends.iter().map(|backend| backend.device.as_deref()).collect();

@@ -56,6 +56,14 @@ const WRONG: &[(&str, &[&str])] = &[
         "[[pool]]\nname = \"p\"\nhealth = { kind = \"http\" }\n[[pool.backend]]\nto = \"::1\"\n",
         &[":3:19: ", "\"off\", \"tcp\" or \"tls\""],
     ),
+    (
+        "[[route]]\nhost = \"a\"\nto = \"::1\"\nproxy_tlvs = [\"alpn\"]\n",
+        &[":4:14: ", "no header with TLVs", "proxy_protocol = \"v2\""],
+    ),
+    (
+        "[[route]]\nhost = \"a\"\nto = \"::1\"\nproxy_protocol = \"v2\"\nproxy_tlvs = [\"aplh\"]\n",
+        &[":5:15: ", "\"authority\", \"alpn\""],
+    ),
     ("[resolver]\nservers = [\"dns.example\"]\n", &[":2:12: ", "the address of a name server"]),
 ];
 

@@ -2,7 +2,7 @@
 
 use std::{
     fmt::Write as _,
-    io::Write,
+    io::{Read, Write},
     net::{IpAddr, SocketAddr},
     process::Command,
     time::{Duration, Instant},
@@ -15,7 +15,7 @@ use lab::{
     hello::ClientHello,
     peers::{Caddy, Haproxy, Nginx},
     require::{self, Need},
-    service,
+    service::{self, Service},
     stream::{self, End},
     topology::CLIENT_SECOND,
     wait::{self, SOON},
@@ -30,18 +30,16 @@ const SERVERS: &[Need] = &[
     Need::Newer("caddy"),
 ];
 const NAME: &str = "a.proxy.example";
-/// nginx before 1.23.2 takes headers of at most 107 bytes: with IPv6 addresses and our id that leaves ten for the name
-/// and none for ALPN.
-const SHORT: &str = "p.test";
+/// A name that would not fit into the 107 bytes that nginx before 1.23.2 takes: by default there is none in the header.
+const SUFFIX: &str = "a-longer-name-than-most.proxy.example";
+/// What HAProxy logs of a header.
+const TLVS: &str = "proxy_tlvs = [\"authority\", \"alpn\", \"unique_id\", \"crc32c\"]";
 /// The header of version 2 that all begin with.
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 
 /// A request by curl for `https://NAME/PATH`; gives the address that it came from.
 fn request(lab: &Lab, authority: &Authority, edge: SocketAddr, name: &str, path: &str) -> Result<SocketAddr> {
     let mut curl = Command::new("curl");
-    if name.starts_with("ng") {
-        curl.arg("--no-alpn");
-    }
     curl.args(["-sS", "-o", "/dev/null", "-w", "%{local_ip} %{local_port}", "--cacert"]).arg(&authority.file);
     curl.args(["--connect-to", &format!("::{edge}"), &format!("https://{name}/{path}")]);
     let came_from = lab.client.text_of(curl).with_context(|| format!("{name} by {edge}"))?;
@@ -68,11 +66,11 @@ fn servers_log_the_client(tier: &str) -> Result<()> {
     }
     case(|lab| {
         let authority = Authority::new(lab)?;
-        let certificate = authority.issue(lab, &[&format!("*.{SHORT}")])?;
+        let certificate = authority.issue(lab, &[&format!("*.{SUFFIX}")])?;
         let both = |port| [lab.home.at(port), lab.home.at_v6(port)];
         let nginx = Nginx::behind_proxy(&lab.home, &both(1443), &certificate)?;
         let haproxy = Haproxy::behind_proxy(&lab.home, &both(2443), &certificate)?;
-        let caddy = Caddy::behind_proxy(&lab.home, &both(3443), &format!("*.{SHORT}"), &certificate)?;
+        let caddy = Caddy::behind_proxy(&lab.home, &both(3443), &format!("*.{SUFFIX}"), &certificate)?;
         // (name, server, version)
         let mut ways = Vec::new();
         let mut routes = String::new();
@@ -80,10 +78,11 @@ fn servers_log_the_client(tier: &str) -> Result<()> {
             for version in ["1", "2"] {
                 for home in both(port) {
                     let family = if home.is_ipv4() { "4" } else { "6" };
-                    let name = format!("{server}{version}{family}.{SHORT}");
+                    let name = format!("{server}{version}{family}.{SUFFIX}");
+                    let tlvs = if (server, version) == ("ha", "2") { TLVS } else { "" };
                     writeln!(
                         routes,
-                        "[[route]]\nhost = \"{name}\"\nto = \"{home}\"\nproxy_protocol = \"v{version}\""
+                        "[[route]]\nhost = \"{name}\"\nto = \"{home}\"\nproxy_protocol = \"v{version}\"\n{tlvs}"
                     )?;
                     ways.push((name, server, version));
                 }
@@ -167,7 +166,7 @@ fn a_chain_of_proxies_keeps_client_and_id() -> Result<()> {
             lab,
             &format!(
                 "[[listener]]\nname = \"https\"\nbind = [\"[::]:443\"]\naccept_proxy = [\"{}\"]\n\
-                 [[pool]]\nname = \"home\"\nproxy_protocol = \"v2\"\nproxy_align = 128\n\
+                 [[pool]]\nname = \"home\"\nproxy_protocol = \"v2\"\n{TLVS}\nproxy_align = 128\n\
                  health = {{ kind = \"tls\", interval = \"200ms\", fall = 1 }}\n[[pool.backend]]\nto = \"{}\"\n\
                  [[route]]\nhost = \"{NAME}\"\nto = \"home\"\n",
                 lab.client.v4,
@@ -241,7 +240,7 @@ fn a_listed_proxy_is_believed_byte_by_byte() -> Result<()> {
             }
             stream.write_all(&hello[hello.len() - 1..])?;
             let mut back = vec![0; hello.len()];
-            std::io::Read::read_exact(&mut stream, &mut back)?;
+            stream.read_exact(&mut back)?;
             ensure!(back == hello, "{client}: the backend got other bytes");
             drop(stream);
             edged.access_log.wait_for(client, |record| record["client"] == client)?;
@@ -315,6 +314,70 @@ fn other_headers_are_reset_and_counted() -> Result<()> {
             Ok(())
         };
         edged.edgectl().until(&["status"], counted).map(drop)
+    })
+}
+
+/// What comes before the hello.
+fn header_before(lab: &Lab, edge: SocketAddr, hello: &[u8], port: u16) -> Result<Vec<u8>> {
+    let length = hello.len();
+    let service = Service::start(&lab.home, lab.home_at(port), move |mut stream| {
+        let mut fixed = [0; 16];
+        stream.read_exact(&mut fixed)?;
+        let mut rest = vec![0; usize::from(u16::from_be_bytes([fixed[14], fixed[15]]))];
+        stream.read_exact(&mut rest)?;
+        let mut behind = vec![0; length];
+        stream.read_exact(&mut behind)?;
+        Ok([&fixed[..], &rest].concat())
+    })?;
+    let mut stream = lab.client.connect(edge)?;
+    stream.write_all(hello)?;
+    service.outcome()
+}
+
+#[test]
+fn a_header_has_the_tlvs_that_were_asked_for_and_never_too_many() -> Result<()> {
+    case(|lab| {
+        let route = |name: &str, port: u16, more: &str| {
+            let to = lab.home_at(port);
+            format!("[[route]]\nhost = \"{name}\"\nto = \"{to}\"\nproxy_protocol = \"v2\"\n{more}\n")
+        };
+        let mut edged =
+            Edged::start(lab, &[route("*", 1001, ""), route("*.all.example", 1002, TLVS)].concat())?;
+        let browser = ["h2", "http/1.1"];
+        let many: Vec<String> = (0..300).map(|number| format!("protocol-{number}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        let long = format!("{0}.{0}.all.example", "n".repeat(60));
+        let longest = format!("{0}.{0}.{0}.all.example", "n".repeat(63));
+        for (name, alpn, port, kinds) in [
+            ("a.example", &browser[..], 1001, &[][..]),
+            ("a.example", &many, 1001, &[]),
+            ("a.all.example", &browser, 1002, &[3, 5, 2, 1]),
+            ("a.all.example", &many, 1002, &[3, 5, 2]),
+            (&long, &browser, 1002, &[3, 5, 2]),
+            (&longest, &browser, 1002, &[3, 5]),
+        ] {
+            let hello = ClientHello::new(name).alpn(alpn).records();
+            for (edge, addresses) in [(lab.edge.at(443), 28), (lab.edge.at_v6(443), 52)] {
+                let header = header_before(lab, edge, &hello, port)?;
+                ensure!(header.len() <= 232, "{name}: {} bytes", header.len());
+                let mut found = Vec::new();
+                let mut rest = &header[addresses..];
+                while let [kind, high, low, behind @ ..] = rest {
+                    found.push(*kind);
+                    rest = &behind[usize::from(u16::from_be_bytes([*high, *low]))..];
+                }
+                // An IPv4 header has room for more.
+                let is_more = addresses == 28 && found.starts_with(kinds);
+                ensure!(found == kinds || is_more, "{name} by {edge}: {found:?}, not {kinds:?}");
+            }
+        }
+        let log = edged.process().whole_log()?;
+        ensure!(log.matches("TLVs are left out").count() == 1, "{log}");
+        let report = edged.edgectl().run(&["doctor", "--json"])?;
+        let report = String::from_utf8_lossy(&report.stdout).into_owned();
+        ensure!(report.contains("28 bytes for clients of IPv4, 52 for those of IPv6"), "{report}");
+        ensure!(report.contains("up to 232 bytes with authority, alpn, unique_id, crc32c"), "{report}");
+        Ok(())
     })
 }
 
