@@ -25,6 +25,11 @@ impl AccessLog {
 
     /// All records so far. A last line without its end is not there yet.
     pub fn records(&self) -> Result<Vec<Value>> {
+        self.records_of(|_| true)
+    }
+
+    /// The records so far whose lines are `wanted`.
+    pub fn records_of(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<Value>> {
         let text = match fs::read_to_string(&self.path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -33,6 +38,7 @@ impl AccessLog {
         let complete = text.rfind('\n').map_or("", |end| &text[..end]);
         complete
             .lines()
+            .filter(|line| wanted(line))
             .map(|line| serde_json::from_str(line).with_context(|| format!("access log: {line}")))
             .collect()
     }

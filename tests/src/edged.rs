@@ -88,6 +88,14 @@ impl EdgedPlan<'_> {
         self
     }
 
+    /// Keeps state and access log in this directory instead of the lab's own.
+    #[must_use]
+    pub fn on_disk(mut self, directory: &Path) -> Self {
+        self.files.state = directory.join("state");
+        self.files.access_log = directory.join("access-log.json");
+        self
+    }
+
     /// Sets an environment variable.
     #[must_use]
     pub fn environment(mut self, name: &str, value: &str) -> Self {
@@ -163,6 +171,11 @@ impl Edged {
     /// Its process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
+    }
+
+    /// Its process, to look at.
+    pub fn as_process(&self) -> &Process {
+        &self.process
     }
 
     /// Its configuration file.

@@ -25,6 +25,7 @@ pub mod relay;
 pub mod require;
 pub mod router;
 pub mod service;
+pub mod soak;
 pub mod stream;
 pub mod streaming;
 pub mod table;

@@ -14,12 +14,13 @@ use aya::{
 };
 use edge_common::{
     LAYOUT,
-    flow::{DOWN, Flow, FlowKey, Label, Tuple, UP},
+    flow::{DOWN, Flow, FlowKey, Label, Pending, Tuple, UP},
 };
 
 use crate::Lab;
 
 const FLOWS: &str = "FLOWS";
+const PENDING: &str = "FLOWS_PENDING";
 const LABELS: &str = "FLOW_LABELS";
 /// `BPF_F_NO_PREALLOC`, as the daemon's own has it.
 const NO_PREALLOC: u32 = 1;
@@ -41,6 +42,24 @@ where
 {
     fs::remove_file(path)?;
     Ok(map.pin(path)?)
+}
+
+/// What is in the kernel's tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entries {
+    /// Entries of the table of flows, two a flow.
+    pub flows: u64,
+    /// Hand-overs that are under way.
+    pub pending: u64,
+}
+
+/// Counts the entries of this layout's tables.
+pub fn entries(lab: &Lab) -> Result<Entries> {
+    let flows: HashMap<_, FlowKey, Flow> =
+        HashMap::try_from(Map::HashMap(MapData::from_pin(pinned(lab, FLOWS)?)?))?;
+    let pending: HashMap<_, u64, Pending> =
+        HashMap::try_from(Map::HashMap(MapData::from_pin(pinned(lab, PENDING)?)?))?;
+    Ok(Entries { flows: flows.keys().count() as u64, pending: pending.keys().count() as u64 })
 }
 
 /// Adds flows of clients at this IPv4 address, one a port from 1 on, to a backend that nobody speaks to.

@@ -272,6 +272,11 @@ impl Lab {
         pins(&self.guard.tag)
     }
 
+    /// Shows the ends of the logs of all programs, for a case that failed.
+    pub fn show_logs(&self) {
+        show_logs(self.directory());
+    }
+
     /// Writes a file into the lab's directory.
     pub fn file(&self, name: &str, content: impl AsRef<[u8]>) -> Result<PathBuf> {
         let path = self.directory().join(name);

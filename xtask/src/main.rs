@@ -10,6 +10,7 @@ mod dist;
 mod fuzz;
 mod run;
 mod setup;
+mod soak;
 mod test;
 mod vm;
 
@@ -40,6 +41,8 @@ enum Task {
     Fuzz(fuzz::Fuzz),
     /// Build edged and run it with a configuration file.
     Run(run::Run),
+    /// Live a compressed day on one edge, and see that nothing leaks and nothing is lost without a cause.
+    Soak(soak::Soak),
     /// Run everything that has to hold before a change lands.
     Test(test::Test),
     /// Run the tests of the data path on the kernels of Debian's releases, in virtual machines.
@@ -56,6 +59,7 @@ impl Task {
             Self::Dist(task) => task.run(),
             Self::Fuzz(task) => task.run(),
             Self::Run(task) => task.run(),
+            Self::Soak(task) => task.run(),
             Self::Test(task) => task.run(),
             Self::Vm(task) => task.run(),
         }

@@ -24,6 +24,7 @@ const PACKAGES: &[&str] = &[
     "haproxy",
     "iproute2",
     "lego",
+    "libfaketime",
     "libnss3-tools",
     "nftables",
     "nginx",

@@ -6,7 +6,7 @@ use std::fs;
 use anyhow::{Context, Result, anyhow};
 use clap::Parser as _;
 
-use crate::{Cli, Task, bench::Bench, demo::Demo, setup, vm::Vm};
+use crate::{Cli, Task, bench::Bench, demo::Demo, setup, soak::Soak, vm::Vm};
 
 /// Where tasks are named.
 const FILES: &[&str] = &["CONTRIBUTING.md", "README.md", "fuzz/README.md", "docs/inside.md"];
@@ -78,6 +78,7 @@ impl Documented {
                 Rehearsal::Shorter(format!("short {}", self.words), Task::Bench(Bench::rehearsal(bench)))
             }
             Task::Demo(_) => Rehearsal::Shorter("demo".to_owned(), Task::Demo(Demo::default())),
+            Task::Soak(_) => Rehearsal::Shorter("short soak".to_owned(), Task::Soak(Soak::rehearsal())),
             Task::Vm(vm) if vm.is_system() => {
                 Rehearsal::Never("whole machines, emulated, take half an hour each")
             }
