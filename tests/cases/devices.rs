@@ -358,6 +358,42 @@ fn flows_go_on_when_their_device_is_renamed() -> Result<()> {
     })
 }
 
+/// A link that is pinned stays in the kernel when its device is gone, unless somebody removes the pin.
+#[test]
+fn nothing_stays_pinned_of_a_device_that_is_gone() -> Result<()> {
+    case(|lab| {
+        let _echo = service::echo(&lab.home, lab.home_at(443))?;
+        let daemon = edged(lab, "")?;
+        let directory = lab.pins().join(format!("v{}", layout(lab)?)).join("flow");
+        let links = || -> Result<usize> {
+            let names =
+                std::fs::read_dir(&directory)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+            Ok(names.filter(|name| name.starts_with("device-")).count())
+        };
+        for _ in 0..2 {
+            let far = ["peer", "name", "far", "netns", lab.client.namespace().name()];
+            lab.edge.ip(&[&["link", "add", "near", "type", "veth"][..], &far].concat())?;
+            for (host, device, address) in
+                [(&lab.edge, "near", "198.18.9.1/24"), (&lab.client, "far", "198.18.9.2/24")]
+            {
+                host.ip(&["address", "add", address, "dev", device])?;
+                host.ip(&["link", "set", device, "up"])?;
+            }
+            let mut stream = lab.client.connect(SocketAddr::from(([198, 18, 9, 1], 443)))?;
+            echo_once(&mut stream, &ClientHello::new(NAME).records())?;
+            wait_for_flows(&daemon, 1)?;
+            ensure!(links()? == 4, "{} links are pinned for two devices", links()?);
+            lab.edge.ip(&["link", "del", "near"])?;
+            wait_for_flows(&daemon, 0)?;
+            wait::until_ok("the pins of the device to go", SOON, || {
+                ensure!(links()? == 2, "{} links are pinned for one device", links()?);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    })
+}
+
 /// The version of the layout, by the directory that the daemon made.
 fn layout(lab: &Lab) -> Result<String> {
     let names = std::fs::read_dir(lab.pins())?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());

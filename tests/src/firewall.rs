@@ -34,6 +34,7 @@ table inet filter {
         oifname lo accept
         ct state established,related accept
         ct state invalid drop
+        meta l4proto { icmp, icmpv6 } accept
         ct state new accept
     }
 }

@@ -60,12 +60,23 @@ impl Remains {
             let _ = fs::remove_file(socket);
         }
         if let Some(directory) = &self.directory {
+            unmount_below(directory);
             // A process that is just dying may still write there.
             let gone = |path: &Path| !path.exists() || fs::remove_dir_all(path).is_ok();
             if !gone(directory) && !gone(directory) {
                 eprintln!("lab: {} could not be removed whole", directory.display());
             }
         }
+    }
+}
+
+/// Unmounts what is mounted in a directory, also where programs still have files open there.
+fn unmount_below(directory: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    // The fifth field is the mount point (proc_pid_mountinfo(5)).
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
+    for point in points.filter(|point| point.starts_with(directory) && *point != directory) {
+        let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
     }
 }
 
@@ -78,6 +89,7 @@ pub(crate) fn sweep(prefix: &str, directories: &Path) {
         }
     }
     for path in stale(directories, prefix) {
+        unmount_below(&path);
         let _ = fs::remove_dir_all(path);
     }
     for path in stale(Path::new(wireguard::SOCKETS), wireguard::PREFIX) {

@@ -14,7 +14,7 @@ const MINUTES: u64 = 6;
 const SLOW_CLIENTS: usize = 100_000;
 
 /// What is fixed in a rehearsal.
-const REHEARSED: (u64, Duration, usize) = (11, Duration::from_secs(40), 4000);
+const REHEARSED: (u64, Duration, usize) = (11, Duration::from_secs(40), 2400);
 
 #[derive(Args, Default)]
 pub(crate) struct Soak {

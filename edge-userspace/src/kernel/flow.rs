@@ -303,7 +303,7 @@ impl FlowLinks {
 
     pub(super) fn forget_gone(&mut self) -> Result<(), KernelError> {
         let there = interfaces()?;
-        let (directory, uses_tcx) = (&self.directory, self.uses_tcx);
+        let (directory, uses_tcx, before) = (&self.directory, self.uses_tcx, self.attached.len());
         self.attached.retain(|index, name| {
             let Some(found) = there.iter().find(|found| found.index == *index) else { return false };
             name.clone_from(&found.name);
@@ -314,29 +314,20 @@ impl FlowLinks {
                     device_of(&pin).ok() == Some(*index)
                 })
         });
-        Ok(())
+        // A pin keeps its link in the kernel when the device is gone.
+        if uses_tcx && self.attached.len() < before { self.tidy_pins() } else { Ok(()) }
+    }
+
+    fn tidy_pins(&self) -> Result<(), KernelError> {
+        let error = |source| KernelError::File { call: "tidying", path: self.directory.clone(), source };
+        Hook::ALL.iter().try_for_each(|hook| pin_name::tidy(&self.directory, hook.name())).map_err(error)
     }
 
     pub(super) fn adopt(&mut self) -> Result<(), KernelError> {
         if !self.uses_tcx {
             return self.adopt_filters();
         }
-        for hook in Hook::ALL {
-            let error = |source| KernelError::File { call: "reading", path: self.directory.clone(), source };
-            for pin_name::Found { path, device } in
-                pin_name::links(&self.directory, Some(hook.name())).map_err(error)?
-            {
-                let pin = self.pin(hook, device);
-                if path != pin && device != 0 {
-                    // An earlier version's, called by the device's name.
-                    let error = |source| KernelError::File { call: "renaming", path: path.clone(), source };
-                    fs::rename(&path, pin).map_err(error)?;
-                } else if device == 0 {
-                    // Its device is gone; perhaps the pin was taken away by hand.
-                    let _ = fs::remove_file(path);
-                }
-            }
-        }
+        self.tidy_pins()?;
         for device in self.left_behind()? {
             if interfaces()?.iter().any(|found| found.index == device) {
                 self.attach(device)?;

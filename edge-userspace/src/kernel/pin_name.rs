@@ -46,6 +46,21 @@ pub(super) fn links(directory: &Path, hook: Option<&str>) -> io::Result<Vec<Foun
     Ok(found)
 }
 
+/// Removes the pins of links for `hook` whose device is gone, and renames those that an earlier version called by the
+/// device's name.
+pub(super) fn tidy(directory: &Path, hook: &str) -> io::Result<()> {
+    for Found { path, device } in links(directory, Some(hook))? {
+        let pin = directory.join(link(device, Some(hook)));
+        if device == 0 {
+            // Somebody may have removed it by hand.
+            let _ = fs::remove_file(path);
+        } else if path != pin {
+            fs::rename(path, pin)?;
+        }
+    }
+    Ok(())
+}
+
 fn is_link(name: &str, hook: Option<&str>) -> bool {
     let [now, before] = PREFIXES;
     match (name.strip_prefix(now), name.strip_prefix(before), hook) {

@@ -225,7 +225,10 @@ mod tests {
     #[test]
     fn ports_are_a_stock() {
         let of = |before, after| {
-            Balance::of(&figures(&[(Item::FreePorts, before)], &[]), &figures(&[(Item::FreePorts, after)], &[]))
+            Balance::of(
+                &figures(&[(Item::FreePorts, before)], &[]),
+                &figures(&[(Item::FreePorts, after)], &[]),
+            )
         };
         assert!(of(256, 256).is_even() && of(250, 256).is_even());
         assert!(!of(256, 255).is_even());

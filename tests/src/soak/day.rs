@@ -117,11 +117,12 @@ impl<'a> Day<'a> {
         plan
     }
 
-    /// Makes it happen, and checks that the edge is well afterwards.
-    pub(super) fn perform(&mut self, entry: &Entry) -> Result<()> {
+    /// Makes it happen, and checks that the edge is well afterwards. Gives what came of it, where that is open.
+    pub(super) fn perform(&mut self, entry: &Entry) -> Result<&'static str> {
         let backend = usize::try_from(entry.choice % BACKENDS as u64)?;
         let pause = || thread::sleep(entry.lasts);
         let (ledger, home) = (self.ledger, self.home);
+        let mut outcome = "";
         match entry.event {
             Event::Reload => self.reload(entry.choice)?,
             Event::BrokenReload => self.broken_reload()?,
@@ -153,9 +154,10 @@ impl<'a> Day<'a> {
             Event::ClockForward => self.clock(JUMP)?,
             Event::ClockBack => self.clock(-JUMP)?,
             Event::DiskFull => self.disk_full(entry.lasts)?,
-            Event::OutOfMemory => self.out_of_memory()?,
+            Event::OutOfMemory => outcome = self.out_of_memory()?,
         }
-        self.edged()?.edgectl().json(&["status"]).map(drop)
+        self.edged()?.edgectl().json(&["status"])?;
+        Ok(outcome)
     }
 
     /// Clients whose connections are flows now.
@@ -195,7 +197,8 @@ impl<'a> Day<'a> {
         ensure!(self.passing()?.is_none(), "the removed route still leads somewhere");
         going_on.write_all(b"x").and_then(|()| going_on.read_exact(&mut [0])).context("a live connection")?;
         edgectl.text(&["routes", "add", PASSING, &to])?;
-        let mut closed = self.passing()?.context("the route does not lead anywhere when it is added again")?;
+        let mut closed =
+            self.passing()?.context("the route does not lead anywhere when it is added again")?;
         edgectl.text(&["routes", "remove", PASSING, "--close"])?;
         let (_, end) = stream::read_to_end(&mut closed)?;
         ensure!(end == End::Reset, "{end:?} for a connection of a removed route");
@@ -307,7 +310,7 @@ impl<'a> Day<'a> {
         wait::until_true("lines in the access log after the disk was full", SOON, || length() > before)
     }
 
-    fn out_of_memory(&mut self) -> Result<()> {
+    fn out_of_memory(&mut self) -> Result<&'static str> {
         let cgroup = self.cgroup.context("no cgroup")?;
         let reach = Reach::AllButFlows(self.flows()?);
         let (ledger, lab) = (self.ledger, self.lab);
@@ -327,10 +330,11 @@ impl<'a> Day<'a> {
             if died.is_err() && keeper {
                 // It bore it. What it could not do meanwhile is excused all the same.
                 self.edged = Some(edged);
-                return Ok(());
+                return Ok(": edged bore it");
             }
             drop(edged);
-            self.start()
+            self.start()?;
+            Ok(if died.is_ok() { ": edged was killed" } else { ": its keeper was killed" })
         })
     }
 }

@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 
 use crate::{
     Host, Lab, firewall,
@@ -77,8 +77,7 @@ pub(super) enum Wish {
     Abort,
 }
 
-const WISHES: [Wish; 6] =
-    [Wish::Echo, Wish::Download, Wish::Upload, Wish::Both, Wish::Trickle, Wish::Abort];
+const WISHES: [Wish; 6] = [Wish::Echo, Wish::Download, Wish::Upload, Wish::Both, Wish::Trickle, Wish::Abort];
 
 /// What a visitor sends behind its hello.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,8 +138,7 @@ struct Door {
 impl<'a> Home<'a> {
     /// Starts all services.
     pub(super) fn start(lab: &'a Lab) -> Result<Self> {
-        let home =
-            Self { lab, live: Arc::default(), broken: Arc::default(), doors: Mutex::new(Vec::new()) };
+        let home = Self { lab, live: Arc::default(), broken: Arc::default(), doors: Mutex::new(Vec::new()) };
         for backend in 0..BACKENDS {
             let door = home.open(backend)?;
             home.doors().push(Some(door));
@@ -281,6 +279,10 @@ fn serve(mut stream: TcpStream, backend: usize) -> Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     stream.set_nodelay(true)?;
+    // As servers do, to learn of clients whose way here was taken away.
+    let keepalive =
+        TcpKeepalive::new().with_time(Duration::from_secs(10)).with_interval(Duration::from_secs(3));
+    SockRef::from(&stream).set_tcp_keepalive(&keepalive.with_retries(4))?;
     // A health check connects and says nothing.
     if stream.peek(&mut [0])? == 0 {
         return Ok(());

@@ -60,6 +60,8 @@ pub struct Loss {
     pub stage: Stage,
     /// What the client saw.
     pub symptom: Symptom,
+    /// The same in the words of the error.
+    pub error: String,
 }
 
 /// Why connections may be lost.
@@ -130,9 +132,8 @@ impl Incident {
         };
         let is_new = loss.stage == Stage::Connecting;
         let refuses = is_new && loss.began <= ended.saturating_add(RECOVERY) && loss.failed >= self.began;
-        let cuts = loss.began <= ended
-            && loss.failed >= self.began
-            && loss.failed <= ended.saturating_add(NOTICED);
+        let cuts =
+            loss.began <= ended && loss.failed >= self.began && loss.failed <= ended.saturating_add(NOTICED);
         match &self.reach {
             Reach::New(backends) => refuses && hits(backends),
             Reach::All(backends) => (refuses || cuts) && hits(backends),
@@ -172,13 +173,14 @@ impl fmt::Display for Verdict {
         let client = loss.client.map_or_else(|| "unknown".to_owned(), |client| client.to_string());
         write!(
             formatter,
-            "{:8.3} s  {client} → {} ({}, {:?}): {:?} after {:.3} s, tier {}, access log: {}",
+            "{:8.3} s  {client} → {} ({}, {:?}): {:?} after {:.3} s ({}), tier {}, access log: {}",
             loss.failed.as_secs_f64(),
             loss.host,
             loss.doing,
             loss.stage,
             loss.symptom,
             loss.failed.saturating_sub(loss.began).as_secs_f64(),
+            loss.error,
             self.tier,
             self.close,
         )
@@ -186,7 +188,11 @@ impl fmt::Display for Verdict {
 }
 
 /// Finds the cause of each loss.
-pub fn judge(losses: &[Loss], incidents: &[Incident], records: &BTreeMap<SocketAddr, Record>) -> Vec<Verdict> {
+pub fn judge(
+    losses: &[Loss],
+    incidents: &[Incident],
+    records: &BTreeMap<SocketAddr, Record>,
+) -> Vec<Verdict> {
     let one = |loss: &Loss| {
         let record = loss.client.and_then(|client| records.get(&client));
         let explained = incidents.iter().find(|incident| incident.explains(loss)).map(|found| found.cause);
@@ -195,7 +201,8 @@ pub fn judge(losses: &[Loss], incidents: &[Incident], records: &BTreeMap<SocketA
             Symptom::Corrupt => None,
             _ => explained.or(interrupted.then_some(Cause::HandoverInterrupted)),
         };
-        let word = |pick: fn(&Record) -> &String| record.map_or("–".to_owned(), |record| pick(record).clone());
+        let word =
+            |pick: fn(&Record) -> &String| record.map_or("–".to_owned(), |record| pick(record).clone());
         Verdict { loss: loss.clone(), cause, tier: word(|r| &r.datapath), close: word(|r| &r.close) }
     };
     losses.iter().map(one).collect()
@@ -294,6 +301,7 @@ mod tests {
             failed: s(failed),
             stage,
             symptom: Symptom::Reset,
+            error: String::new(),
         }
     }
 

@@ -1,14 +1,6 @@
 //! Reads the figures of the balance.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    net::TcpStream,
-    path::Path,
-    process::Command,
-    thread,
-    time::Duration,
-};
+use std::{collections::BTreeSet, fs, net::TcpStream, path::Path, process::Command, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Pid;
@@ -40,7 +32,8 @@ pub(super) fn figures(lab: &Lab, edged: &Edged, home: &Home<'_>, cgroup: Option<
     let processes = netns::processes(lab.edge.namespace().name());
     let edgeds: Vec<Pid> = processes.into_iter().filter(|pid| is_edged(*pid)).collect();
     count(Item::Processes, edgeds.len() as u64);
-    if let Some(keeper) = edgeds.iter().find(|pid| pid.as_raw_nonzero().get().unsigned_abs() != process.pid()) {
+    if let Some(keeper) = edgeds.iter().find(|pid| pid.as_raw_nonzero().get().unsigned_abs() != process.pid())
+    {
         count(Item::KeeperResident, resident(*keeper)?);
         count(Item::KeeperDescriptors, fs::read_dir(format!("/proc/{keeper}/fd"))?.count() as u64);
     }
@@ -81,7 +74,8 @@ fn sockets(host: &Host) -> Result<u64> {
     Ok(host.text_of(ss)?.lines().count() as u64)
 }
 
-/// The files below the lab's pins.
+/// The files below the lab's pins, without those of links on devices that are there: the tunnel's gets some when it is
+/// first used.
 fn pins(lab: &Lab) -> Result<BTreeSet<String>> {
     fn walk(root: &Path, directory: &Path, found: &mut BTreeSet<String>) -> Result<()> {
         for entry in fs::read_dir(directory)? {
@@ -96,6 +90,17 @@ fn pins(lab: &Lab) -> Result<BTreeSet<String>> {
     }
     let mut found = BTreeSet::new();
     walk(&lab.pins(), &lab.pins(), &mut found)?;
+    let mut ip = Command::new("ip");
+    ip.args(["-o", "link"]);
+    let links = lab.edge.text_of(ip)?;
+    let index = |line: &str| Some(format!("device-{}", line.split_once(':')?.0));
+    let there: Vec<String> = links.lines().filter_map(index).collect();
+    found.retain(|pin| {
+        let name = pin.rsplit('/').next().unwrap_or_default();
+        !there.iter().any(|device| {
+            name.strip_prefix(device.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+        })
+    });
     Ok(found)
 }
 
@@ -108,7 +113,8 @@ pub(super) fn free_ports(lab: &Lab, edged: &Edged) -> Result<u64> {
         let own = format!("{}:", lab.client.v4);
         let list = edged.edgectl().list("connections")?;
         let is_own = |entry: &&serde_json::Value| {
-            entry["datapath"] == "flow" && entry["client"].as_str().is_some_and(|client| client.starts_with(&own))
+            entry["datapath"] == "flow"
+                && entry["client"].as_str().is_some_and(|client| client.starts_with(&own))
         };
         Ok(list.iter().filter(is_own).filter(|entry| entry["host"] == FLOW.host).count() as u64)
     };

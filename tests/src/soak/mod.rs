@@ -38,7 +38,9 @@ use self::{
     visitors::Visitors,
 };
 use crate::{
-    Edged, Lab, access_log::AccessLog, older,
+    Edged, Lab,
+    access_log::AccessLog,
+    older,
     require::Need,
     wait::{self, SOON},
 };
@@ -63,7 +65,8 @@ pub struct Soak {
     pub day: Duration,
     /// Slow clients in all.
     pub slow_clients: usize,
-    /// Closed flows are made older at the end, instead of waiting for the minute that the edge keeps them.
+    /// Closed flows are made older at the end, instead of waiting for the minute that the edge keeps them, and the day
+    /// does not begin with an upgrade from an older build.
     pub hurried: bool,
 }
 
@@ -102,8 +105,7 @@ impl Soak {
         let name = format!("edge-soak-{}", std::process::id());
         let cgroup = allow(Cgroup::create(&name), &[Event::OutOfMemory], &mut allowed, &mut skipped);
         let clock = Clock::find(&disk);
-        let clock =
-            allow(clock, &[Event::ClockForward, Event::ClockBack], &mut allowed, &mut skipped);
+        let clock = allow(clock, &[Event::ClockForward, Event::ClockBack], &mut allowed, &mut skipped);
         if !Home::can_reset(&lab.home)? {
             allowed.remove(&Event::BackendReset);
             skipped.push(format!("{}: a kernel without CONFIG_INET_DIAG_DESTROY", Event::BackendReset));
@@ -123,13 +125,16 @@ impl Soak {
                     scope.spawn(move || visitors.rest(FLOW, random));
                 }
             } else {
-                skipped.push("an upgrade from an older build, which cannot be had here".to_owned());
+                let reason = if self.hurried { "no time" } else { "it cannot be had here" };
+                skipped.push(format!("an upgrade from an older build: {reason}"));
             }
             upgrade(before_upgrade)?;
             let mut day = Day::begin(lab, &ledger, &home, &disk, cgroup.as_ref(), clock.as_ref())?;
             let free = measure::free_ports(lab, day.edged()?)?;
             let mut before = measure::figures(lab, day.edged()?, &home, cgroup.as_ref())?;
             before.counts.insert(balance::Item::FreePorts, free);
+            // Connections from before the upgrade are there only until the day is over.
+            before.counts.extend([(balance::Item::Connections, 0), (balance::Item::AtHome, 0)]);
             before.pins.retain(|pin| !pin.starts_with("v2/"));
 
             for site in &SITES {
@@ -153,13 +158,17 @@ impl Soak {
                 if ledger.now() > begun + self.day && events.len() == allowed.len() {
                     break;
                 }
-                say(&format!("{:8.3} s  {}", ledger.now().as_secs_f64(), entry.event));
-                if let Err(error) = day.perform(entry) {
-                    let fault = format!("{:.3} s  {}: {error:#}", ledger.now().as_secs_f64(), entry.event);
-                    say(&fault);
-                    ledger.fault(fault);
-                    // Without a daemon nothing more can be found out.
-                    day.edged().and_then(|edged| edged.edgectl().json(&["status"])).context("edged is gone")?;
+                let at = ledger.now().as_secs_f64();
+                match day.perform(entry) {
+                    Ok(outcome) => say(&format!("{at:8.3} s  {}{outcome}", entry.event)),
+                    Err(error) => {
+                        let fault = format!("{at:8.3} s  {}: {error:#}", entry.event);
+                        say(&fault);
+                        ledger.fault(fault);
+                        // Without a daemon nothing more can be found out.
+                        let status = day.edged().and_then(|edged| edged.edgectl().json(&["status"]));
+                        status.context("edged is gone")?;
+                    }
                 }
                 *events.entry(entry.event).or_insert(0) += 1;
             }
@@ -192,8 +201,14 @@ impl Soak {
 
     /// A daemon of an earlier layout, where one can be had.
     fn older<'a>(&self, lab: &'a Lab, disk: &Disk) -> Result<Option<Edged>> {
-        let Some(programs) = older::programs(older::LAYOUT_2)? else { return Ok(None) };
-        let body = format!("[[route]]\nhost = \"{}\"\nto = \"{}\"\n", FLOW.host, Home::address(lab, FLOW.backends[0]));
+        // Its flows would stay for the minute that a rehearsal has not.
+        let programs = if self.hurried { None } else { older::programs(older::LAYOUT_2)? };
+        let Some(programs) = programs else { return Ok(None) };
+        let body = format!(
+            "[[route]]\nhost = \"{}\"\nto = \"{}\"\n",
+            FLOW.host,
+            Home::address(lab, FLOW.backends[0])
+        );
         let plan = Edged::plan(lab, &body).on_disk(disk.path()).daemon("datapath = \"flow\"");
         plan.programs(&programs).start().map(Some)
     }
@@ -273,7 +288,9 @@ fn shorten_tracking(lab: &Lab) {
 fn records(log: &AccessLog, losses: &[ledger::Loss]) -> Result<BTreeMap<SocketAddr, Record>> {
     let wanted: BTreeSet<SocketAddr> = losses.iter().filter_map(|loss| loss.client).collect();
     let mut found = BTreeMap::new();
-    for record in log.records_of(|line| wanted.iter().any(|client| line.contains(&format!("\"{client}\""))))? {
+    for record in
+        log.records_of(|line| wanted.iter().any(|client| line.contains(&format!("\"{client}\""))))?
+    {
         let text = |key: &str| record[key].as_str().unwrap_or("–").to_owned();
         if let Some(client) = record["client"].as_str().and_then(|client| client.parse().ok()) {
             found.insert(client, Record { datapath: text("datapath"), close: text("close") });

@@ -53,8 +53,8 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Lazily: the daemon may still be ending.
-        let _ = Command::new("umount").arg("-l").arg(&self.path).status();
+        // The daemon may still be ending.
+        let _ = rustix::mount::unmount(&self.path, rustix::mount::UnmountFlags::DETACH);
     }
 }
 

@@ -150,10 +150,7 @@ impl Schedule {
     /// The day of this seed, with the events that the machine allows and this many slow clients in all.
     pub fn new(seed: u64, day: Duration, allowed: &BTreeSet<Event>, slow_clients: usize) -> Self {
         let mut random = Rng::with_seed(seed);
-        Self {
-            events: events(&mut random, day, allowed),
-            waves: waves(&mut random, day, slow_clients),
-        }
+        Self { events: events(&mut random, day, allowed), waves: waves(&mut random, day, slow_clients) }
     }
 }
 
@@ -180,10 +177,11 @@ fn events(random: &mut Rng, day: Duration, allowed: &BTreeSet<Event>) -> Vec<Ent
 
 fn waves(random: &mut Rng, day: Duration, slow_clients: usize) -> Vec<Wave> {
     let (mut left, mut sizes) = (slow_clients, Vec::new());
-    // Some thousand at once, or a quarter of what a short day has.
-    let most = (slow_clients / 4).clamp(1, 4000);
+    // Some thousand at once, or half of what a short day has.
+    let most = (slow_clients / 2).clamp(1, 4000);
     while left > 0 {
-        let wanted = if sizes.len() % BEYOND == BEYOND - 1 { 2 * most } else { random.usize(most / 2..=most) };
+        let wanted =
+            if sizes.len() % BEYOND == BEYOND - 1 { 2 * most } else { random.usize(most / 2..=most) };
         let clients = wanted.clamp(1, left);
         sizes.push(clients);
         left -= clients;

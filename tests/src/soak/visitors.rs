@@ -100,6 +100,7 @@ struct Visit {
 struct Failure {
     stage: Stage,
     symptom: Symptom,
+    error: String,
     client: Option<SocketAddr>,
     backend: Option<usize>,
 }
@@ -149,6 +150,7 @@ impl Visitors<'_> {
             failed: self.ledger.now(),
             stage: failure.stage,
             symptom: failure.symptom,
+            error: failure.error.clone(),
         });
     }
 
@@ -167,7 +169,8 @@ impl Visitors<'_> {
         };
         let pieces = if kind == Kind::SlowHello { 8 } else { 1 };
         let mut visit = self.connect(random)?;
-        let done = begin(&mut visit, &hello.records(), order, pieces).and_then(|()| finish(&visit, kind, order));
+        let done =
+            begin(&mut visit, &hello.records(), order, pieces).and_then(|()| finish(&visit, kind, order));
         done.map_err(|error| visit.failed(&error))
     }
 
@@ -202,6 +205,7 @@ impl Visitors<'_> {
         connected.map(|stream| Visit { stream, backend: None }).map_err(|error| Failure {
             stage: Stage::Connecting,
             symptom: symptom(&error),
+            error: format!("{error:#}"),
             client: None,
             backend: None,
         })
@@ -213,6 +217,7 @@ impl Visit {
         Failure {
             stage: if self.backend.is_some() { Stage::Carried } else { Stage::Connecting },
             symptom: symptom(error),
+            error: format!("{error:#}"),
             client: self.stream.local_addr().ok(),
             backend: self.backend,
         }
