@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use super::{
     balance::Balance,
     crowd::Crowd,
-    ledger::{Cause, Verdict},
+    ledger::{Cause, Stage, Verdict},
     schedule::Event,
 };
 
@@ -62,11 +62,17 @@ impl fmt::Display for Report {
         writeln!(out, "served: {}", served.join(", "))?;
         let Crowd { came, cut, stuck } = self.crowd;
         writeln!(out, "slow clients: {came} came, {cut} were cut off by the edge, {stuck} were stuck")?;
-        let mut causes: BTreeMap<Cause, usize> = BTreeMap::new();
-        self.lost.iter().filter_map(|verdict| verdict.cause).for_each(|cause| {
-            *causes.entry(cause).or_default() += 1;
-        });
-        let causes: Vec<_> = causes.iter().map(|(cause, times)| format!("{times} × {cause}")).collect();
+        // How many, and how many of them had been carried already.
+        let mut causes: BTreeMap<Cause, (usize, usize)> = BTreeMap::new();
+        for verdict in &self.lost {
+            if let Some(cause) = verdict.cause {
+                let (all, live) = causes.entry(cause).or_default();
+                *all += 1;
+                *live += usize::from(verdict.loss.stage == Stage::Carried);
+            }
+        }
+        let causes: Vec<_> =
+            causes.iter().map(|(cause, (all, live))| format!("{all} × {cause} ({live} live)")).collect();
         let list = if causes.is_empty() { "none".to_owned() } else { causes.join(", ") };
         writeln!(out, "lost with a cause: {list}")?;
         let without = self.unexplained().count();

@@ -57,6 +57,11 @@ impl Event {
         Self::OutOfMemory,
     ];
 
+    /// Whether another daemon runs afterwards.
+    const fn replaces_daemon(self) -> bool {
+        matches!(self, Self::Restart | Self::Kill | Self::OutOfMemory)
+    }
+
     /// The longest that the trouble itself lasts. Shorter than the time that TCP and the clients have patience.
     const fn longest(self) -> Duration {
         match self {
@@ -139,6 +144,9 @@ pub struct Schedule {
     pub waves: Vec<Wave>,
 }
 
+/// The share of the day from which on one daemon lives through everything else, so that the balance shows what it leaks:
+/// not before the first round is over.
+const ONE_DAEMON: f64 = 0.5;
 /// The share of the day before the first event, and after the last: a quiet hour.
 const QUIET: u32 = 24;
 /// Addresses that slow clients have.
@@ -166,6 +174,11 @@ fn events(random: &mut Rng, day: Duration, allowed: &BTreeSet<Event>) -> Vec<Ent
         for &event in &round {
             if at >= last && !is_first {
                 break;
+            }
+            if event.replaces_daemon() && !is_first && at > day.mul_f64(ONE_DAEMON) {
+                // Time passes all the same, also where the machine allows nothing else.
+                at += Duration::from_millis(100);
+                continue;
             }
             let lasts = event.longest().mul_f64(scale * (0.5 + random.f64() / 2.0));
             entries.push(Entry { at, event, lasts, choice: random.u64(..) });
@@ -225,6 +238,16 @@ mod tests {
             assert!(events.windows(2).all(|pair| pair[0].at + pair[0].lasts < pair[1].at), "seed {seed}");
             let late = events.iter().skip(Event::ALL.len()).find(|entry| entry.at > day);
             assert_eq!(late, None, "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn the_last_daemon_lives_for_half_a_day() {
+        for seed in 0..50 {
+            let events = Schedule::new(seed, DAY, &all(), 0).events;
+            let last = events.iter().rfind(|entry| entry.event.replaces_daemon()).unwrap();
+            assert!(last.at <= DAY.mul_f64(ONE_DAEMON), "seed {seed}");
+            assert!(events.iter().filter(|entry| entry.event.replaces_daemon()).count() > 3, "seed {seed}");
         }
     }
 
