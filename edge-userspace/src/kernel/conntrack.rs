@@ -5,7 +5,12 @@
 //! it never sees their end: an entry would stay for five days (`nf_conntrack_tcp_timeout_established`), and a small
 //! machine has room for a few thousand. Where `nf_conntrack` is not loaded, nothing here does anything.
 //!
+//! An entry is known by its addresses and its zone, which rules of the firewall may set (`ct zone set`). Which zones there are
+//! is learnt from entries, see [`zones`].
+//!
 //! Sources: `linux/netfilter/nfnetlink_conntrack.h`, `net/netfilter/nf_conntrack_netlink.c`.
+
+mod zones;
 
 use std::{
     fmt, fs, io,
@@ -16,6 +21,7 @@ use std::{
 use rtnetlink::sys::{Socket, protocols::NETLINK_NETFILTER};
 use serde::{Deserialize, Serialize};
 
+use self::zones::Zones;
 use super::netlink_message::{self as netlink, CREATE, REQUEST, Writer};
 
 // Kinds of messages: the subsystem is the upper byte.
@@ -28,6 +34,7 @@ const TUPLE_REPLY: u16 = 2;
 const STATUS: u16 = 3;
 const PROTOINFO: u16 = 4;
 const TIMEOUT: u16 = 7;
+const ZONE: u16 = 18;
 const TUPLE_IP: u16 = 1;
 const TUPLE_PROTO: u16 = 2;
 const PROTO_NUM: u16 = 1;
@@ -95,6 +102,7 @@ pub struct Conntrack {
     is_loaded: Option<(bool, Instant)>,
     /// Whether connections were ever seen to be tracked here.
     has_tracked: bool,
+    zones: Zones,
 }
 
 impl fmt::Debug for Conntrack {
@@ -109,7 +117,13 @@ impl Conntrack {
         let socket = netlink::open(NETLINK_NETFILTER)?;
         // An answer need not repeat the question.
         let _ = socket.set_cap_ack(true);
-        Ok(Self { socket, writer: Writer::default(), is_loaded: None, has_tracked: false })
+        Ok(Self {
+            socket,
+            writer: Writer::default(),
+            is_loaded: None,
+            has_tracked: false,
+            zones: Zones::default(),
+        })
     }
 
     /// Deletes the entries of these connections; says how many there were.
@@ -120,16 +134,12 @@ impl Conntrack {
         if !self.is_loaded() {
             return Ok(0);
         }
-        let mut deleted = 0;
-        for batch in connections.chunks(BATCH) {
-            for ends in batch {
-                self.writer.message(DELETE, REQUEST, &header(ends.peer), |message| {
-                    tuple(message, TUPLE_ORIG, ends.local, ends.peer);
-                });
-            }
-            self.writer.send(&self.socket)?;
-            deleted += batch.len() - self.missing()?;
-        }
+        let deleted = self.in_each_zone(connections, |writer, ends, zone| {
+            writer.message(DELETE, REQUEST, &header(ends.peer), |message| {
+                tuple(message, TUPLE_ORIG, ends.local, ends.peer);
+                in_zone(message, zone);
+            });
+        })?;
         self.has_tracked |= deleted != 0;
         Ok(deleted)
     }
@@ -140,39 +150,21 @@ impl Conntrack {
     pub fn admit(&mut self, ends: &Ends) -> io::Result<()> {
         // What is there expects other numbers.
         self.forget(&[*ends])?;
-        if !self.has_tracked || !self.is_loaded() {
+        if !self.tracks() {
             return Ok(());
         }
         let timeout = u32::try_from(ADMITTED.as_secs()).unwrap_or(1);
-        self.writer.message(NEW, REQUEST | CREATE, &header(ends.peer), |message| {
-            tuple(message, TUPLE_ORIG, ends.local, ends.peer);
-            tuple(message, TUPLE_REPLY, ends.peer, ends.local);
-            message.attribute(TIMEOUT, &timeout.to_be_bytes());
-            message.attribute(STATUS, &SEEN_REPLY.to_be_bytes());
-            message.nested(PROTOINFO, |info| {
-                info.nested(PROTOINFO_TCP, |tcp| {
-                    tcp.attribute(TCP_STATE, &[ESTABLISHED]);
-                    tcp.attribute(TCP_FLAGS_ORIGINAL, &BE_LIBERAL);
-                    tcp.attribute(TCP_FLAGS_REPLY, &BE_LIBERAL);
-                });
-            });
-        });
-        self.writer.send(&self.socket)?;
-        self.missing().map(drop)
-    }
-
-    /// Has the tracker believe these connections whatever their windows: while a connection becomes a flow, it sees only
-    /// some of its packets, and a firewall would drop as invalid what a socket still repeats. What is not tracked is left
-    /// alone.
-    pub fn loosen(&mut self, connections: &[Ends]) -> io::Result<()> {
-        if !self.is_loaded() || !self.has_tracked {
-            return Ok(());
-        }
-        for ends in connections {
-            self.writer.message(NEW, REQUEST, &header(ends.peer), |message| {
+        // Which of them its packets will be in is not known.
+        for zone in std::iter::once(0).chain(self.zones.known()) {
+            self.writer.message(NEW, REQUEST | CREATE, &header(ends.peer), |message| {
                 tuple(message, TUPLE_ORIG, ends.local, ends.peer);
+                tuple(message, TUPLE_REPLY, ends.peer, ends.local);
+                in_zone(message, zone);
+                message.attribute(TIMEOUT, &timeout.to_be_bytes());
+                message.attribute(STATUS, &SEEN_REPLY.to_be_bytes());
                 message.nested(PROTOINFO, |info| {
                     info.nested(PROTOINFO_TCP, |tcp| {
+                        tcp.attribute(TCP_STATE, &[ESTABLISHED]);
                         tcp.attribute(TCP_FLAGS_ORIGINAL, &BE_LIBERAL);
                         tcp.attribute(TCP_FLAGS_REPLY, &BE_LIBERAL);
                     });
@@ -183,6 +175,71 @@ impl Conntrack {
         self.missing().map(drop)
     }
 
+    /// Has the tracker believe these connections whatever their windows: while a connection becomes a flow, it sees only
+    /// some of its packets, and a firewall would drop as invalid what a socket still repeats. What is not tracked is left
+    /// alone.
+    pub fn loosen(&mut self, connections: &[Ends]) -> io::Result<()> {
+        if !self.tracks() {
+            return Ok(());
+        }
+        let loosened = self.in_each_zone(connections, |writer, ends, zone| {
+            writer.message(NEW, REQUEST, &header(ends.peer), |message| {
+                tuple(message, TUPLE_ORIG, ends.local, ends.peer);
+                in_zone(message, zone);
+                message.nested(PROTOINFO, |info| {
+                    info.nested(PROTOINFO_TCP, |tcp| {
+                        tcp.attribute(TCP_FLAGS_ORIGINAL, &BE_LIBERAL);
+                        tcp.attribute(TCP_FLAGS_REPLY, &BE_LIBERAL);
+                    });
+                });
+            });
+        });
+        loosened.map(drop)
+    }
+
+    /// Sends a message about each connection, in zone 0 first, and where there is no entry in those zones that are known;
+    /// says how many entries there were.
+    fn in_each_zone(
+        &mut self,
+        connections: &[Ends],
+        write: impl Fn(&mut Writer, &Ends, u16),
+    ) -> io::Result<usize> {
+        let mut found = 0;
+        for batch in connections.chunks(BATCH) {
+            let mut missing = self.send_each(batch, |writer, ends| write(writer, ends, 0))?;
+            found += batch.len() - missing.len();
+            for zone in self.zones.for_missing(&self.socket, &missing) {
+                let left = self.send_each(&missing, |writer, ends| write(writer, ends, zone))?;
+                found += missing.len() - left.len();
+                missing = left;
+                if missing.is_empty() {
+                    break;
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Sends a message about each connection, at most [`BATCH`]; says for which there is no entry.
+    fn send_each(&mut self, batch: &[Ends], write: impl Fn(&mut Writer, &Ends)) -> io::Result<Vec<Ends>> {
+        for (number, ends) in (0..).zip(batch) {
+            self.writer.number(number);
+            write(&mut self.writer, ends);
+        }
+        self.writer.send(&self.socket)?;
+        Ok(self.missing()?.into_iter().filter_map(|number| batch.get(number as usize).copied()).collect())
+    }
+
+    /// Whether anything is tracked here, or was.
+    fn tracks(&mut self) -> bool {
+        let is_loaded = self.is_loaded();
+        if is_loaded && !self.has_tracked {
+            // Not by what was found a moment ago: the first connections may have come since.
+            self.has_tracked = Fill::now().is_some_and(|fill| fill.entries != 0);
+        }
+        is_loaded && self.has_tracked
+    }
+
     /// Whether the module is there. Asking the kernel by netlink would load it.
     fn is_loaded(&mut self) -> bool {
         if let Some((is_loaded, then)) = self.is_loaded
@@ -190,16 +247,15 @@ impl Conntrack {
         {
             return is_loaded;
         }
-        let fill = Fill::now();
-        self.has_tracked |= fill.is_some_and(|fill| fill.entries != 0);
-        self.is_loaded = Some((fill.is_some(), Instant::now()));
-        fill.is_some()
+        let is_loaded = Fill::now().is_some();
+        self.is_loaded = Some((is_loaded, Instant::now()));
+        is_loaded
     }
 
-    /// Reads what the kernel says to the messages of one call, which it does within it: how many entries were not
-    /// there (or there already).
-    fn missing(&self) -> io::Result<usize> {
-        let (mut missing, mut failure) = (0, None);
+    /// Reads what the kernel says to the messages of one call, which it does within it: the numbers of those whose entries
+    /// were not there (or there already).
+    fn missing(&self) -> io::Result<Vec<u32>> {
+        let (mut missing, mut failure) = (Vec::new(), None);
         loop {
             let octets = match self.socket.recv_from_full() {
                 Ok((octets, _)) => octets,
@@ -212,13 +268,20 @@ impl Conntrack {
                 match (kind == netlink::ERROR).then(|| netlink::error(payload)).flatten() {
                     None => {}
                     Some(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EEXIST)) => {
-                        missing += 1;
+                        missing.extend(netlink::answered(payload));
                     }
                     Some(error) => failure = Some(error),
                 }
             }
         }
         failure.map_or(Ok(missing), Err)
+    }
+}
+
+/// Names the zone of an entry. Zone 0 is where those are that no rule has put elsewhere.
+fn in_zone(message: &mut Writer, zone: u16) {
+    if zone != 0 {
+        message.attribute(ZONE, &zone.to_be_bytes());
     }
 }
 

@@ -39,17 +39,24 @@ pub(super) fn open(protocol: isize) -> io::Result<Socket> {
 #[derive(Debug, Default)]
 pub(super) struct Writer {
     octets: Vec<u8>,
+    number: u32,
 }
 
 impl Writer {
+    /// Numbers the messages that are added from now on: an answer names the number of its question, see [`answered`].
+    pub(super) const fn number(&mut self, number: u32) {
+        self.number = number;
+    }
+
     /// Adds a message: its kind and flags, the family's own header, and attributes.
     pub(super) fn message(&mut self, kind: u16, flags: u16, header: &[u8], fill: impl FnOnce(&mut Self)) {
         let start = self.octets.len();
         self.octets.extend_from_slice(&[0; 4]);
         self.octets.extend_from_slice(&kind.to_ne_bytes());
         self.octets.extend_from_slice(&flags.to_ne_bytes());
-        // Sequence number and port: answers come in order, and to this socket alone.
-        self.octets.extend_from_slice(&[0; 8]);
+        self.octets.extend_from_slice(&self.number.to_ne_bytes());
+        // The port: answers come to this socket alone.
+        self.octets.extend_from_slice(&[0; 4]);
         self.octets.extend_from_slice(header);
         self.align();
         fill(self);
@@ -115,6 +122,11 @@ pub(super) fn attributes(mut octets: &[u8]) -> impl Iterator<Item = (u16, &[u8])
 pub(super) fn error(payload: &[u8]) -> Option<io::Error> {
     let code = word(payload, 0)?.cast_signed();
     (code != 0).then(|| io::Error::from_raw_os_error(code.wrapping_neg()))
+}
+
+/// The number of the message that an [`ERROR`] message answers: it repeats its header.
+pub(super) fn answered(payload: &[u8]) -> Option<u32> {
+    word(payload, 12)
 }
 
 /// A number of 32 bits in the machine's order.
