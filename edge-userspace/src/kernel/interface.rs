@@ -6,6 +6,8 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use ipnet::IpNet;
+
 use super::{
     KernelError,
     netlink::{attributes, dump, number},
@@ -20,6 +22,7 @@ const LINK_MESSAGE: usize = 16;
 const ADDRESS_MESSAGE: usize = 8;
 // linux/if_link.h
 const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
@@ -30,6 +33,7 @@ const IFA_LOCAL: u16 = 2;
 // linux/if.h
 const IFF_UP: u32 = 1;
 const IFF_LOOPBACK: u32 = 8;
+const IFF_RUNNING: u32 = 0x40;
 // linux/if_arp.h
 const ARPHRD_PPP: u16 = 512;
 const ARPHRD_RAWIP: u16 = 519;
@@ -76,14 +80,22 @@ impl Framing {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "facts that stand side by side")]
 pub struct Interface {
-    /// Its name, as far as that is text.
+    /// Its name. Names are octets: what is no UTF-8 is escaped, and the configuration cannot name such a device.
     pub name: String,
     /// Its index, which stays the same when it is renamed.
     pub index: u32,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+    /// What it reaches by them: address and length of the prefix.
+    pub networks: Vec<IpNet>,
+    /// The largest packet that it carries, in bytes.
+    pub mtu: u32,
     /// Whether it is administratively up.
     pub is_up: bool,
+    /// Whether it could carry packets, were it up: a cable is plugged in.
+    pub is_running: bool,
+    /// Whether the kernel's own WireGuard is behind it.
+    pub is_wireguard: bool,
     /// Whether nobody else's packets come by it.
     pub is_loopback: bool,
     /// What its packets begin with.
@@ -120,11 +132,12 @@ fn read() -> io::Result<Vec<Interface>> {
     let links = dump(RTM_GETLINK, LINK_MESSAGE)?;
     let mut found: BTreeMap<u32, Interface> =
         links.iter().filter_map(|link| read_link(link)).map(|found| (found.index, found)).collect();
-    for (index, address) in
+    for (index, address, prefix) in
         dump(RTM_GETADDR, ADDRESS_MESSAGE)?.iter().filter_map(|message| read_address(message))
     {
         if let Some(interface) = found.get_mut(&index) {
             interface.addresses.push(address);
+            interface.networks.extend(IpNet::new(address, prefix).ok());
         }
     }
     Ok(found.into_values().collect())
@@ -136,6 +149,7 @@ fn read_link(message: &[u8]) -> Option<Interface> {
     let mut interface = Interface {
         index: number(&fixed[4..])?,
         is_up: number(&fixed[8..])? & IFF_UP != 0,
+        is_running: number(&fixed[8..])? & IFF_RUNNING != 0,
         is_loopback: number(&fixed[8..])? & IFF_LOOPBACK != 0,
         framing,
         is_tunnel: framing == Framing::RawIp
@@ -146,13 +160,17 @@ fn read_link(message: &[u8]) -> Option<Interface> {
     let mut port = "";
     for (kind, value) in attributes(rest) {
         match kind {
-            IFLA_IFNAME => interface.name = String::from_utf8_lossy(until_nul(value)).into_owned(),
+            IFLA_IFNAME => interface.name = text_of(until_nul(value)),
+            IFLA_MTU => interface.mtu = number(value)?,
             IFLA_MASTER => has_master = true,
             IFLA_LINKINFO => {
                 for (kind, value) in attributes(value) {
                     let value = str::from_utf8(until_nul(value)).unwrap_or_default();
                     match kind {
-                        IFLA_INFO_KIND => interface.is_tunnel |= ETHERNET_TUNNELS.contains(&value),
+                        IFLA_INFO_KIND => {
+                            interface.is_tunnel |= ETHERNET_TUNNELS.contains(&value);
+                            interface.is_wireguard = value == "wireguard";
+                        }
                         IFLA_INFO_SLAVE_KIND => port = value,
                         _ => {}
                     }
@@ -165,7 +183,8 @@ fn read_link(message: &[u8]) -> Option<Interface> {
     Some(interface)
 }
 
-fn read_address(message: &[u8]) -> Option<(u32, IpAddr)> {
+/// The index of the device, the address, and the length of the prefix.
+fn read_address(message: &[u8]) -> Option<(u32, IpAddr, u8)> {
     let (fixed, rest) = message.split_at_checked(ADDRESS_MESSAGE)?;
     let (mut own, mut any) = (None, None);
     for (kind, value) in attributes(rest) {
@@ -176,7 +195,7 @@ fn read_address(message: &[u8]) -> Option<(u32, IpAddr)> {
             _ => {}
         }
     }
-    Some((number(&fixed[4..])?, own.or(any)?))
+    Some((number(&fixed[4..])?, own.or(any)?, fixed[1]))
 }
 
 fn address(octets: &[u8]) -> Option<IpAddr> {
@@ -185,6 +204,10 @@ fn address(octets: &[u8]) -> Option<IpAddr> {
         16 => Some(Ipv6Addr::from(*octets.first_chunk()?).into()),
         _ => None,
     }
+}
+
+fn text_of(name: &[u8]) -> String {
+    str::from_utf8(name).map_or_else(|_| name.escape_ascii().to_string(), str::to_owned)
 }
 
 fn until_nul(octets: &[u8]) -> &[u8] {

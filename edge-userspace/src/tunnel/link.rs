@@ -2,20 +2,18 @@
 
 use std::{collections::BTreeMap, io, net::IpAddr, sync::Arc};
 
-use futures_util::{StreamExt, TryStreamExt};
-use ipnet::IpNet;
+use futures_util::StreamExt;
 use rtnetlink::{
     Error, Handle, MulticastGroup,
     packet_route::{
         AddressFamily,
-        address::AddressAttribute,
-        link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo},
         route::{RouteAttribute, RouteFlags, RouteMessage, RouteMetric},
     },
     sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE},
 };
 
 use super::state::Device;
+use crate::kernel::interfaces;
 
 /// What may change the way to a backend.
 const GROUPS: [MulticastGroup; 7] = [
@@ -63,51 +61,21 @@ impl Events {
 }
 
 /// Every device with its addresses.
-pub(super) async fn devices(netlink: &Handle) -> io::Result<BTreeMap<Arc<str>, Device>> {
-    let mut devices = BTreeMap::new();
-    let mut links = netlink.link().get().execute();
-    while let Some(link) = links.try_next().await.map_err(io_error)? {
-        let mut name: Option<Arc<str>> = None;
-        let flags = link.header.flags;
-        let mut device = Device {
-            index: link.header.index,
-            up: flags.contains(LinkFlags::Up | LinkFlags::Running),
-            mtu: 0,
-            addresses: Vec::new(),
-            wireguard: false,
-        };
-        for attribute in &link.attributes {
-            match attribute {
-                LinkAttribute::IfName(found) => name = Some(found.as_str().into()),
-                LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
-                LinkAttribute::LinkInfo(infos) => {
-                    device.wireguard = infos.contains(&LinkInfo::Kind(InfoKind::Wireguard));
-                }
-                _ => {}
-            }
-        }
-        if let Some(name) = name {
-            devices.insert(name, device);
-        }
-    }
-    let mut addresses = netlink.address().get().execute();
-    while let Some(message) = addresses.try_next().await.map_err(io_error)? {
-        let Some(device) = devices.values_mut().find(|device| device.index == message.header.index) else {
-            continue;
-        };
-        // On a point-to-point device `Address` is the other end's, `Local` its own.
-        let own = message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Local(address) => Some(*address),
-            _ => None,
-        });
-        let any = message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Address(address) => Some(*address),
-            _ => None,
-        });
-        let net = own.or(any).and_then(|address| IpNet::new(address, message.header.prefix_len).ok());
-        device.addresses.extend(net);
-    }
-    Ok(devices)
+pub(super) fn devices() -> io::Result<BTreeMap<Arc<str>, Device>> {
+    let found = interfaces().map_err(io::Error::other)?;
+    Ok(found
+        .into_iter()
+        .map(|found| {
+            let device = Device {
+                index: found.index,
+                up: found.is_up && found.is_running,
+                mtu: found.mtu,
+                addresses: found.networks,
+                wireguard: found.is_wireguard,
+            };
+            (found.name.into(), device)
+        })
+        .collect())
 }
 
 /// Whether a route leads to `address` by the device with this index.
@@ -147,7 +115,7 @@ pub async fn egress(address: IpAddr, device: Option<&str>) -> io::Result<Egress>
     let (connection, netlink, _) = rtnetlink::new_connection()?;
     // It ends with the handle.
     tokio::spawn(connection);
-    let devices = devices(&netlink).await?;
+    let devices = devices()?;
     let mut asked = question(address);
     if let Some(device) = device {
         let bound = devices.get(device).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
@@ -205,5 +173,27 @@ fn io_error(error: Error) -> io::Error {
     match error {
         Error::NetlinkError(message) => message.to_io(),
         other => io::Error::other(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tunnel::tests::{in_namespace, sh};
+
+    #[test]
+    fn a_name_that_is_no_text_hides_no_device() {
+        in_namespace("link", &[], async || {
+            sh(
+                "ip link add \"$(printf 'bad\\377')\" type veth peer name wg-home && ip link set wg-home mtu 1280 up \
+                && ip address add 10.9.0.1/24 dev wg-home",
+            );
+            let devices = devices().unwrap();
+            let found = &devices["wg-home"];
+            assert_eq!((found.mtu, found.wireguard), (1280, false));
+            assert_eq!(found.addresses, ["10.9.0.1/24".parse().unwrap()]);
+            assert_eq!(devices["bad\\xff"].mtu, 1500);
+            assert_eq!(egress([10, 9, 0, 2].into(), Some("wg-home")).await.unwrap().mtu, 1280);
+        });
     }
 }

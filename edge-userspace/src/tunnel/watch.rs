@@ -165,7 +165,7 @@ struct Sight {
 
 impl Sight {
     async fn look(&mut self, Wanted { ways, options }: &Wanted) -> io::Result<Tunnels> {
-        let devices = link::devices(&self.netlink).await?;
+        let devices = link::devices()?;
         self.look_at_peers(&devices, ways, *options).await;
         let mut faults = HashMap::new();
         for way in ways {
