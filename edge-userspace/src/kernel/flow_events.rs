@@ -31,11 +31,19 @@ pub struct FlowEvents {
     labels: Option<Arc<HashMap<u32, u32>>>,
     /// Registered with the runtime that first waits.
     readiness: Option<AsyncFd<OwnedFd>>,
+    /// Whether the first report in the ring was given out.
+    is_given: bool,
 }
 
 impl FlowEvents {
     pub(super) fn take(ebpf: &mut Ebpf, object: &'static str) -> Result<Self, KernelError> {
-        Ok(Self { ring: take(ebpf, object, FLOW_EVENTS)?, read, labels: None, readiness: None })
+        Ok(Self {
+            ring: take(ebpf, object, FLOW_EVENTS)?,
+            read,
+            labels: None,
+            readiness: None,
+            is_given: false,
+        })
     }
 
     /// The reports of an older layout's programs.
@@ -46,7 +54,7 @@ impl FlowEvents {
     ) -> Result<Self, KernelError> {
         let ring = RingBuf::try_from(Map::RingBuf(ring));
         let ring = ring.map_err(map("opening", FLOW_EVENTS))?;
-        Ok(Self { ring, read, labels: Some(labels), readiness: None })
+        Ok(Self { ring, read, labels: Some(labels), readiness: None, is_given: false })
     }
 
     /// Waits until there may be a report.
@@ -75,8 +83,18 @@ impl Iterator for FlowEvents {
     type Item = FlowEvent;
 
     /// The next event, if there is one already. Otherwise wait for readability of the descriptor.
+    ///
+    /// The one before leaves the ring now and not earlier: until it was handed on, it is there for the next daemon.
     fn next(&mut self) -> Option<FlowEvent> {
-        let mut event = (self.read)(&self.ring.next()?)?;
+        if std::mem::take(&mut self.is_given) {
+            drop(self.ring.next());
+        }
+        let item = self.ring.next()?;
+        let event = (self.read)(&item);
+        // Dropped, it would leave the ring.
+        std::mem::forget(item);
+        self.is_given = true;
+        let mut event = event?;
         if let Some(labels) = &self.labels {
             event.label = labels.get(&event.label).copied().unwrap_or(0);
         }
