@@ -4,6 +4,7 @@
 use std::{
     io::Write,
     net::{IpAddr, Ipv4Addr, TcpStream},
+    process::Command,
     thread,
     time::Duration,
 };
@@ -23,6 +24,18 @@ const NAME: &str = "crowd.example";
 
 fn body(lab: &Lab, limits: &str) -> String {
     format!("[limits]\n{limits}\n[[route]]\nhost = \"{NAME}\"\nto = \"{}\"\n", lab.home_address())
+}
+
+/// Waits until the edge has read all that clients have sent: no connection holds anything, accepted or not.
+fn until_read(lab: &Lab) -> Result<()> {
+    wait::until_ok("the edge to read everything", SOON, || {
+        let mut ss = Command::new("ss");
+        ss.args(["-tnH", "sport", "=", ":443"]);
+        let all = lab.edge.text_of(ss)?;
+        let unread = all.lines().filter(|line| line.split_whitespace().nth(1) != Some("0")).count();
+        ensure!(unread == 0, "{unread} connections hold bytes");
+        Ok(())
+    })
 }
 
 /// A connection from this address through which an echo has passed.
@@ -133,20 +146,22 @@ fn a_source_has_a_share_of_the_memory() -> Result<()> {
         let service = service::echo(&lab.home, lab.home_at(443))?;
         let edged = Edged::start(lab, &body(lab, "hello_memory = 1048576\nhello_timeout = \"120s\""))?;
         let hello = ClientHello::new(NAME).padding(30_000).records();
-        let mut streams = (0..CLIENTS)
-            .map(|_| {
-                let mut stream = lab.client.connect(lab.edge.at(443))?;
-                stream.write_all(&hello[..hello.len() - 1])?;
-                Ok(stream)
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let all_but_the_end = || -> Result<TcpStream> {
+            let mut stream = lab.client.connect(lab.edge.at(443))?;
+            stream.write_all(&hello[..hello.len() - 1])?;
+            Ok(stream)
+        };
+        let mut streams = (1..CLIENTS).map(|_| all_but_the_end()).collect::<Result<Vec<_>>>()?;
         edged.access_log.wait_for("a refusal", |record| record["close"] == "hello_memory")?;
+        // Workers accept in no order among each other: the youngest comes when all others have been read.
+        until_read(lab)?;
+        let mut youngest = all_but_the_end()?;
+        until_read(lab)?;
         // The oldest have to go; the youngest goes on, and others are not concerned.
         let mut other = lab.client.connect_from(CLIENT_SECOND.into(), lab.edge.at(443))?;
         echo_once(&mut other, &hello)?;
         let mut oldest = streams.remove(0);
         ensure!(stream::read_to_end(&mut oldest)?.1 == stream::End::Reset, "the oldest has not gone");
-        let mut youngest = streams.pop().ok_or_else(|| lab::Error::msg("no client"))?;
         youngest.write_all(&hello[hello.len() - 1..])?;
         let mut back = vec![0; hello.len()];
         std::io::Read::read_exact(&mut youngest, &mut back)?;

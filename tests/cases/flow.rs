@@ -3,7 +3,7 @@
 
 use std::{
     io::{Read, Write},
-    net::TcpStream,
+    net::{Shutdown, TcpStream},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -13,7 +13,7 @@ use lab::{
     Context, Edged, Lab, Result, ensure,
     hello::ClientHello,
     service::{self, Service},
-    stream::{self, End, Pattern},
+    stream::{self, End, Pace, Pattern},
     wait::{self, SOON},
 };
 use serde_json::Value;
@@ -101,14 +101,26 @@ pub(crate) fn outlive(lab: &Lab, connections: usize, length: u64, kills: usize) 
         crate::expect(&mut stream, "go")?;
         exchange(&stream, down, up, length)
     })?;
-    let go = AtomicBool::new(false);
+    let (go, may_end) = (AtomicBool::new(false), AtomicBool::new(false));
     let client = || {
         let mut stream = connect(lab)?;
         crate::expect(&mut stream, "ready")?;
         // Flows from the start, so that none is lost with its sockets.
         wait::until_true("all to be flows", 2 * SOON, || go.load(Ordering::Acquire))?;
         stream.write_all(b"go")?;
-        exchange(&stream, up, down, length).context("at the client")
+        thread::scope(|scope| {
+            let sending = scope.spawn(|| {
+                up.send(&mut &stream, length, Pace::Uneven)?;
+                // The line of a flow that ends in the very moment of a kill may be lost: it waits for others to be
+                // written with it.
+                wait::until_true("the last kill", 4 * SOON, || may_end.load(Ordering::Acquire))?;
+                Ok(stream.shutdown(Shutdown::Write)?)
+            });
+            let received = down.receive(&mut &stream, Pace::Uneven)?;
+            ensure!(received == (length, End::Fin), "{received:?} is not all {length} bytes");
+            sending.join().unwrap_or_else(|_| lab::bail!("the sender panicked"))
+        })
+        .context("at the client")
     };
     let daemon = thread::scope(|scope| {
         let mut daemon = edged(lab, "")?;
@@ -119,6 +131,7 @@ pub(crate) fn outlive(lab: &Lab, connections: usize, length: u64, kills: usize) 
             daemon.kill()?;
             daemon = edged(lab, "")?;
         }
+        may_end.store(true, Ordering::Release);
         for client in clients {
             client.join().unwrap_or_else(|_| lab::bail!("a client panicked"))?;
         }

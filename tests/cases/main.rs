@@ -30,6 +30,7 @@ mod netem;
 mod odd_names;
 mod protocols;
 mod proxy_protocol;
+mod real_firewalls;
 mod refusals;
 mod restarts;
 mod rights;

@@ -1,17 +1,22 @@
 //! What the daemon gives up: both processes have no more rights than docs/security.md says, and the daemon lives on
 //! without the one that keeps them.
 
-use std::{collections::BTreeMap, fs, path::Path, process::Command};
+use std::{collections::BTreeMap, fs, net::SocketAddr, os::fd::OwnedFd, path::Path, process::Command};
 
 use lab::{
     Context, Edged, Lab, Pid, Result, Signal, ensure,
+    firewall::{nft, tracked, until_untracked},
     require::{self, Need},
     service,
     wait::{self, SOON},
 };
-use rustix::process::kill_process;
+use rustix::{
+    net::{RecvFlags, SendFlags, SocketType, recv, send, sockopt},
+    process::{PidfdFlags, PidfdGetfdFlags, kill_process, pidfd_getfd, pidfd_open},
+};
+use serde_json::{Value, json};
 
-use crate::{case, greeting};
+use crate::{behind_firewall, case, greeting};
 
 /// `linux/capability.h`.
 const NET_BIND_SERVICE: u64 = 1 << 10;
@@ -66,7 +71,7 @@ impl Status {
 }
 
 /// The process that keeps the rights of this one.
-fn keeper_of(daemon: u32) -> Result<u32> {
+pub(crate) fn keeper_of(daemon: u32) -> Result<u32> {
     let children = fs::read_to_string(format!("/proc/{daemon}/task/{daemon}/children"))?;
     let children: Vec<u32> = children.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
     ensure!(children.len() == 1, "{children:?} are the children");
@@ -250,4 +255,99 @@ fn the_unit_scores_below_two() -> Result<()> {
 fn kill(pid: u32, signal: Signal) -> Result<()> {
     let pid = Pid::from_raw(pid.cast_signed()).context("no such process")?;
     Ok(kill_process(pid, signal)?)
+}
+
+/// The daemon's end of the socket pair to its keeper, as whoever owns the daemon has it.
+fn channel_of(daemon: u32) -> Result<OwnedFd> {
+    let pid = Pid::from_raw(daemon.try_into()?).context("no process")?;
+    let process = pidfd_open(pid, PidfdFlags::empty())?;
+    for entry in fs::read_dir(format!("/proc/{daemon}/fd"))? {
+        let number = entry?.file_name().to_string_lossy().parse()?;
+        // The socket pair is the only one of its kind.
+        if let Ok(descriptor) = pidfd_getfd(&process, number, PidfdGetfdFlags::empty())
+            && sockopt::socket_type(&descriptor) == Ok(SocketType::SEQPACKET)
+        {
+            return Ok(descriptor);
+        }
+    }
+    lab::bail!("the daemon has no socket pair")
+}
+
+/// The row of docs/security.md about connection tracking: what can be asked for is about single connections, and lasts.
+#[test]
+fn who_owns_the_daemon_can_ask_for_single_entries_of_connection_tracking() -> Result<()> {
+    /// In one request.
+    const MOST: usize = 64;
+    behind_firewall(|| {
+        case(|lab| {
+            nft(&lab.edge, "insert rule inet filter input tcp dport 9999 drop")?;
+            let mut edged = Edged::start(lab, &body(lab))?;
+            let daemon = edged.process().pid();
+            let channel = channel_of(daemon)?;
+            // The daemon's own requests would come in between.
+            kill(daemon, Signal::STOP)?;
+            let ask = |request: &Value| -> Result<Value> {
+                send(&channel, &serde_json::to_vec(request)?, SendFlags::empty())?;
+                let mut answer = vec![0; 1 << 16];
+                let (_, length) = recv(&channel, &mut answer, RecvFlags::empty())?;
+                Ok(serde_json::from_slice(&answer[..length])?)
+            };
+            let done = json!({ "Ok": "Done" });
+            let live = lab.client.connect(lab.edge.at(443))?;
+            let is_live = format!("sport={} dport=443 ", live.local_addr()?.port());
+            let is_there =
+                || tracked(&lab.edge).is_ok_and(|all| all.iter().any(|entry| entry.contains(&is_live)));
+            ensure!(is_there(), "the connection is not tracked");
+
+            let connection = |local: &str, peer: &str| json!({ "local": local, "peer": peer });
+            let forget = |connections: Vec<Value>| json!({ "ForgetTracks": { "connections": connections } });
+            // No wildcard: all of these name one connection each, and none that is there.
+            for (local, peer) in [
+                ("0.0.0.0:0", "0.0.0.0:0"),
+                ("198.18.1.1:443", "0.0.0.0:0"),
+                ("198.18.1.1:443", "198.18.1.2:0"),
+                ("[::]:0", "[::]:0"),
+                ("[::ffff:198.18.1.1]:443", "[::ffff:198.18.1.2]:0"),
+            ] {
+                for request in ["ForgetTracks", "LoosenTracks"] {
+                    let request = json!({ request: { "connections": [connection(local, peer)] } });
+                    ensure!(ask(&request)? == done, "{request}");
+                }
+                ensure!(is_there(), "{local} and {peer} were too many");
+            }
+            let many = vec![connection("198.18.1.1:443", "198.18.1.2:1"); MOST + 1];
+            for request in [
+                forget(many.clone()),
+                json!({ "LoosenTracks": { "connections": many } }),
+                json!({ "AdmitTrack": { "connections": [] } }),
+                json!({ "AdmitTrack": { "connection": connection("198.18.1.1:443", "198.18.1.2:1"), "timeout": 99 } }),
+                json!({ "FlushTracks": {} }),
+                json!("ForgetTracks"),
+            ] {
+                let answer = ask(&request)?;
+                ensure!(
+                    answer["Err"]["words"].as_str().is_some_and(|words| words.contains("request")),
+                    "{answer}"
+                );
+            }
+            ensure!(is_there(), "it was forgotten");
+
+            // What it can have: an entry for some seconds, which no rule about ports believes.
+            let (local, peer) = (SocketAddr::from((lab.edge.v4, 9999)), SocketAddr::from((lab.client.v4, 9)));
+            let admitted = connection(&local.to_string(), &peer.to_string());
+            ensure!(ask(&json!({ "AdmitTrack": { "connection": admitted } }))? == done);
+            let entry = tracked(&lab.edge)?.into_iter().find(|entry| entry.contains("sport=9999 "));
+            let entry = entry.context("no entry")?;
+            let seconds: u64 = entry.split_whitespace().nth(4).context("no time")?.parse()?;
+            ensure!(seconds <= 10 && entry.contains("ESTABLISHED"), "{entry}");
+            let _listener = service::echo(&lab.edge, local)?;
+            ensure!(!lab.client.accepts(local), "a rule about ports does not hold");
+            until_untracked(&lab.edge, |entry| entry.contains("sport=9999 "))?;
+
+            // And the end of a single one.
+            let own = connection(&lab.edge.at(443).to_string(), &live.local_addr()?.to_string());
+            ensure!(ask(&forget(vec![own]))? == done && !is_there(), "it is still there");
+            kill(daemon, Signal::CONT)
+        })
+    })
 }

@@ -12,9 +12,11 @@ use lab::{
 
 /// The MSS in a SYN-ACK of the edge's, as it is on the wire.
 fn announced(lab: &Lab, capture: &Capture) -> Result<u16> {
+    let seen = capture.packets()?.len();
     let client = lab.client.connect(lab.edge.at(443))?;
     let port = client.local_addr()?.port();
-    let line = capture.wait_for(&format!("443 > {}.{port}: Flags [S.]", lab.client.v4))?;
+    // Thousands of connections are made here, and some get a port that another one had.
+    let line = capture.wait_for_another(seen, &format!("443 > {}.{port}: Flags [S.]", lab.client.v4))?;
     let mss = line.split_once("mss ").and_then(|(_, rest)| rest.split([',', ' ', ']']).next()?.parse().ok());
     mss.ok_or_else(|| lab::Error::msg(format!("no MSS: {line}")))
 }

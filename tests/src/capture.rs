@@ -1,6 +1,9 @@
 //! What goes over a device, by tcpdump: one line a packet.
 
-use std::process::Command;
+use std::{
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+};
 
 use anyhow::Result;
 
@@ -21,7 +24,10 @@ impl Capture {
     pub fn start(host: &Host, device: &str, filter: &str) -> Result<Self> {
         let mut tcpdump = Command::new("tcpdump");
         tcpdump.args(["-l", "-n", "--immediate-mode", "-i", device, filter]);
-        let mut process = host.spawn(&format!("tcpdump-{device}"), tcpdump)?;
+        // Other hosts have devices of the same name, and one device may be watched twice.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Relaxed);
+        let mut process = host.spawn(&format!("tcpdump-{device}-{number}"), tcpdump)?;
         let log = process.log_file().to_owned();
         process.wait_ready(SOON, || {
             std::fs::read_to_string(&log).is_ok_and(|text| text.contains("listening on"))
@@ -41,8 +47,13 @@ impl Capture {
 
     /// Waits for a packet whose line contains this.
     pub fn wait_for(&self, part: &str) -> Result<String> {
+        self.wait_for_another(0, part)
+    }
+
+    /// The same behind so many packets. Ports are used again: what was seen before may look the same.
+    pub fn wait_for_another(&self, seen: usize, part: &str) -> Result<String> {
         wait::until(&format!("a packet with {part:?}"), SOON, || {
-            self.packets().ok()?.into_iter().find(|line| line.contains(part))
+            self.packets().ok()?.into_iter().skip(seen).find(|line| line.contains(part))
         })
     }
 }

@@ -1,12 +1,12 @@
 //! A firewall on a host, as people have it: stateful rules that drop what they do not know, the NAT chains that Docker
 //! brings, and what else changes packets on their way to a socket.
 
-use std::{fs, process::Command};
+use std::{fs, net::Ipv4Addr, process::Command};
 
 use anyhow::{Context, Result};
 
 use crate::{
-    Host,
+    Host, topology,
     wait::{self, SOON},
 };
 
@@ -71,6 +71,95 @@ pub fn nft(host: &Host, rules: &str) -> Result<()> {
     let complaint = String::from_utf8_lossy(&output.stderr);
     anyhow::ensure!(output.status.success(), "nft: {complaint}");
     Ok(())
+}
+
+/// The rules that ufw makes on a fresh machine: what comes in is denied but for SSH and the web. Its files are copies, so
+/// that the machine's own stay as they are.
+const UFW: &str = "
+set -e
+cp -a /etc/ufw \"$1/ufw\"
+cp /etc/default/ufw \"$1/ufw.default\"
+mount --bind \"$1/ufw\" /etc/ufw
+mount --bind \"$1/ufw.default\" /etc/default/ufw
+ufw default deny incoming
+ufw default allow outgoing
+for port in 22/tcp 80/tcp 443; do ufw allow $port; done
+ufw --force enable
+ufw status verbose
+";
+
+/// Lets ufw itself put up its rules on a host.
+pub fn ufw(host: &Host) -> Result<()> {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", UFW, "ufw"]).arg(host.directory());
+    let status = host.text_of(command)?;
+    anyhow::ensure!(status.contains("Status: active") && status.contains("deny (incoming)"), "{status}");
+    Ok(())
+}
+
+/// What `iptables-save` says on a machine with Docker 24: one container on the default bridge, its port 80 published as
+/// 8080.
+const DOCKER: &str = "
+*filter
+:INPUT ACCEPT [0:0]
+:FORWARD DROP [0:0]
+:OUTPUT ACCEPT [0:0]
+:DOCKER - [0:0]
+:DOCKER-ISOLATION-STAGE-1 - [0:0]
+:DOCKER-ISOLATION-STAGE-2 - [0:0]
+:DOCKER-USER - [0:0]
+-A FORWARD -j DOCKER-USER
+-A FORWARD -j DOCKER-ISOLATION-STAGE-1
+-A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -o docker0 -j DOCKER
+-A FORWARD -i docker0 ! -o docker0 -j ACCEPT
+-A FORWARD -i docker0 -o docker0 -j ACCEPT
+-A DOCKER -d 172.17.0.2/32 ! -i docker0 -o docker0 -p tcp -m tcp --dport 80 -j ACCEPT
+-A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2
+-A DOCKER-ISOLATION-STAGE-1 -j RETURN
+-A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP
+-A DOCKER-ISOLATION-STAGE-2 -j RETURN
+-A DOCKER-USER -j RETURN
+COMMIT
+*nat
+:PREROUTING ACCEPT [0:0]
+:INPUT ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:POSTROUTING ACCEPT [0:0]
+:DOCKER - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER
+-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
+-A POSTROUTING -s 172.17.0.2/32 -d 172.17.0.2/32 -p tcp -m tcp --dport 80 -j MASQUERADE
+-A DOCKER -i docker0 -j RETURN
+-A DOCKER ! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80
+COMMIT
+";
+
+/// Docker's bridge on a host.
+pub const DOCKER_BRIDGE: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 1);
+/// Its container.
+pub const CONTAINER: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 2);
+
+/// Gives a host Docker's rules and its bridge, with another host for the container.
+pub fn docker(host: &Host, container: &Host) -> Result<()> {
+    let mut command = Command::new("iptables-restore");
+    command.arg("--noflush");
+    let output = host.output_of(command, DOCKER.as_bytes(), SOON)?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    anyhow::ensure!(output.status.success(), "iptables-restore: {complaint}");
+    topology::join((host, "veth0"), (container, "eth1"))?;
+    host.ip(&["link", "add", "docker0", "type", "bridge"])?;
+    host.ip(&["link", "set", "veth0", "master", "docker0", "up"])?;
+    for (host, device, address) in [(host, "docker0", DOCKER_BRIDGE), (container, "eth1", CONTAINER)] {
+        topology::add_address(host, device, address.into(), 16)?;
+        host.ip(&["link", "set", device, "up"])?;
+    }
+    // Like a container's, its answers go by the bridge.
+    let (own, bridge) = (CONTAINER.to_string(), DOCKER_BRIDGE.to_string());
+    container.ip(&["route", "add", "default", "via", &bridge, "dev", "eth1", "table", "17"])?;
+    container.ip(&["rule", "add", "from", &own, "lookup", "17"])?;
+    host.sysctl(&[("net.ipv4.ip_forward", "1")])
 }
 
 /// The TCP connections that a host tracks, as `/proc/net/nf_conntrack` shows them.
