@@ -22,10 +22,10 @@ pub struct Capture {
 impl Capture {
     /// Watches a device of a host for what this filter (pcap-filter(7)) takes.
     pub fn start(host: &Host, device: &str, filter: &str) -> Result<Self> {
-        let mut tcpdump = Command::new("tcpdump");
-        tcpdump.args(["-l", "-n", "--immediate-mode", "-i", device, filter]);
         // Other hosts have devices of the same name, and one device may be watched twice.
         static NEXT: AtomicU32 = AtomicU32::new(0);
+        let mut tcpdump = Command::new("tcpdump");
+        tcpdump.args(["-l", "-n", "--immediate-mode", "-i", device, filter]);
         let number = NEXT.fetch_add(1, Relaxed);
         let mut process = host.spawn(&format!("tcpdump-{device}-{number}"), tcpdump)?;
         let log = process.log_file().to_owned();

@@ -179,7 +179,7 @@ fn io_error(error: Error) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tunnel::tests::{in_namespace, sh};
+    use crate::namespace::{in_namespace, sh};
 
     #[test]
     fn a_name_that_is_no_text_hides_no_device() {
