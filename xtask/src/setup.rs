@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::command::{output, run};
 
 pub(crate) mod apt;
+pub(crate) mod beside;
 mod newer;
 
 /// Debian packages with the peers that the lab and the demo talk to.
@@ -102,15 +103,6 @@ pub(crate) fn packages(wanted: &[&str]) -> Result<()> {
         .with_context(|| format!("installing {}", missing.join(" ")))?;
     drop(policy);
     Ok(())
-}
-
-/// Whether the missing ones of these can be installed only in place of what the machine has, which [`packages`] refuses.
-pub(crate) fn misfit(wanted: &[&str]) -> bool {
-    let missing = wanted.iter().copied().filter(|package| !is_installed(package));
-    let mut apt = Command::new("apt-get");
-    apt.env("LC_ALL", "C").args(["install", "--simulate", "--no-install-recommends", "--no-remove"]);
-    let simulated = output(apt.args(missing));
-    simulated.is_err_and(|error| format!("{error:#}").contains("Packages need to be removed"))
 }
 
 fn is_installed(package: &str) -> bool {

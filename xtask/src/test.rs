@@ -214,11 +214,7 @@ impl Tally {
             match documented.rehearsal() {
                 Rehearsal::Shorter(name, _) if has_run(&name) => {}
                 Rehearsal::Shorter(name, task) => {
-                    if let Some(reason) = documented::obstacle(&task) {
-                        println!("not tried: {name}: {reason}");
-                    } else {
-                        self.step(&name, || task.run());
-                    }
+                    self.step(&name, || task.run());
                 }
                 Rehearsal::Step(name) if has_run(name) => {}
                 Rehearsal::Step(name) => {

@@ -88,11 +88,6 @@ impl Documented {
     }
 }
 
-/// Why this machine cannot run a task, where it cannot.
-pub(crate) fn obstacle(task: &Task) -> Option<String> {
-    if matches!(task, Task::Vm(_)) { Vm::obstacle() } else { None }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

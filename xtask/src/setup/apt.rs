@@ -1,7 +1,8 @@
-//! Packages of a Debian suite that may be another than this machine's, unpacked into a folder. The machine stays as
-//! it is.
+//! Packages that this machine does not install, unpacked into a folder: those of another Debian suite, and those that
+//! do not fit beside what is installed. The machine stays as it is.
 
 use std::{
+    fmt::Display,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -14,25 +15,58 @@ use crate::command::{output, run};
 /// What Debian signs its suites with, newer ones included.
 pub(crate) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// An apt with lists of its own, which knows nothing but one suite.
+/// What dpkg knows to be installed.
+const STATUS: &str = "/var/lib/dpkg/status";
+
+/// An apt with files of its own in place of the machine's.
 pub(crate) struct Apt {
     folder: PathBuf,
+    options: Vec<String>,
 }
 
 impl Apt {
-    /// Reads the lists of `suite` into `folder`, which is made anew.
+    /// An apt that knows one suite and nothing installed. Reads the suite's lists into `folder`, which is made anew.
     pub(crate) fn of(suite: &str, folder: &Path) -> Result<Self> {
+        let mut apt = Self::with_status(folder, "")?;
+        let archive = archive(suite)?;
+        fs::write(folder.join("sources"), format!("deb [signed-by={KEYRING}] {archive} {suite} main\n"))?;
+        apt.set("Dir::Etc::sourcelist", folder.join("sources").display());
+        apt.set("Dir::Etc::sourceparts", folder.join("none").display());
+        apt.set("Dir::State::lists", folder.join("lists").display());
+        run(apt.command("apt-get").arg("-q").arg("update"))
+            .with_context(|| format!("reading the packages of Debian {suite}"))?;
+        Ok(apt)
+    }
+
+    /// An apt with this machine's suites, which takes all its packages for installed, except those of these names.
+    pub(crate) fn without(packages: &[String], folder: &Path) -> Result<Self> {
+        let installed = fs::read_to_string(STATUS).with_context(|| format!("reading {STATUS}"))?;
+        let stays = |paragraph: &&str| {
+            let name = paragraph.lines().find_map(|line| line.strip_prefix("Package: "));
+            !packages.iter().any(|package| Some(package.as_str()) == name)
+        };
+        let rest: Vec<_> = installed.split("\n\n").filter(stays).collect();
+        Self::with_status(folder, &rest.join("\n\n"))
+    }
+
+    fn with_status(folder: &Path, status: &str) -> Result<Self> {
         let _ = fs::remove_dir_all(folder);
         for part in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(folder.join(part))?;
         }
-        fs::write(folder.join("status"), "")?;
-        let archive = archive(suite)?;
-        fs::write(folder.join("sources"), format!("deb [signed-by={KEYRING}] {archive} {suite} main\n"))?;
-        let apt = Self { folder: folder.to_owned() };
-        run(apt.command("apt-get").arg("-q").arg("update"))
-            .with_context(|| format!("reading the packages of Debian {suite}"))?;
+        fs::write(folder.join("status"), status)?;
+        let mut apt = Self { folder: folder.to_owned(), options: Vec::new() };
+        apt.set("Dir::State::status", folder.join("status").display());
+        apt.set("Dir::Cache", folder.join("cache").display());
+        // Names and versions are enough, and apt's own user may not write here.
+        apt.set("Acquire::Languages", "none");
+        apt.set("Acquire::IndexTargets::deb::DEP-11::DefaultEnabled", "false");
+        apt.set("APT::Sandbox::User", "root");
         Ok(apt)
+    }
+
+    fn set(&mut self, option: &str, value: impl Display) {
+        self.options.extend(["-o".to_owned(), format!("{option}={value}")]);
     }
 
     /// The packages that `package` depends on.
@@ -44,8 +78,20 @@ impl Apt {
     /// Unpacks packages and gives the folder they are in, until [`keep`](Self::keep) gives it its place.
     pub(crate) fn unpack(&self, packages: &[&str]) -> Result<PathBuf> {
         run(self.command("apt-get").arg("-q").arg("download").args(packages))?;
+        self.unpack_all(&self.folder)
+    }
+
+    /// Unpacks packages with everything that they need and that is not installed, as [`unpack`](Self::unpack) does.
+    pub(crate) fn unpack_with_dependencies(&self, packages: &[&str]) -> Result<PathBuf> {
+        let mut download = self.command("apt-get");
+        download.args(["-q", "-y", "--no-install-recommends", "--no-remove", "--download-only", "install"]);
+        run(download.args(packages))?;
+        self.unpack_all(&self.folder.join("cache/archives"))
+    }
+
+    fn unpack_all(&self, folder: &Path) -> Result<PathBuf> {
         let unpacked = self.unpacked();
-        for entry in fs::read_dir(&self.folder)? {
+        for entry in fs::read_dir(folder)? {
             let file = entry?.path();
             if file.extension().is_some_and(|extension| extension == "deb") {
                 run(Command::new("dpkg-deb").arg("-x").arg(&file).arg(&unpacked))?;
@@ -67,24 +113,7 @@ impl Apt {
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        command.current_dir(&self.folder);
-        for (key, part) in [
-            ("Dir::Etc::sourcelist", "sources"),
-            ("Dir::Etc::sourceparts", "none"),
-            ("Dir::State::lists", "lists"),
-            ("Dir::State::status", "status"),
-            ("Dir::Cache", "cache"),
-        ] {
-            command.arg("-o").arg(format!("{key}={}", self.folder.join(part).display()));
-        }
-        // Names and versions are enough, and apt's own user may not write here.
-        for option in [
-            "Acquire::Languages=none",
-            "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false",
-            "APT::Sandbox::User=root",
-        ] {
-            command.args(["-o", option]);
-        }
+        command.current_dir(&self.folder).args(&self.options);
         command
     }
 }

@@ -3,23 +3,22 @@
 use std::{
     fs::{self, File},
     io::{BufRead, BufReader},
-    path::{Path, PathBuf},
-    process::{Child, ChildStdout, Command, Stdio},
+    path::Path,
+    process::{Child, ChildStdout, Stdio},
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use lab::wait::{self, SOON};
 
-use super::kernel::Kernel;
-
-/// It shares the files of the host; Debian has had it in several places.
-const VIRTIOFSD: &[&str] = &["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"];
+use super::{emulator::Emulator, kernel::Kernel};
 
 /// Memory of the machine.
 const MEMORY: &str = "3G";
+/// Whoever works on this machine meanwhile comes first.
+const NICENESS: u8 = 10;
 
 /// A machine that runs. Dropping it turns it off.
 pub(super) struct Machine {
@@ -40,28 +39,29 @@ pub(super) enum Ended {
 
 impl Machine {
     /// Boots `kernel` with this first file system. Messages of the kernel go to `console`.
-    pub(super) fn boot(kernel: &Kernel, initramfs: &Path, console: &Path, limit: Duration) -> Result<Self> {
+    pub(super) fn boot(
+        emulator: &Emulator,
+        kernel: &Kernel,
+        initramfs: &Path,
+        console: &Path,
+        limit: Duration,
+    ) -> Result<Self> {
         let socket = kernel.folder.join("files.sock");
         let _ = fs::remove_file(&socket);
-        let files = share(&socket, &kernel.folder.join("files.log"))?;
+        let files = share(emulator, &socket, &kernel.folder.join("files.log"))?;
         let _ = fs::remove_file(console);
-        // With this process it ends, however this process does.
-        let mut qemu = Command::new("setpriv");
-        qemu.args(["--pdeathsig", "KILL", "nice", "-n", "10", "qemu-system-x86_64"]);
-        // Other processor models stop 6.12 before it says a word.
-        qemu.args(["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "Haswell-noTSX", "-smp", "2"]);
-        qemu.args(["-machine", "q35", "-m", MEMORY, "-numa", "node,memdev=memory"]);
+        let mut qemu = emulator.command(NICENESS);
+        qemu.args(["-m", MEMORY, "-numa", "node,memdev=memory"]);
         qemu.args(["-object", &format!("memory-backend-memfd,id=memory,size={MEMORY},share=on")]);
         qemu.args(["-chardev", &format!("socket,id=files,path={}", escaped(&socket))]);
         qemu.args(["-device", "vhost-user-fs-pci,chardev=files,tag=host"]);
         qemu.arg("-kernel").arg(kernel.image()).arg("-initrd").arg(initramfs);
         qemu.args(["-append", "console=ttyS0 panic=-1 mitigations=off nokaslr"]);
-        qemu.args(["-nodefaults", "-no-reboot", "-display", "none", "-monitor", "none"]);
         qemu.args(["-serial", &format!("file:{}", console.display()), "-serial", "stdio"]);
         // What this emulator cannot do of that model is nothing to worry about.
         let complaints = File::create(kernel.folder.join("qemu.log"))?;
         qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(complaints);
-        let mut qemu = qemu.spawn().context("starting qemu-system-x86_64")?;
+        let mut qemu = qemu.spawn().context("starting the emulator")?;
         let lines = listen(qemu.stdout.take().context("no standard output")?);
         Ok(Self { qemu, files, lines, until: Instant::now() + limit })
     }
@@ -86,13 +86,9 @@ impl Drop for Machine {
     }
 }
 
-fn share(socket: &Path, log: &Path) -> Result<Child> {
-    let Some(program) = VIRTIOFSD.iter().map(PathBuf::from).find(|path| path.is_file()) else {
-        bail!("no virtiofsd: none of {}", VIRTIOFSD.join(", "));
-    };
+fn share(emulator: &Emulator, socket: &Path, log: &Path) -> Result<Child> {
     let log = File::create(log)?;
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL"]).arg(program);
+    let mut command = emulator.virtiofsd()?;
     command.arg(format!("--socket-path={}", socket.display()));
     command.args(["-o", "source=/", "-o", "sandbox=chroot", "-o", "cache=always", "-o", "xattr"]);
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);

@@ -4,6 +4,7 @@
 //! is installed or changed here. It runs on any processor, without its help, and is slow: for right and wrong, and for
 //! figures that a line decides and not the processor.
 
+mod emulator;
 mod guest;
 mod kernel;
 mod machine;
@@ -22,6 +23,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use self::{
+    emulator::Emulator,
     kernel::{Kernel, RELEASES, Release},
     machine::{Ended, Machine},
     outcome::{Outcome, Said, table},
@@ -30,7 +32,7 @@ use self::{
 use crate::{run::build, setup};
 
 /// What it takes beside the lab's.
-const PACKAGES: &[&str] = &["busybox-static", "kmod", "qemu-system-x86", "xz-utils"];
+const PACKAGES: &[&str] = &["busybox-static", "kmod", "xz-utils"];
 
 /// How much of what the kernel said is shown of a machine that failed.
 const LAST_LINES: usize = 20;
@@ -85,6 +87,7 @@ impl Vm {
         ensure!(cfg!(target_arch = "x86_64"), "the machines are x86-64 and run the programs of this one");
         setup::lab()?;
         setup::packages(PACKAGES)?;
+        let emulator = Emulator::provide(system::Architecture::X86_64)?;
         let wanted = self.wanted();
         build()?;
         let suites = Suite::build(&wanted)?;
@@ -93,7 +96,7 @@ impl Vm {
         let mut complaints = Vec::new();
         for &release in releases {
             let started = Instant::now();
-            let outcome = self.boot(release, &suites, &wanted)?;
+            let outcome = self.boot(&emulator, release, &suites, &wanted)?;
             let took = started.elapsed().as_secs();
             match outcome.complaint(suites.len()) {
                 None => println!("{}: all passed ({took} s)", release.name),
@@ -119,12 +122,6 @@ impl Vm {
         self.system
     }
 
-    /// Why this machine cannot have the emulator, where it cannot.
-    pub(crate) fn obstacle() -> Option<String> {
-        let words = "do not fit beside packages that this machine has, which stay";
-        setup::misfit(PACKAGES).then(|| format!("{} {words}", PACKAGES.join(", ")))
-    }
-
     /// What a run of the tests does in place of any machine: the quick tests on the oldest kernel.
     pub(crate) fn rehearsal() -> Self {
         Self { kernel: RELEASES[..1].to_vec(), quick: true, limit: 20, ..Self::default() }
@@ -139,7 +136,13 @@ impl Vm {
         }
     }
 
-    fn boot(&self, release: Release, suites: &[Suite], wanted: &Wanted) -> Result<Outcome> {
+    fn boot(
+        &self,
+        emulator: &Emulator,
+        release: Release,
+        suites: &[Suite],
+        wanted: &Wanted,
+    ) -> Result<Outcome> {
         let target = setup::target()?;
         let kernel = Kernel::provide(release, &target.join("vm"))?;
         let script = kernel.folder.join("tests.sh");
@@ -150,7 +153,7 @@ impl Vm {
         let mut log = File::create(&log).with_context(|| format!("making {}", log.display()))?;
         let limit = Duration::from_secs(self.limit * 60);
         let started = Instant::now();
-        let machine = Machine::boot(&kernel, &initramfs, &console, limit)?;
+        let machine = Machine::boot(emulator, &kernel, &initramfs, &console, limit)?;
         let mut outcome = Outcome::default();
         let ended = loop {
             let line = match machine.line() {

@@ -1,4 +1,4 @@
-//! The processors that machines may have, and what qemu has to be told for each.
+//! The processors that machines may have, and what is particular to each.
 
 use std::{fs, path::Path, process::Command};
 
@@ -25,7 +25,7 @@ const BINFMT: &str = "/proc/sys/fs/binfmt_misc";
 const AARCH64: &str = r":qemu-aarch64:M::\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00:\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:/usr/bin/qemu-aarch64-static:OCF";
 
 impl Architecture {
-    pub(super) const fn name(self) -> &'static str {
+    pub(in crate::vm) const fn name(self) -> &'static str {
         match self {
             Self::X86_64 => "x86_64",
             Self::Aarch64 => "aarch64",
@@ -45,29 +45,19 @@ impl Architecture {
         format!("{}-unknown-linux-musl", self.name())
     }
 
-    /// Debian's packages that make and emulate such a machine.
+    /// Debian's packages that make such a machine.
     pub(super) const fn packages(self) -> &'static [&'static str] {
         match self {
-            Self::X86_64 => &["e2fsprogs", "mmdebstrap", "qemu-system-x86"],
-            Self::Aarch64 => &["arch-test", "e2fsprogs", "mmdebstrap", "qemu-system-arm", "qemu-user-static"],
+            Self::X86_64 => &["e2fsprogs", "mmdebstrap"],
+            Self::Aarch64 => &["arch-test", "e2fsprogs", "mmdebstrap", "qemu-user-static"],
         }
     }
 
-    /// The emulator, its board and processor, and the console's name on the kernel's command line.
-    pub(super) fn emulator(self) -> (Command, &'static str) {
-        // With this process it ends, however this process does.
-        let mut qemu = Command::new("setpriv");
-        qemu.args(["--pdeathsig", "KILL", "nice", "-n", "5", &format!("qemu-system-{}", self.name())]);
+    /// The console's name on the kernel's command line.
+    pub(super) const fn console(self) -> &'static str {
         match self {
-            Self::X86_64 => {
-                // Other processor models stop 6.12 before it says a word.
-                qemu.args(["-machine", "q35", "-cpu", "Haswell-noTSX"]);
-                (qemu, "ttyS0")
-            }
-            Self::Aarch64 => {
-                qemu.args(["-machine", "virt", "-cpu", "cortex-a72"]);
-                (qemu, "ttyAMA0")
-            }
+            Self::X86_64 => "ttyS0",
+            Self::Aarch64 => "ttyAMA0",
         }
     }
 

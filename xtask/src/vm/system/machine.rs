@@ -15,10 +15,11 @@ use super::{
     image::Image,
     network::{Clients, TAP},
 };
-use crate::command::run;
+use crate::{command::run, vm::emulator::Emulator};
 
 /// As a cheap VPS has it.
 const MEMORY: &str = "1G";
+const NICENESS: u8 = 5;
 /// Queues of its network device, a pair each.
 const QUEUES: u32 = 2;
 /// How long it may take to boot, emulated.
@@ -26,6 +27,7 @@ const BOOT: Duration = Duration::from_mins(15);
 
 /// A machine that is on. Dropping it turns it off.
 pub(super) struct Machine {
+    emulator: Emulator,
     image: Image,
     /// This run's copy of the disk, and what is laid into it.
     disk: PathBuf,
@@ -38,13 +40,13 @@ pub(super) struct Machine {
 
 impl Machine {
     /// Boots a fresh copy of `image`. `parcel`, a tar archive, is its second disk.
-    pub(super) fn boot(image: Image, parcel: &Path, folder: &Path) -> Result<Self> {
+    pub(super) fn boot(emulator: Emulator, image: Image, parcel: &Path, folder: &Path) -> Result<Self> {
         let disk = folder.join("disk");
         run(Command::new("cp").args(["--sparse=always", "--reflink=auto"]).arg(&image.disk).arg(&disk))?;
         let clients = Clients::new()?;
-        let (qemu, agent) = start(&image, &disk, parcel, folder, &clients)?;
+        let (qemu, agent) = start(&emulator, &image, &disk, parcel, folder, &clients)?;
         let (parcel, folder) = (parcel.to_owned(), folder.to_owned());
-        Ok(Self { image, disk, parcel, folder, clients, qemu, agent })
+        Ok(Self { emulator, image, disk, parcel, folder, clients, qemu, agent })
     }
 
     /// Reboots it: orderly, and back with what is on its disk.
@@ -52,7 +54,8 @@ impl Machine {
         self.agent.send("systemctl reboot")?;
         let qemu = &mut self.qemu;
         wait::until_true("the machine to be off", BOOT, || matches!(qemu.try_wait(), Ok(Some(_))))?;
-        let started = start(&self.image, &self.disk, &self.parcel, &self.folder, &self.clients)?;
+        let started =
+            start(&self.emulator, &self.image, &self.disk, &self.parcel, &self.folder, &self.clients)?;
         (self.qemu, self.agent) = started;
         Ok(())
     }
@@ -67,6 +70,7 @@ impl Drop for Machine {
 }
 
 fn start(
+    emulator: &Emulator,
     image: &Image,
     disk: &Path,
     parcel: &Path,
@@ -75,11 +79,10 @@ fn start(
 ) -> Result<(Child, Agent)> {
     let socket = folder.join("agent.sock");
     let _ = fs::remove_file(&socket);
-    let (mut qemu, console) = image.architecture.emulator();
-    qemu.args(["-accel", "tcg,thread=multi,tb-size=512", "-smp", "2", "-m", MEMORY]);
-    qemu.args(["-nodefaults", "-display", "none", "-monitor", "none"]);
     // A reboot ends the emulator, so that the console of each boot is seen to end.
-    qemu.arg("-no-reboot");
+    let mut qemu = emulator.command(NICENESS);
+    qemu.args(["-m", MEMORY]);
+    let console = image.architecture.console();
     qemu.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.initramfs);
     let line = format!("root=/dev/vda rw console={console} panic=-1 net.ifnames=0 mitigations=off nokaslr");
     qemu.args(["-append", &line]);
@@ -100,7 +103,7 @@ fn start(
     qemu.args(["-chardev", &format!("socket,id=agent,path={},server=on,wait=off", socket.display())]);
     let complaints = File::create(folder.join("qemu.log"))?;
     qemu.stdin(Stdio::null()).stdout(complaints.try_clone()?).stderr(complaints);
-    let qemu = clients.namespace().within(|| qemu.spawn())?.context("starting qemu-system-x86_64")?;
+    let qemu = clients.namespace().within(|| qemu.spawn())?.context("starting the emulator")?;
     wait::until_true("the machine's network device", wait::SOON, || clients.plug_in().is_ok())?;
     let agent = Agent::connect(&socket, BOOT)?;
     Ok((qemu, agent))

@@ -25,6 +25,7 @@ use self::{
     image::{Image, RELEASES},
     machine::Machine,
 };
+use super::emulator::Emulator;
 use crate::{command::run, dist::Dist, setup};
 
 /// What is wanted of the machines.
@@ -98,11 +99,12 @@ impl Plan<'_> {
             self.architecture.name()
         ));
         fs::create_dir_all(&folder)?;
+        let emulator = Emulator::provide(self.architecture)?;
         let image = Image::provide(debian, self.architecture, &folder)?;
         let parcel = parcel(&folder, archive, self.before)?;
         let started = Instant::now();
         println!("booting (console: {})", folder.join("console.log").display());
-        let machine = Machine::boot(image, &parcel, &folder)?;
+        let machine = Machine::boot(emulator, image, &parcel, &folder)?;
         println!("booted after {} s", started.elapsed().as_secs());
         let mut visit = Visit::new(machine, self.before.is_some())?;
         let mut verdicts = Vec::new();
