@@ -18,7 +18,7 @@ pub(super) const END: &str = "== end";
 const PATIENCE: u32 = 4;
 
 /// What the daemon and the tests use. A kernel loads some of them by itself, others only when asked.
-const MODULES: &str = "veth tun wireguard sch_netem sch_ingress cls_bpf";
+const MODULES: &str = "veth tun wireguard sch_netem sch_ingress cls_bpf 8021q bonding bridge macvlan";
 
 /// The first process: the host's files, read only, below what is written here; then `script`.
 pub(super) fn init(script: &Path) -> String {

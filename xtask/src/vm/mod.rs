@@ -63,7 +63,7 @@ pub(crate) struct Vm {
     /// With --system: only the checks whose name contains this, and what they need
     #[arg(long, value_name = "PART", requires = "system")]
     check: Option<String>,
-    /// With --system: an archive of an earlier version, for the upgrade
+    /// With --system: an archive of an earlier version for the upgrade, in place of the last with another layout of maps
     #[arg(long, value_name = "ARCHIVE", requires = "system")]
     before: Option<PathBuf>,
     /// Minutes that each machine may take

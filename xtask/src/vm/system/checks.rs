@@ -283,7 +283,8 @@ fn upgrade(visit: &mut Visit) -> Result<String> {
     }
     let install = |version: &str| {
         format!(
-            "cd /root/{version}\ninstall -m 755 edged edgectl /usr/local/bin/\n\
+            "cd /root/{version}\n\
+             for program in edged edgectl; do test ! -f $program || install -m 755 $program /usr/local/bin/; done\n\
              install -m 644 packaging/edged.service /etc/systemd/system/\nsystemctl daemon-reload\nsystemctl restart edged"
         )
     };

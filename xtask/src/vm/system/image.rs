@@ -108,6 +108,8 @@ fn configure(root: &Path) -> Result<()> {
         Ok(fs::set_permissions(&path, fs::Permissions::from_mode(mode))?)
     };
     write("etc/hostname", "vps\n", 0o644)?;
+    // Without one systemd takes the boot for the first of a template, and may ask for what is missing.
+    write("etc/machine-id", "65646765656467656564676565646765\n", 0o444)?;
     write("etc/fstab", "/dev/vda / ext4 defaults 0 1\n", 0o644)?;
     write("etc/systemd/network/10-eth0.network", &network::guest(), 0o644)?;
     write(agent::PROGRAM, agent::SCRIPT, 0o755)?;

@@ -4,6 +4,7 @@
 mod agent;
 mod architecture;
 mod checks;
+mod earlier;
 mod home;
 mod image;
 mod machine;
@@ -26,7 +27,11 @@ use self::{
     machine::Machine,
 };
 use super::emulator::Emulator;
-use crate::{command::run, dist::Dist, setup};
+use crate::{
+    command::run,
+    dist::{self, Dist},
+    setup,
+};
 
 /// What is wanted of the machines.
 pub(super) struct Plan<'a> {
@@ -35,7 +40,7 @@ pub(super) struct Plan<'a> {
     pub(super) architecture: Architecture,
     /// Only checks whose name contains this.
     pub(super) part: Option<&'a str>,
-    /// An archive of an earlier version.
+    /// An archive of an earlier version; none means the one that the lab's upgrades start from.
     pub(super) before: Option<&'a Path>,
 }
 
@@ -101,12 +106,17 @@ impl Plan<'_> {
         fs::create_dir_all(&folder)?;
         let emulator = Emulator::provide(self.architecture)?;
         let image = Image::provide(debian, self.architecture, &folder)?;
-        let parcel = parcel(&folder, archive, self.before)?;
+        let before = match self.before {
+            Some(archive) => Some(archive.to_owned()),
+            None if dist::is_own(&self.architecture.target()) => earlier::archive(&folder)?,
+            None => None,
+        };
+        let parcel = parcel(&folder, archive, before.as_deref())?;
         let started = Instant::now();
         println!("booting (console: {})", folder.join("console.log").display());
         let machine = Machine::boot(emulator, image, &parcel, &folder)?;
         println!("booted after {} s", started.elapsed().as_secs());
-        let mut visit = Visit::new(machine, self.before.is_some())?;
+        let mut visit = Visit::new(machine, before.is_some())?;
         let mut verdicts = Vec::new();
         for check in CHECKS {
             if !check.is_needed && self.part.is_some_and(|part| !check.name.contains(part)) {

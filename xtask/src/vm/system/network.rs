@@ -14,7 +14,7 @@ use lab::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::command::run;
+use crate::command::output;
 
 /// The machine's device on this side.
 pub(super) const TAP: &str = "vm0";
@@ -51,8 +51,10 @@ impl Clients {
 
     /// Gives the device that qemu has made its addresses.
     pub(super) fn plug_in(&self) -> Result<()> {
-        let ip =
-            |arguments: &[&str]| run(Command::new("ip").args(["-n", self.namespace.name()]).args(arguments));
+        let ip = |arguments: &[&str]| {
+            // Its output is caught: the device is asked for until it is there.
+            output(Command::new("ip").args(["-n", self.namespace.name()]).args(arguments)).map(drop)
+        };
         ip(&["link", "set", TAP, "mtu", MTU, "up"])?;
         (0..SOURCES).try_for_each(|number| {
             ip(&["address", "add", &format!("{}/{PREFIX}", source(number.into())), "dev", TAP])
