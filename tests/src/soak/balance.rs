@@ -54,11 +54,8 @@ impl Item {
             Self::KernelMemory => 16 * MIB,
             // Pipes for splice, which threads keep for the next stream.
             Self::Descriptors => 64,
-            Self::KeeperDescriptors => 4,
-            // Threads that may wait come and go.
-            Self::Threads => 4,
-            // A health check under way, and a call of edgectl.
-            Self::Sockets | Self::Tracked => 4,
+            // Threads that may wait come and go; a health check or a call of edgectl may be under way.
+            Self::KeeperDescriptors | Self::Threads | Self::Sockets | Self::Tracked => 4,
             Self::Connections
             | Self::AtHome
             | Self::FlowEntries

@@ -174,7 +174,7 @@ impl Soak {
             }
             thread::sleep((begun + self.day).saturating_sub(ledger.now()));
             let crowd = crowds.join().unwrap_or_else(|_| bail!("a panic among slow clients"))?;
-            let took = ledger.now() - begun;
+            let took = ledger.now().saturating_sub(begun);
             say(&format!("{:8.3} s  the day is over", ledger.now().as_secs_f64()));
             drop(ended);
             measure::settle(lab, &home, SETTLES, self.hurried);
@@ -200,7 +200,7 @@ impl Soak {
     }
 
     /// A daemon of an earlier layout, where one can be had.
-    fn older<'a>(&self, lab: &'a Lab, disk: &Disk) -> Result<Option<Edged>> {
+    fn older(&self, lab: &Lab, disk: &Disk) -> Result<Option<Edged>> {
         // Its flows would stay for the minute that a rehearsal has not.
         let programs = if self.hurried { None } else { older::programs(older::LAYOUT_2)? };
         let Some(programs) = programs else { return Ok(None) };

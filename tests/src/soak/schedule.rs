@@ -163,7 +163,7 @@ impl Schedule {
 }
 
 fn events(random: &mut Rng, day: Duration, allowed: &BTreeSet<Event>) -> Vec<Entry> {
-    let (mut at, last) = (day / QUIET, day - day / QUIET);
+    let (mut at, last) = (day / QUIET, day / QUIET * (QUIET - 1));
     // A short day has shorter troubles, so that all find room.
     let scale = (day.as_secs_f64() / 120.0).clamp(0.3, 1.0);
     let mut entries = Vec::new();
