@@ -74,6 +74,9 @@ fn the_unit_keeps_its_promises() -> Result<()> {
         ("LogsDirectory", "edge"),
         ("RuntimeDirectory", "edge"),
         ("ProtectSystem", "strict"),
+        // Not /sys/fs/bpf, which ProtectKernelTunables makes read-only all the same.
+        ("ReadWritePaths", "-/sys/fs/bpf/edge"),
+        ("ExecStartPre", "+mkdir -p -m 0700 /sys/fs/bpf/edge"),
     ] {
         ensure!(value(&unit, key)? == wanted, "{key}={}", value(&unit, key)?);
     }

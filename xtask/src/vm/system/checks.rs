@@ -71,6 +71,19 @@ impl Visit {
         Ok(self.machine.agent.run(script)?.trim().to_owned())
     }
 
+    /// Puts the README's configuration in force, with these lines in its `[daemon]`.
+    fn configure(&mut self, daemon: &str) -> Result<()> {
+        self.write_configuration(daemon)?;
+        self.run("systemctl restart edged")?;
+        self.lives()
+    }
+
+    fn write_configuration(&mut self, daemon: &str) -> Result<()> {
+        let of = "/root/readme.toml";
+        let script = format!("{{ echo '[daemon]'; echo '{daemon}'; cat {of}; }} >/etc/edge/edge.toml");
+        self.run(&script).map(drop)
+    }
+
     /// Waits until a script succeeds.
     fn until(&mut self, what: &str, script: &str) -> Result<()> {
         let agent = &mut self.machine.agent;
@@ -89,6 +102,15 @@ impl Visit {
     /// Connections that have been used and are flows by now, where the machine lets them.
     fn living(&mut self) -> Result<Vec<TcpStream>> {
         (0..LIVING).map(|number| self.machine.clients.through_the_edge(number)).collect()
+    }
+
+    /// Waits until as many connections are flows.
+    fn until_flows(&mut self) -> Result<()> {
+        wait::until_ok("flows", SOON, || {
+            let by = self.tiers()?;
+            ensure!(by.contains(&format!("'flow': {LIVING}")), "carried by {by}");
+            Ok(())
+        })
     }
 
     /// How the kernel carries them.
@@ -149,32 +171,37 @@ fn by_the_readme(visit: &mut Visit) -> Result<String> {
     let readme = std::fs::read_to_string(setup::root()?.join("README.md"))?;
     let script = readme::script(&readme)?;
     visit.run(&format!("cd /root/new\n{script}"))?;
+    visit.run("cp /etc/edge/edge.toml /root/readme.toml")?;
     visit.lives()?;
     visit.run("test \"$(systemctl show -P NRestarts edged)\" = 0")?;
+    // Nothing of what the README promises is missing below the unit's sandbox.
+    visit.run("! journalctl -u edged -o cat --no-pager | grep WARN")?;
     visit.run("! edgectl doctor | grep -i 'cannot be reached'")?;
     let score = visit.run("systemd-analyze security edged --no-pager | tail -n1").unwrap_or_default();
     Ok(format!("systemd-analyze security: {}", score.trim_start_matches(['→', ' '])))
 }
 
 fn tiers(visit: &mut Visit) -> Result<String> {
-    visit.run("cp /etc/edge/edge.toml /root/good.toml")?;
     let mut carried = Vec::new();
     for tier in ["copy", "splice", "sockmap", "flow"] {
-        visit.run(&format!(
-            "cp /root/good.toml /etc/edge/edge.toml\nsed -i '1i [daemon]\\ndatapath = \"{tier}\"\\n' /etc/edge/edge.toml\n\
-             systemctl restart edged"
-        ))?;
-        visit.lives()?;
+        visit.configure(&format!("datapath = \"{tier}\""))?;
         let mut stream = visit.machine.clients.through_the_edge(1)?;
         for size in [1, 1_000, 100_000] {
             echoes(&mut stream, &vec![b'x'; size]).with_context(|| format!("{size} bytes by {tier}"))?;
         }
-        let by = visit.tiers()?;
-        ensure!(by.contains(tier), "{tier} was wanted, and it is carried by {by}");
+        // The list is a snapshot, and a connection changes its tier while it is in use.
+        let by = wait::until_ok("the tier", SOON, || {
+            echoes(&mut stream, &vec![b'y'; 10_000])?;
+            let by = visit.tiers()?;
+            // Splice is the most that is allowed then: a stream that is dearer to splice is copied.
+            let is_it = by.contains(tier) || tier == "splice" && by.contains("copy");
+            ensure!(is_it, "{tier} was wanted, and it is carried by {by}");
+            Ok(by)
+        });
+        by?;
         carried.push(tier);
     }
-    visit.run("cp /root/good.toml /etc/edge/edge.toml\nsystemctl restart edged")?;
-    visit.lives()?;
+    visit.configure("")?;
     Ok(carried.join(", "))
 }
 
@@ -185,7 +212,7 @@ fn broken_file(visit: &mut Visit) -> Result<String> {
     let journal = visit.run("journalctl -u edged -n 30 --no-pager -o cat")?;
     visit.run("cp /root/good.toml /etc/edge/edge.toml")?;
     ensure!(code != 0, "systemctl reload of a broken file succeeds: {said}");
-    ensure!(journal.contains("edge.toml"), "the journal does not name the file: {journal}");
+    ensure!(journal.contains("edge.toml:"), "the journal does not say where the file is broken: {journal}");
     all_live(&mut living)?;
     visit.lives()?;
     visit.run("systemctl reload edged")?;
@@ -195,33 +222,30 @@ fn broken_file(visit: &mut Visit) -> Result<String> {
 }
 
 fn kill(visit: &mut Visit) -> Result<String> {
-    visit
-        .run("sed -i '1i [daemon]\\ndatapath = \"flow\"\\n' /etc/edge/edge.toml\nsystemctl restart edged")?;
-    visit.lives()?;
+    visit.configure("datapath = \"flow\"")?;
     let mut living = visit.living()?;
     // At once, so nearly: a hand-over waits until what the sockets sent is acknowledged.
+    visit.until_flows()?;
     all_live(&mut living)?;
     let tiers = visit.tiers()?;
     for _ in 0..7 {
         // More often than the start limit of systemd's default allows in ten seconds.
-        visit.run("kill -9 $(systemctl show -P MainPID edged)")?;
+        let killed = visit.run("pid=$(systemctl show -P MainPID edged)\nkill -9 $pid\necho $pid")?;
         visit.until(
             "a new edged",
-            "systemctl is-active edged && test \"$(systemctl show -P MainPID edged)\" != 0",
+            &format!("systemctl is-active edged && test \"$(systemctl show -P MainPID edged)\" != {killed}"),
         )?;
     }
     all_live(&mut living)?;
     visit.lives()?;
+    visit.configure("")?;
     Ok(format!("seven times, {LIVING} connections live on, carried by {tiers}"))
 }
 
 fn late_tunnel(visit: &mut Visit) -> Result<String> {
-    let listener = "admin = \"100.64.0.1:9099\"";
-    visit.run("systemctl stop edged wg-quick@wg0\ncp /etc/edge/edge.toml /root/good.toml")?;
-    visit.run(&format!(
-        "grep -q '^\\[daemon\\]' /etc/edge/edge.toml || sed -i '1i [daemon]\\n' /etc/edge/edge.toml\n\
-         sed -i '/^\\[daemon\\]/a {listener}' /etc/edge/edge.toml\nsystemctl start edged"
-    ))?;
+    visit.run("systemctl stop edged wg-quick@wg0")?;
+    visit.write_configuration("admin = \"100.64.0.1:9099\"")?;
+    visit.run("systemctl start edged")?;
     let outcome = (|| {
         visit.until("edged to be active", "systemctl is-active edged")?;
         visit.machine.clients.ssh_answers()?;
@@ -232,10 +256,8 @@ fn late_tunnel(visit: &mut Visit) -> Result<String> {
             "python3 -c 'import urllib.request as r; r.urlopen(\"http://100.64.0.1:9099/healthz\", timeout=5)'",
         )
     })();
-    visit.run(
-        "cp /root/good.toml /etc/edge/edge.toml\nsystemctl start wg-quick@wg0\nsystemctl restart edged",
-    )?;
-    visit.lives()?;
+    visit.run("systemctl start wg-quick@wg0")?;
+    visit.configure("")?;
     outcome.map(|()| "edged started without it and took it up, its admin address too".to_owned())
 }
 
@@ -244,8 +266,7 @@ fn many(visit: &mut Visit) -> Result<String> {
     visit.run(&format!(
         "sysctl -q -w net.netfilter.nf_conntrack_max={CONNTRACK_MAX}\nconntrack -F 2>/dev/null"
     ))?;
-    visit.run("grep -q datapath /etc/edge/edge.toml || sed -i '1i [daemon]\\ndatapath = \"flow\"\\n' /etc/edge/edge.toml\nsystemctl restart edged")?;
-    visit.lives()?;
+    visit.configure("datapath = \"flow\"")?;
     let clients = &visit.machine.clients;
     let opened: Vec<Result<Vec<TcpStream>>> = thread::scope(|scope| {
         let open = |first| {
@@ -255,17 +276,18 @@ fn many(visit: &mut Visit) -> Result<String> {
         threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Ok(Vec::new()))).collect()
     });
     let most = visit.run("cat /proc/sys/net/netfilter/nf_conntrack_count")?;
+    let by = visit.tiers()?;
     let mut living: Vec<TcpStream> = Vec::new();
     for opened in opened {
-        living.extend(opened.with_context(|| format!("conntrack holds {most} of {CONNTRACK_MAX}"))?);
+        living.extend(opened.with_context(|| format!("conntrack holds {most} of {CONNTRACK_MAX}, {by}"))?);
     }
     ensure!(living.len() == MANY, "{} of {MANY} were opened", living.len());
     all_live(&mut living)?;
     visit.lives()?;
-    let dropped = visit.run("conntrack -S | grep -o ' drop=[0-9]*' | cut -d= -f2 | paste -sd+ | sed 's/^/echo $((/; s/$/))/' | sh")?;
     drop(living);
     visit.lives()?;
-    Ok(format!("all live; conntrack held {most} with {MANY} open, and dropped {dropped}"))
+    visit.configure("")?;
+    Ok(format!("all live, carried by {by}; conntrack held {most} with {MANY} open"))
 }
 
 fn reboot(visit: &mut Visit) -> Result<String> {
@@ -288,12 +310,14 @@ fn upgrade(visit: &mut Visit) -> Result<String> {
              install -m 644 packaging/edged.service /etc/systemd/system/\nsystemctl daemon-reload\nsystemctl restart edged"
         )
     };
-    visit.run("systemctl stop edged\nedged --uninstall")?;
+    visit.run("systemctl stop edged\nedged --uninstall\ncp /root/readme.toml /etc/edge/edge.toml")?;
     visit.run(&install("old"))?;
     visit.lives()?;
     let old = visit.run("edged --version")?;
     let mut living = visit.living()?;
     all_live(&mut living)?;
+    // A connection that is not a flow ends with the daemon that carries it.
+    visit.until_flows()?;
     let tiers = visit.tiers()?;
     visit.run(&install("new"))?;
     all_live(&mut living)?;
