@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use edge_common::flow::FlowEvent;
 
 use super::{
-    Admission, Connection, FlowView, Flows, HelloMemory, Outcome, Registry, Running,
+    Admission, Connection, FlowView, Flows, HelloMemory, Outcome, Registry, Running, Sessions,
     admission::SourceSlot,
     flows::{FlowAccount, FlowEnd},
     passport::Passport,
@@ -45,6 +45,8 @@ pub struct Edge {
     pub timings: Timings,
     /// How connections ended.
     pub endings: Endings,
+    /// Which backends PostgreSQL clients have sessions with.
+    pub sessions: Sessions,
     /// What can carry beside the sockets.
     pub tiers: Tiers,
     /// Connections that go on without sockets, where this machine can carry them.

@@ -2,7 +2,11 @@
 
 use tokio::{net::TcpStream, time::timeout};
 
-use super::{account::Asked, postgres, received::Received};
+use super::{
+    account::Asked,
+    postgres::{self, Beginning},
+    received::Received,
+};
 use crate::{
     sniff::{
         Rejection, Sniff,
@@ -20,6 +24,8 @@ pub(super) struct Hello {
     pub(super) asked: Asked,
     /// The whole ALPN list, where `asked` has its start only.
     pub(super) whole_alpn: Option<AlpnList>,
+    /// It is a CancelRequest of PostgreSQL instead.
+    pub(super) is_cancel: bool,
     pub(super) received: Received,
     /// The version that an alert to this client carries.
     pub(super) tls_version: u16,
@@ -76,8 +82,10 @@ pub(super) async fn read(
     let (mut tls_version, mut whole_alpn) = (0, None);
     match protocol {
         Some(Spoken::Tls | Spoken::Postgres) => {
-            if protocol == Some(Spoken::Postgres) {
-                postgres::welcome(client, &mut received).await?;
+            if protocol == Some(Spoken::Postgres)
+                && postgres::welcome(client, &mut received).await? == Beginning::Cancel
+            {
+                return Ok(Hello { asked, whole_alpn, is_cancel: true, received, tls_version });
             }
             let mut reader = ClientHelloReader::new(max_bytes);
             let hello = read_until(client, &mut received, |bytes| reader.read(bytes)).await?;
@@ -98,7 +106,7 @@ pub(super) async fn read(
         }
         Some(Spoken::Ssh | Spoken::Openvpn) | None => {}
     }
-    Ok(Hello { asked, whole_alpn, received, tls_version })
+    Ok(Hello { asked, whole_alpn, is_cancel: false, received, tls_version })
 }
 
 /// Reads until `sniff` has an answer. It bounds what is kept: it rejects what grows too large.

@@ -8,6 +8,7 @@
 mod accept;
 mod account;
 mod admission;
+mod cancel;
 mod destination;
 mod edge;
 mod flows;
@@ -26,6 +27,7 @@ mod serve;
 pub use accept::accept;
 pub use account::Connection;
 pub use admission::{Admission, Slot};
+pub use cancel::Sessions;
 pub use destination::{Destination, Source, identity_of};
 pub use edge::{Edge, Ending, Endings};
 pub use flows::{FlowView, Flows};

@@ -18,18 +18,33 @@ use crate::sniff::{
     postgres::{NO, Request, SSL_REQUEST, YES, request},
 };
 
+/// The protocol that clients offer by ALPN when they begin with TLS (`sslnegotiation=direct`).
+pub(super) const ALPN: &[u8] = b"postgresql";
+
+/// How a client goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Beginning {
+    /// It sends a ClientHello.
+    Hello,
+    /// It has sent a CancelRequest, which is what has been received.
+    Cancel,
+}
+
 /// Tells a client that asks for TLS to go on. One that asks for GSSAPI first gets a no, and may ask again.
-pub(super) async fn welcome(client: &mut TcpStream, received: &mut Received) -> Result<(), NoHello> {
+pub(super) async fn welcome(client: &mut TcpStream, received: &mut Received) -> Result<Beginning, NoHello> {
     for _ in 0..2 {
         let asked = read_until(client, received, request).await?;
+        if asked == Request::Cancel {
+            return Ok(Beginning::Cancel);
+        }
         received.bytes.clear();
         let answer = match asked {
             Request::Tls => YES,
-            Request::Gss => NO,
+            Request::Gss | Request::Cancel => NO,
         };
         client.write_all(&[answer]).await.map_err(|_| NoHello::Gone)?;
         if asked == Request::Tls {
-            return Ok(());
+            return Ok(Beginning::Hello);
         }
     }
     Err(NoHello::Rejected { rejection: Rejection::PostgresWithoutTls, tls_version: 0 })

@@ -42,7 +42,11 @@ fn answer(outcome: Outcome, protocol: Option<Spoken>, tls_version: u16) -> Answe
         (Outcome::NoRoute, Some(Spoken::Http)) => http(404),
         (Outcome::ConnectFailed, _) if speaks_tls => alert(alert::AlertDescription::InternalError),
         (Outcome::ConnectFailed, Some(Spoken::Http)) => http(502),
-        (Outcome::HelloTimeout | Outcome::Gone | Outcome::Stopped(_), _) => Answer::Close,
+        (
+            // A CancelRequest that was passed on.
+            Outcome::Carried(_) | Outcome::HelloTimeout | Outcome::Gone | Outcome::Stopped(_),
+            _,
+        ) => Answer::Close,
         _ => Answer::Reset,
     }
 }

@@ -19,6 +19,7 @@ use super::{
     Connection, Destination, Edge, ListenerState, Outcome, Running, Slot,
     account::{Asked, Way},
     admission::SourceSlot,
+    cancel,
     hello::{self, Hello, NoHello},
     hello_memory::Held,
     postgres,
@@ -219,10 +220,15 @@ async fn open(
     let refused = |outcome, tls_version| Refused { outcome, protocol, tls_version };
     let hello = hello::read(client, protocol, running.hello_bytes, received);
     let hello = timeout_at(deadline, hello).await.unwrap_or(Err(NoHello::Late));
-    let Hello { asked, whole_alpn, received, tls_version } =
+    let Hello { asked, whole_alpn, is_cancel, received, tls_version } =
         hello.map_err(|reason| Refused { protocol, ..reason.into() })?;
     if protocol.is_some() {
         edge.timings.hello(connection.accepted.elapsed());
+    }
+    if is_cancel {
+        let request = &received.bytes;
+        let passed = cancel::pass_on(edge, &running, connection, listener, port, client, request).await;
+        return Err(passed.into());
     }
     let asked = connection.asks(asked);
     let alpn = whole_alpn.as_ref().unwrap_or(&asked.alpn);
@@ -249,6 +255,9 @@ async fn open(
         let agreed = postgres::agree(&mut stream, &preread.bytes, destination.pool.connect_timeout()).await;
         agreed.map_err(|error| failed(&format_args!("{address}: {error}")))?;
         preread.bytes = hello;
+    }
+    if protocol == Some(Spoken::Postgres) || alpn.iter().any(|name| name == postgres::ALPN) {
+        edge.sessions.note(source, destination.identity, lease.backend().id());
     }
     let idle_timeout = destination.idle_timeout.or(listener.spec.idle_timeout);
     let way = Way { destination: Arc::clone(&destination), lease, address, connect_time: took, idle_timeout };
@@ -328,6 +337,20 @@ fn preread(
     if destination.proxy_protocol == ProxyProtocol::Off {
         return Preread { bytes: received, uncounted: 0, hold };
     }
+    let mut bytes = proxy_header(edge, connection, destination, Some(alpn), client);
+    let uncounted = bytes.len();
+    bytes.extend(received);
+    Preread { bytes, uncounted, hold }
+}
+
+/// The header for this client, as the destination wants it.
+pub(super) fn proxy_header(
+    edge: &Edge,
+    connection: &Connection,
+    destination: &Destination,
+    alpn: Option<&AlpnList>,
+    client: &TcpStream,
+) -> Vec<u8> {
     let announced = connection.announced();
     let source = match (announced.map(|header| header.source), client.local_addr()) {
         (Some(named @ ProxySource::Client { .. }), _) => named,
@@ -337,13 +360,13 @@ fn preread(
     let asked = connection.asked();
     let unique_id = edge.unique_id(connection);
     let pool = &destination.pool;
-    let Header { mut bytes, left_out } = write(
+    let Header { bytes, left_out } = write(
         destination.proxy_protocol,
         source,
         &Tlvs {
             wanted: pool.proxy_tlvs(),
             authority: asked.and_then(|asked| asked.host.as_ref()),
-            alpn: Some(alpn).filter(|alpn| !alpn.is_empty()),
+            alpn,
             unique_id: Some(unique_id.as_bytes()),
             received: announced.map_or(&[], |header| &header.tlvs),
             align: pool.proxy_align(),
@@ -356,9 +379,7 @@ fn preread(
              said once for the pool"
         );
     }
-    let uncounted = bytes.len();
-    bytes.extend(received);
-    Preread { bytes, uncounted, hold }
+    bytes
 }
 
 #[cfg(test)]

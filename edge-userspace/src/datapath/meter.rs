@@ -45,7 +45,7 @@ impl Meter {
     }
 
     /// So many bytes have come from this side at least.
-    pub(super) fn raise(&self, from: Side, bytes: u64) {
+    pub(crate) fn raise(&self, from: Side, bytes: u64) {
         self.counter(from).0.fetch_max(bytes, Relaxed);
     }
 
