@@ -98,7 +98,6 @@ impl Soak {
     }
 
     fn run_in(&self, lab: &Lab, mut skipped: Vec<String>, say: &(dyn Fn(&str) + Sync)) -> Result<Report> {
-        shorten_tracking(lab);
         crowd::settle(lab)?;
         let disk = Disk::mount(lab, DISK)?;
         let mut allowed = BTreeSet::from(Event::ALL);
@@ -274,14 +273,6 @@ fn allow<T>(
             }
         })
         .ok()
-}
-
-/// What is closed is forgotten within seconds, so that the table shows what leaks.
-fn shorten_tracking(lab: &Lab) {
-    for state in ["time_wait", "fin_wait", "close_wait", "last_ack", "syn_recv", "syn_sent", "close"] {
-        // Not there without connection tracking.
-        let _ = lab.edge.sysctl(&[(&format!("net.netfilter.nf_conntrack_tcp_timeout_{state}"), "5")]);
-    }
 }
 
 /// What the access log has about clients that lost their connections.
