@@ -73,6 +73,8 @@ fn the_unit_keeps_its_promises() -> Result<()> {
         ("StateDirectory", "edge"),
         ("LogsDirectory", "edge"),
         ("RuntimeDirectory", "edge"),
+        // Outlives the restarts that listening sockets stay open over; edged looks for this name.
+        ("Slice", "edge.slice"),
         ("ProtectSystem", "strict"),
         // Not /sys/fs/bpf, which ProtectKernelTunables makes read-only all the same.
         ("ReadWritePaths", "-/sys/fs/bpf/edge"),

@@ -3,12 +3,19 @@
 use std::{
     fs::{self, File},
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use super::{KernelError, probe};
 
-/// This process's cgroup, opened.
+/// The slice of systemd that the unit puts edged into.
+///
+/// The kernel gives an accepted socket the cgroup of its listener (`sk_clone_lock`, `cgroup_sk_clone`). Listeners stay
+/// open over a restart, while systemd makes the service a new cgroup: what they accept still belongs to the old one,
+/// which a program in the new one never sees. The slice is above both, and stays.
+const SLICE: &str = "edge.slice";
+
+/// The cgroup that has this process and every socket that its listeners accept, opened.
 pub(super) fn open_own_cgroup() -> Result<File, KernelError> {
     let path = own_cgroup()?;
     File::open(&path).map_err(|source| KernelError::File { call: "opening", path, source })
@@ -22,5 +29,23 @@ fn own_cgroup() -> Result<PathBuf, KernelError> {
     let own = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
     let directory = mount.join(own);
     // Out of sight in a container that shows another part of the hierarchy.
-    Ok(if directory.is_dir() { directory } else { mount })
+    Ok(if directory.is_dir() { lasting(&directory).to_owned() } else { mount })
+}
+
+/// The cgroup that outlives a restart of the service: its slice, where that is edged's alone.
+fn lasting(own: &Path) -> &Path {
+    own.parent().filter(|parent| parent.ends_with(SLICE)).unwrap_or(own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slice_of_the_unit_is_watched_and_no_other() {
+        let watched = |own: &str| lasting(Path::new(own)).to_owned();
+        assert_eq!(watched("/cg/edge.slice/edged.service"), Path::new("/cg/edge.slice"));
+        assert_eq!(watched("/cg/system.slice/edged.service"), Path::new("/cg/system.slice/edged.service"));
+        assert_eq!(watched("/cg/edge.slice"), Path::new("/cg/edge.slice"));
+    }
 }

@@ -63,6 +63,9 @@ pub(crate) struct Vm {
     /// With --system: only the checks whose name contains this, and what they need
     #[arg(long, value_name = "PART", requires = "system")]
     check: Option<String>,
+    /// With --system: this archive of the task dist, in place of one made now
+    #[arg(long, value_name = "ARCHIVE", requires = "system")]
+    archive: Option<PathBuf>,
     /// With --system: an archive of an earlier version for the upgrade, in place of the last with another layout of maps
     #[arg(long, value_name = "ARCHIVE", requires = "system")]
     before: Option<PathBuf>,
@@ -80,9 +83,14 @@ fn release(name: &str) -> Result<Release, String> {
 impl Vm {
     pub(crate) fn run(&self) -> Result<()> {
         if self.system {
-            let (part, before) = (self.check.as_deref(), self.before.as_deref());
-            let architecture = self.architecture;
-            return system::Plan { releases: &self.debian, architecture, part, before }.run();
+            let plan = system::Plan {
+                releases: &self.debian,
+                architecture: self.architecture,
+                part: self.check.as_deref(),
+                archive: self.archive.as_deref(),
+                before: self.before.as_deref(),
+            };
+            return plan.run();
         }
         ensure!(cfg!(target_arch = "x86_64"), "the machines are x86-64 and run the programs of this one");
         setup::lab()?;

@@ -40,6 +40,8 @@ pub(super) struct Plan<'a> {
     pub(super) architecture: Architecture,
     /// Only checks whose name contains this.
     pub(super) part: Option<&'a str>,
+    /// An archive to install; none means that one is made.
+    pub(super) archive: Option<&'a Path>,
     /// An archive of an earlier version; none means the one that the lab's upgrades start from.
     pub(super) before: Option<&'a Path>,
 }
@@ -62,7 +64,10 @@ impl Plan<'_> {
     pub(super) fn run(&self) -> Result<()> {
         setup::lab()?;
         setup::packages(self.architecture.packages())?;
-        let archive = Dist::of(&self.architecture.target())?;
+        let archive = match self.archive {
+            Some(archive) => archive.to_owned(),
+            None => Dist::of(&self.architecture.target())?,
+        };
         let releases = if self.releases.is_empty() { RELEASES } else { self.releases };
         let mut rows = Vec::new();
         for &debian in releases {
