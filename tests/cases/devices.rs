@@ -33,6 +33,16 @@ fn move_addresses(host: &Host, from: &str, to: &str) -> Result<()> {
     host.ip(&["link", "set", to, "up"])
 }
 
+/// Renames a device that is up. Before Linux 6.2 it has to go down for that.
+fn rename(host: &Host, from: &str, to: &str) -> Result<()> {
+    if host.ip(&["link", "set", from, "name", to]).is_ok() {
+        return Ok(());
+    }
+    host.ip(&["link", "set", from, "down"])?;
+    host.ip(&["link", "set", from, "name", to])?;
+    host.ip(&["link", "set", to, "up"])
+}
+
 /// What keeps blocked sources out on a device, by the status.
 fn guard(status: &Value, device: &str) -> Option<String> {
     let guards = status["shield"].as_array()?;
@@ -324,7 +334,7 @@ fn a_block_follows_devices_that_are_renamed_and_made_anew() -> Result<()> {
         };
         drops("as it was")?;
 
-        lab.edge.ip(&["link", "set", "front", "name", "eth0.7"])?;
+        rename(&lab.edge, "front", "eth0.7")?;
         wait_for_guard(edgectl, "eth0.7")?;
         drops("renamed")?;
 
@@ -387,7 +397,7 @@ fn flows_go_on_when_their_device_is_renamed() -> Result<()> {
         let _echo = service::echo(&lab.home, lab.home_at(443))?;
         let daemon = edged(lab, "")?;
         let mut stream = echoed(lab, &daemon)?;
-        lab.edge.ip(&["link", "set", "front", "name", "wan.0"])?;
+        rename(&lab.edge, "front", "wan.0")?;
         echo_once(&mut stream, b"renamed")?;
         daemon.kill()?;
         let daemon = edged(lab, "")?;
