@@ -439,8 +439,9 @@ fn nothing_stays_pinned_of_a_device_that_is_gone() -> Result<()> {
             echo_once(&mut stream, &ClientHello::new(NAME).records())?;
             wait_for_flows(&daemon, 1)?;
             ensure!(links()? == 4, "{} links are pinned for two devices", links()?);
-            lab.edge.ip(&["link", "del", "near"])?;
+            stream::reset(stream)?;
             wait_for_flows(&daemon, 0)?;
+            lab.edge.ip(&["link", "del", "near"])?;
             wait::until_ok("the pins of the device to go", SOON, || {
                 ensure!(links()? == 2, "{} links are pinned for one device", links()?);
                 Ok(())

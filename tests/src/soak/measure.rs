@@ -149,10 +149,17 @@ fn carried(lab: &Lab) -> Result<TcpStream> {
 }
 
 /// Waits until nothing of the day is left but what the balance will show; at most so long.
-pub(super) fn settle(lab: &Lab, home: &Home<'_>, patience: Duration, make_older: bool) {
+pub(super) fn settle(lab: &Lab, edged: &Edged, home: &Home<'_>, patience: Duration, make_older: bool) {
     let is_settled = || {
+        let listed = edged.edgectl().list("connections").is_ok_and(|list| list.is_empty());
+        // Programs and maps of an older layout go with its last flow.
+        let layouts = fs::read_dir(lab.pins()).is_ok_and(|layouts| layouts.count() == 1);
         let entries = table::entries(lab).is_ok_and(|entries| entries.flows == 0 && entries.pending == 0);
-        entries && home.live() == 0 && sockets(&lab.edge).is_ok_and(|sockets| sockets <= 2)
+        listed
+            && layouts
+            && entries
+            && home.live() == 0
+            && sockets(&lab.edge).is_ok_and(|sockets| sockets <= 2)
     };
     if make_older {
         // What has been closed is forgotten after a minute, which a rehearsal has not.
@@ -161,4 +168,21 @@ pub(super) fn settle(lab: &Lab, home: &Home<'_>, patience: Duration, make_older:
     }
     // The balance says what is missing.
     let _ = wait::until_true("the edge to settle", patience, is_settled);
+}
+
+/// What edged lists and the edge's sockets when nobody is there any more, for who has to find out why.
+pub(super) fn leftovers(lab: &Lab, edged: &Edged) -> Result<Vec<String>> {
+    let listed = edged.edgectl().list("connections")?;
+    if listed.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut ss = Command::new("ss");
+    ss.args(["-Htanoi", "state", "connected", "exclude", "time-wait"]);
+    let on_edge = lab.edge.text_of(ss)?;
+    let mut ss = Command::new("ss");
+    ss.args(["-Htano", "state", "connected", "exclude", "time-wait"]);
+    let at_home = lab.home.text_of(ss)?;
+    let lines = on_edge.lines().map(|line| format!("edge: {}", line.trim()));
+    let home = at_home.lines().map(|line| format!("home: {}", line.trim()));
+    Ok(listed.iter().map(ToString::to_string).chain(lines).chain(home).collect())
 }

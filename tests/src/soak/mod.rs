@@ -176,7 +176,8 @@ impl Soak {
             let took = ledger.now().saturating_sub(begun);
             say(&format!("{:8.3} s  the day is over", ledger.now().as_secs_f64()));
             drop(ended);
-            measure::settle(lab, &home, SETTLES, self.hurried);
+            measure::settle(lab, day.edged()?, &home, SETTLES, self.hurried);
+            let left = measure::leftovers(lab, day.edged()?)?;
             let mut after = measure::figures(lab, day.edged()?, &home, cgroup.as_ref())?;
             after.counts.insert(balance::Item::FreePorts, measure::free_ports(lab, day.edged()?)?);
             let written = ledger.read();
@@ -194,6 +195,7 @@ impl Soak {
                 lost,
                 faults,
                 balance,
+                left,
             })
         })
     }

@@ -33,6 +33,8 @@ pub struct Report {
     pub faults: Vec<String>,
     /// Before and after.
     pub balance: Balance,
+    /// Connections that were still there at the end, and the sockets.
+    pub left: Vec<String>,
 }
 
 impl Report {
@@ -95,6 +97,9 @@ impl fmt::Display for Report {
         }
         for pin in &self.balance.pins {
             writeln!(out, "pin {pin}  NOT EVEN")?;
+        }
+        for left in &self.left {
+            writeln!(out, "left  {left}")?;
         }
         Ok(())
     }
