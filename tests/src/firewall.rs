@@ -13,8 +13,9 @@ use crate::{
 /// Names the environment variable that puts a [`stateful`] firewall on the edge of every lab.
 pub const EVERYWHERE: &str = "EDGE_LAB_FIREWALL";
 
-/// Rules as ufw and Docker leave them together, the ports open that cases listen on: answers and what is new to an open port come in, the invalid and the
-/// rest are dropped; nothing invalid goes out. Containers' ports are redirected, and what containers send is masqueraded.
+/// Rules as ufw and Docker leave them together, the ports open that cases listen on: answers and what is new to an open
+/// port come in, the invalid and the rest are dropped. Nothing invalid goes out; home may go out through it. Containers'
+/// ports are redirected, and what containers send is masqueraded.
 const STATEFUL: &str = "
 table inet filter {
     chain input {
@@ -23,11 +24,12 @@ table inet filter {
         ct state established,related accept
         ct state invalid drop
         meta l4proto { icmp, icmpv6 } accept
-        tcp dport { 22, 80, 443, 5000, 5432, 7000, 8443, 9443, 50001 } ct state new accept
+        tcp dport { 22, 80, 443, 5000, 5432, 7000, 8443, 9443, 50001, 50002 } ct state new accept
     }
     chain forward {
         type filter hook forward priority filter; policy drop;
         ct state established,related accept
+        iifname back ct state new accept
     }
     chain output {
         type filter hook output priority filter; policy drop;
