@@ -106,6 +106,7 @@ fn backends_connections_status_and_doctor_have_their_fields() {
         &backends[0],
         &["pool", "to", "address", "state", "since", "reason", "device", "weight", "connections", "rtt_ms"],
     );
+    has_all(&backends[0], &["last_error", "last_error_at", "last_success_at"]);
     assert_eq!(backends[0]["since"], "2023-11-14T22:13:20.000Z");
     assert_eq!(
         ok(&daemon, "POST", "/v1/backends/drain", r#"{"to": "100.64.0.2:443"}"#)[0]["state"],

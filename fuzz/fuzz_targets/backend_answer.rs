@@ -1,7 +1,7 @@
 //! The reader of a backend's first bytes: no panic, and an answer once given stands.
 #![no_main]
 
-use edge::pool::probe::{Answer, answer};
+use edge::pool::check::probe::{Answer, answer};
 use libfuzzer_sys::fuzz_target;
 
 /// Every answer is there by then: an alert in its record.

@@ -1,7 +1,7 @@
 //! The reader of a server's first flight: no panic, bounds kept, and an answer once given stands.
 #![no_main]
 
-use edge::pool::certificate::{Shown, shown};
+use edge::pool::check::certificate::{Shown, shown};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|received: &[u8]| {

@@ -53,8 +53,8 @@ const WRONG: &[(&str, &[&str])] = &[
         &[":5:1: ", "did you mean `weight`?"],
     ),
     (
-        "[[pool]]\nname = \"p\"\nhealth = { kind = \"http\" }\n[[pool.backend]]\nto = \"::1\"\n",
-        &[":3:19: ", "\"off\", \"tcp\" or \"tls\""],
+        "[[pool]]\nname = \"p\"\nhealth = { kind = \"icmp\" }\n[[pool.backend]]\nto = \"::1\"\n",
+        &[":3:19: ", "\"auto\", \"off\", \"tcp\", \"tls\""],
     ),
     (
         "[[route]]\nhost = \"a\"\nto = \"::1\"\nproxy_tlvs = [\"alpn\"]\n",

@@ -243,6 +243,16 @@ impl<'d> Section<'d> {
         None
     }
 
+    /// Refuses what stands at a place of the document.
+    pub(super) fn refuse_at(&self, at: usize, refusal: Refusal) {
+        self.document.refuse(at, refusal);
+    }
+
+    /// Whether nothing was refused so far, anywhere in the document.
+    pub(super) fn is_sound(&self) -> bool {
+        self.document.found.borrow().refusals.is_empty()
+    }
+
     /// The line of the table's beginning.
     pub(super) fn line(&self) -> usize {
         self.document.line(self.at)

@@ -10,7 +10,9 @@ mod references;
 mod settings;
 pub mod state;
 mod tables;
+mod uses;
 mod value;
 
 pub use problem::{ConfigError, Problem, Refusal};
 pub use settings::{DaemonSettings, FlowSpec, Limits, ResolverSpec, Settings, ShieldSpec};
+pub use uses::{Questions, Uses};

@@ -9,8 +9,8 @@ use super::{
     value::quoted,
 };
 use crate::spec::{
-    BackendAddress, BackendHost, Conditions, ListenerSpec, ProxyProtocol, ProxyTlvs, RouteSpec, Spoken,
-    Target,
+    BackendAddress, BackendHost, Conditions, HealthKind, ListenerSpec, ProxyProtocol, ProxyTlvs, RouteSpec,
+    Spoken, Target,
 };
 
 /// The pools and listeners that a configuration has.
@@ -19,6 +19,8 @@ pub(super) struct References {
     pub(super) pools: HashSet<Arc<str>>,
     /// With what is spoken there; nothing on a tcp listener.
     pub(super) listeners: Vec<(Arc<str>, Vec<Spoken>)>,
+    /// The kinds of health checks that are written, the pools they are for and where they stand.
+    pub(super) checks: Vec<(Arc<str>, HealthKind, usize)>,
 }
 
 impl References {
@@ -167,6 +169,7 @@ impl Settings {
         let references = References {
             pools: self.pools.iter().map(|pool| pool.name.clone()).collect(),
             listeners: self.listeners.iter().map(References::of).collect(),
+            checks: Vec::new(),
         };
         match &route.to {
             Target::One(text) => references.target(text).map(drop)?,
@@ -188,6 +191,10 @@ impl Settings {
             references.connect_timeout(&route.to)?;
         }
         References::proxy_tlvs(route.proxy_tlvs, route.proxy_protocol)?;
-        references.proxy_protocol(route.proxy_protocol, &route.to)
+        references.proxy_protocol(route.proxy_protocol, &route.to)?;
+        match self.pools.iter().find(|pool| matches!(&route.to, Target::One(name) if *name == pool.name)) {
+            Some(pool) => self.uses(std::slice::from_ref(route)).fit(&route.to, pool.health.kind),
+            None => Ok(()),
+        }
     }
 }

@@ -14,6 +14,7 @@ use super::{
     problem::Refusal,
     references::References,
     settings::{DaemonSettings, FlowSpec, Limits, ResolverSpec, Settings, ShieldSpec},
+    uses::Uses,
     value::{Value, boolean, duration, duration_or_zero, integer, list, one_of, path, quoted},
 };
 use crate::{
@@ -43,6 +44,7 @@ pub(super) fn settings(top: &mut Section<'_>) -> Settings {
     let pools = top.sections("pool", "[[pool]]", |table| pool(table, &mut references, &mut lines));
     let listeners = listeners(top, &mut references, &limits);
     let routes = routes(top, Some(&references));
+    fit_checks(top, &references, &routes, &listeners);
     let flow = top.section("flow", "[flow]", |table| flow(table, &listeners, &daemon));
     Settings {
         daemon,
@@ -54,6 +56,20 @@ pub(super) fn settings(top: &mut Section<'_>) -> Settings {
         flow,
         tunnel: top.section("tunnel", "[tunnel]", tunnel),
         shield: top.section("shield", "[shield]", shield),
+    }
+}
+
+/// Refuses checks that cannot pass. What is wrong with a route or a listener is said first, since it hides what leads to
+/// a pool.
+fn fit_checks(top: &Section<'_>, references: &References, routes: &[RouteSpec], listeners: &[ListenerSpec]) {
+    if !top.is_sound() {
+        return;
+    }
+    let uses = Uses::of(routes, listeners);
+    for (pool, kind, at) in &references.checks {
+        if let Err(refusal) = uses.fit(&Target::One(Arc::clone(pool)), *kind) {
+            top.refuse_at(*at, refusal);
+        }
     }
 }
 
@@ -208,7 +224,7 @@ fn pool(
         proxy_align: table.or("proxy_align", default.proxy_align, integer(0..=u8::MAX)),
         connect_timeout: table.or("connect_timeout", default.connect_timeout, duration),
         warm: table.or("warm", default.warm, warm),
-        health: table.section("health", "[pool.health]", health),
+        health: table.section("health", "[pool.health]", |table| health(table, name.as_ref(), references)),
         backends: table.sections("backend", "[[pool.backend]]", |table| backend(table, &mut lines)),
     };
     if table.lacks("backend") {
@@ -241,11 +257,15 @@ fn warm(value: &Value<'_>) -> Option<Warm> {
     }
 }
 
-fn health(table: &mut Section<'_>) -> HealthSpec {
+fn health(table: &mut Section<'_>, pool: Option<&Arc<str>>, references: &mut References) -> HealthSpec {
     const MOST: u32 = 1000;
     let default = HealthSpec::default();
     HealthSpec {
-        kind: table.or("kind", default.kind, one_of::<HealthKind>),
+        kind: table.or("kind", default.kind, |value| {
+            let kind = one_of::<HealthKind>(value)?;
+            references.checks.extend(pool.map(|pool| (Arc::clone(pool), kind, value.at())));
+            Some(kind)
+        }),
         interval: table.or("interval", default.interval, duration),
         timeout: table.or("timeout", default.timeout, duration),
         rise: table.or("rise", default.rise, integer(1..=MOST)),

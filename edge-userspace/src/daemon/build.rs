@@ -4,13 +4,13 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use super::{connection_limit, share_of_a_source};
 use crate::{
-    config::Settings,
+    config::{Questions, Settings, Uses},
     connection::{Destination, ListenerState, Running, Source, identity_of},
     pool::{Backend, Backends, Pool, check::Plan},
     route::{Rule, Table},
     spec::{
-        BackendAddress, BackendSpec, Choice, Conditions, HealthKind, HostName, HostPattern, PoolSpec,
-        ProxyProtocol, ProxyTlvs, RouteSpec, Target,
+        Ask, BackendAddress, BackendSpec, Choice, Conditions, HealthKind, PoolSpec, ProxyProtocol, ProxyTlvs,
+        RouteSpec, Target,
     },
     tally::Tally,
 };
@@ -36,20 +36,16 @@ pub(super) struct Built {
 /// Builds the running state. The routes of the operator go before those of the file at the same host, since they
 /// are the later word.
 pub(super) fn build(settings: &Settings, runtime: &[RouteSpec], kept: &mut Kept) -> Built {
-    let mut pools = Pools { settings, kept, built: HashMap::new(), checks: Vec::new() };
+    let uses = settings.uses(runtime);
+    let mut pools = Pools { settings, uses, kept, built: HashMap::new(), checks: Vec::new() };
     let sourced = runtime.iter().map(|spec| (spec, Source::Runtime));
     let sourced = sourced.chain(settings.routes.iter().map(|spec| (spec, Source::File)));
     let mut rules = Vec::new();
     let mut warnings = Vec::new();
     let mut counters = HashMap::new();
     for (spec, source) in sourced {
-        let port = default_port(settings, &spec.conditions);
-        let name = match &spec.conditions.host {
-            HostPattern::Exact(name) => Some(name),
-            HostPattern::Below(_) | HostPattern::Any => None,
-        };
         let wants = (spec.proxy_protocol, spec.proxy_tlvs, spec.connect_timeout);
-        let Some(pool) = pools.pool(&spec.to, wants, port, name) else {
+        let Some(pool) = pools.pool(&spec.to, wants) else {
             warnings.push(format!(
                 "the route for {} leads to the pool {}, which is gone: it is left out until the pool is back",
                 spec.conditions.host, spec.to
@@ -75,13 +71,8 @@ pub(super) fn build(settings: &Settings, runtime: &[RouteSpec], kept: &mut Kept)
     let mut listener_counters = HashMap::new();
     for spec in &settings.listeners {
         let destination = spec.to.as_ref().and_then(|to| {
-            let port = spec.bind.first().map_or(0, std::net::SocketAddr::port);
-            let pool = pools.pool(
-                to,
-                (ProxyProtocol::Off, ProxyTlvs::default(), spec.connect_timeout),
-                port,
-                None,
-            )?;
+            let pool =
+                pools.pool(to, (ProxyProtocol::Off, ProxyTlvs::default(), spec.connect_timeout))?;
             let kept = pools.kept.listeners.get(&spec.name).cloned().unwrap_or_default();
             listener_counters.insert(Arc::clone(&spec.name), Arc::clone(&kept));
             Some(Arc::new(Destination {
@@ -121,33 +112,24 @@ fn narrower(daemon: Choice, route: Choice) -> Choice {
     if route == Choice::Auto { daemon } else { route }
 }
 
-/// The port that a backend without one has, for its checks: that of the first listener the route can be met on.
-fn default_port(settings: &Settings, conditions: &Conditions) -> u16 {
-    let met_on = |name: &Arc<str>| conditions.listeners.is_empty() || conditions.listeners.contains(name);
-    let mut listeners = settings.listeners.iter().filter(|spec| spec.to.is_none() && met_on(&spec.name));
-    listeners.next().and_then(|spec| spec.bind.first()).map_or(443, std::net::SocketAddr::port)
-}
-
 /// What the route says of a pool that its `to` makes: the header, its TLVs, and the time to connect.
 type Wants = (ProxyProtocol, ProxyTlvs, Option<Duration>);
 
 /// Pools by what makes them the same.
 struct Pools<'a> {
     settings: &'a Settings,
+    uses: Uses<'a>,
     kept: &'a mut Kept,
     built: HashMap<(Target, Wants), Arc<Pool>>,
     checks: Vec<(Arc<Backend>, Plan)>,
 }
 
 impl Pools<'_> {
-    /// The pool of a target; `None` where it names one that there is not. Its backends are checked on `port`
-    /// where they have none of their own, and by `server_name`.
+    /// The pool of a target; `None` where it names one that there is not.
     fn pool(
         &mut self,
         target: &Target,
         (proxy_protocol, proxy_tlvs, connect_timeout): Wants,
-        port: u16,
-        server_name: Option<&HostName>,
     ) -> Option<Arc<Pool>> {
         let named = named(self.settings, target);
         // A pool of the configuration has a header setting of its own, unless the route says otherwise.
@@ -163,9 +145,18 @@ impl Pools<'_> {
         spec.proxy_protocol = proxy_protocol;
         spec.proxy_tlvs = proxy_tlvs;
         spec.connect_timeout = connect_timeout.unwrap_or(spec.connect_timeout);
+        let kind = spec.health.kind;
+        let questions = |own_port| self.uses.questions(target, kind, own_port);
+        let connects = |backend: &BackendSpec| questions(backend.to.port.is_some()).asks == [Ask::Connect];
+        if spec.backends.iter().all(connects) {
+            // Then a client's connection proves as much as a check.
+            spec.health.kind = HealthKind::Tcp;
+        }
         let pool = Arc::new(self.kept.backends.pool(&spec));
-        let plan = Plan { health: *pool.health(), port, server_name: server_name.cloned(), proxy_protocol };
-        self.checks.extend(pool.backends().iter().map(|backend| (Arc::clone(backend), plan.clone())));
+        self.checks.extend(pool.backends().iter().map(|backend| {
+            let Questions { asks, port, server_name } = questions(backend.to().port.is_some());
+            (Arc::clone(backend), Plan { health: *pool.health(), asks, port, server_name, proxy_protocol })
+        }));
         self.built.insert(key, Arc::clone(&pool));
         Some(pool)
     }

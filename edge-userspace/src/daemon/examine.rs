@@ -126,12 +126,22 @@ fn pipes() -> Check {
 fn backend_check(backend: &crate::pool::Backend) -> Check {
     let name = format!("backend {}", backend.id());
     let shown = status::backend(backend);
-    let reason = shown.reason.unwrap_or_else(|| "in order".into());
-    match backend.state() {
-        BackendState::Up => Check::new(name, CheckStatus::Ok, reason),
-        BackendState::Drained => Check::new(name, CheckStatus::Warn, reason)
+    let reason = shown.reason.clone().unwrap_or_else(|| "in order".into());
+    let failing = shown.last_error.as_ref().filter(|_| shown.last_error_at > shown.last_success_at);
+    match (backend.state(), failing) {
+        (BackendState::Up | BackendState::Unchecked, Some(error)) => {
+            Check::new(name, CheckStatus::Warn, format!("the last connection failed: {error}"))
+                .remedy("see that the service runs at home and that the tunnel is up")
+        }
+        (BackendState::Up, None) => Check::new(name, CheckStatus::Ok, reason),
+        (BackendState::Unchecked, None) => Check::new(
+            name,
+            CheckStatus::Skip,
+            "is not checked, and no client has come yet; `edgectl routes test HOST --probe` tries it",
+        ),
+        (BackendState::Drained, _) => Check::new(name, CheckStatus::Warn, reason)
             .remedy(format!("`edgectl backends ready {}` brings it back", backend.to())),
-        BackendState::Down => Check::new(name, CheckStatus::Fail, reason)
+        (BackendState::Down, _) => Check::new(name, CheckStatus::Fail, reason)
             .remedy("see that the service runs at home and that the tunnel is up"),
     }
 }

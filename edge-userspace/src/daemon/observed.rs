@@ -10,7 +10,7 @@ use crate::{
         api::{Backend, BackendState},
     },
     kernel::Fill,
-    observe::metrics::{Ended, Snapshot},
+    observe::metrics::{BackendCounts, Ended, Snapshot},
     pool::BackendId,
     spec::{HostName, Tier},
 };
@@ -75,11 +75,20 @@ impl Observed for Daemon {
                 .shown_backends(|_| true)
                 .into_iter()
                 .map(|backend| {
-                    let up = backend.state == BackendState::Up;
-                    let Backend { pool, to, device, .. } = backend;
+                    let up = match backend.state {
+                        BackendState::Unchecked => None,
+                        state => Some(state == BackendState::Up),
+                    };
+                    let Backend { pool, to, device, last_error_at, last_success_at, .. } = backend;
                     // The same address by another device is another backend.
                     let id = BackendId { pool: Arc::clone(&pool), to, device };
-                    (pool, id.to_string(), up)
+                    BackendCounts {
+                        pool,
+                        backend: id.to_string(),
+                        up,
+                        last_success: last_success_at.map(|at| at.0),
+                        last_error: last_error_at.map(|at| at.0),
+                    }
                 })
                 .collect(),
             blocked_packets: self.shielding.dropped(),

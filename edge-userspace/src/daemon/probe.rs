@@ -11,10 +11,12 @@ use crate::{
     control::api::{CheckStatus, Probe, ProbeStep},
     pool::{
         Backend, Pool,
-        check::{CheckError, Plan, check},
-        diagnosis::{certificate, is_black_hole},
+        check::{
+            CheckError, Plan, check,
+            diagnosis::{certificate, is_black_hole},
+        },
     },
-    spec::{HealthKind, HealthSpec, HostName, Spoken},
+    spec::{Ask, HealthSpec, HostName, Spoken},
     tunnel,
 };
 
@@ -23,11 +25,8 @@ const LOST: &str = "large packets are lost on the way; `edgectl doctor` says how
 /// Tries every backend of a pool as a connection for `host` would.
 pub(super) async fn probe(pool: &Pool, host: Option<&HostName>, protocol: Spoken, port: u16) -> Vec<Probe> {
     let plan = Plan {
-        health: HealthSpec {
-            kind: if protocol == Spoken::Tls { HealthKind::Tls } else { HealthKind::Tcp },
-            timeout: pool.connect_timeout(),
-            ..HealthSpec::default()
-        },
+        health: HealthSpec { timeout: pool.connect_timeout(), ..HealthSpec::default() },
+        asks: vec![Ask::of(protocol)],
         port,
         server_name: host.cloned(),
         proxy_protocol: pool.proxy_protocol(),
@@ -98,12 +97,12 @@ fn no_route(error: &io::Error, device: Option<&str>) -> String {
     }
 }
 
-/// Connects and, where TLS is spoken, says hello: a small one, one as large as browsers send it, and one to see the
-/// certificate.
+/// Connects and asks as the route's clients do; where that is TLS, also with a ClientHello as large as browsers send it,
+/// and for the certificate.
 async fn talk(backend: &Backend, plan: &Plan) -> Vec<ProbeStep> {
     let started = Instant::now();
-    let connected = match check(backend, plan).await {
-        Ok(connected) => connected,
+    let (ask, connected) = match check(backend, plan).await {
+        Ok(answered) => answered,
         Err(error @ CheckError::Connect(_)) => {
             return vec![timed("connect", CheckStatus::Fail, error.to_string(), started.elapsed())];
         }
@@ -114,7 +113,7 @@ async fn talk(backend: &Backend, plan: &Plan) -> Vec<ProbeStep> {
                 timed("hello", CheckStatus::Fail, error.to_string(), took),
             ];
             // Its answer may be what is too large.
-            if matches!(error, CheckError::Silent(_))
+            if matches!(error, CheckError::Silent(Ask::Tls, _))
                 && is_black_hole(backend, plan).await.is_ok_and(|lost| lost)
             {
                 steps.push(step("large hello", CheckStatus::Fail, LOST));
@@ -123,11 +122,15 @@ async fn talk(backend: &Backend, plan: &Plan) -> Vec<ProbeStep> {
         }
     };
     let mut steps = vec![timed("connect", CheckStatus::Ok, "connected", connected)];
-    if plan.health.kind != HealthKind::Tls {
+    if ask == Ask::Connect {
         return steps;
     }
     let answered = started.elapsed().saturating_sub(connected);
-    steps.push(timed("hello", CheckStatus::Ok, "answered the ClientHello as TLS does", answered));
+    let message = format!("answered {} as {} does", ask.asked(), ask.protocol());
+    steps.push(timed("hello", CheckStatus::Ok, message, answered));
+    if ask != Ask::Tls {
+        return steps;
+    }
     steps.push(match is_black_hole(backend, plan).await {
         Ok(false) => step("large hello", CheckStatus::Ok, "one of 2.4 kB is answered too"),
         Ok(true) => step("large hello", CheckStatus::Fail, LOST),

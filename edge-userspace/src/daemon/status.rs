@@ -51,11 +51,12 @@ impl Daemon {
             })
             .collect();
         listeners.sort_by(|a, b| a.name.cmp(&b.name));
-        let mut backends = BackendCount { up: 0, down: 0, drained: 0 };
+        let mut backends = BackendCount { up: 0, unchecked: 0, down: 0, drained: 0 };
         let (mut bytes_up, mut bytes_down) = (0, 0);
         for backend in self.shown_backends(|_| true) {
             match backend.state {
                 api::BackendState::Up => backends.up += 1,
+                api::BackendState::Unchecked => backends.unchecked += 1,
                 api::BackendState::Down => backends.down += 1,
                 api::BackendState::Drained => backends.drained += 1,
             }
@@ -160,6 +161,7 @@ pub(super) fn connection(connection: &connection::Connection) -> api::Connection
 pub(super) fn state(state: BackendState) -> api::BackendState {
     match state {
         BackendState::Up => api::BackendState::Up,
+        BackendState::Unchecked => api::BackendState::Unchecked,
         BackendState::Down => api::BackendState::Down,
         BackendState::Drained => api::BackendState::Drained,
     }
@@ -171,6 +173,7 @@ pub(super) fn backend(backend: &pool::Backend) -> api::Backend {
         Some(port) => std::net::SocketAddr::new(endpoint.ip, port).to_string().into(),
         None => endpoint.ip.to_string().into(),
     });
+    let (last_error_at, last_error) = status.last_error.unzip();
     api::Backend {
         pool: Arc::clone(&status.id.pool),
         to: status.id.to.clone(),
@@ -178,6 +181,9 @@ pub(super) fn backend(backend: &pool::Backend) -> api::Backend {
         state: state(status.state),
         since: Timestamp(status.since),
         reason: status.reason.map(|reason| reason.to_string()),
+        last_error: last_error.map(|error| error.to_string()),
+        last_error_at: last_error_at.map(Timestamp),
+        last_success_at: status.last_success.map(Timestamp),
         device: status.id.device.clone(),
         weight: status.weight,
         backup: status.backup,

@@ -3,7 +3,12 @@
 //! Nothing here is touched while connections are carried. Series with equal labels are added up, since several
 //! routes may share a host.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use prometheus_client::{
     collector::Collector,
@@ -33,8 +38,8 @@ pub struct Snapshot {
     pub hello: Durations,
     /// Time to connect to a backend of each pool.
     pub connect: Vec<(Arc<str>, Durations)>,
-    /// Pool, backend, and whether it takes new connections.
-    pub backends: Vec<(Arc<str>, String, bool)>,
+    /// The backends, each once.
+    pub backends: Vec<BackendCounts>,
     /// Packets of blocked sources that were dropped.
     pub blocked_packets: u64,
     /// Connections that the kernel tracks, and how many there may be; `None` where it tracks none.
@@ -45,6 +50,21 @@ pub struct Snapshot {
     pub flow: Option<FlowCounts>,
     /// Whether the configuration of the file is the one that runs.
     pub reload_successful: bool,
+}
+
+/// What is known of one backend.
+#[derive(Clone, Debug)]
+pub struct BackendCounts {
+    /// Its pool.
+    pub pool: Arc<str>,
+    /// The backend.
+    pub backend: String,
+    /// Whether it takes new connections; `None` where nobody knows whether it works.
+    pub up: Option<bool>,
+    /// When a check or a client's connection last succeeded.
+    pub last_success: Option<SystemTime>,
+    /// When one last failed.
+    pub last_error: Option<SystemTime>,
 }
 
 /// What is counted of the flow tier.
@@ -111,7 +131,15 @@ impl Collector for Snapshot {
         for (pool, durations) in &self.connect {
             connect.of(&[("pool", &**pool)])?.durations(durations)?;
         }
-        gauge(e, "edge_backend_up", "Whether a backend takes new connections")?.values(self.backends())?;
+        let help = "Whether a backend takes new connections; absent for one that is not checked and that no client has tried";
+        gauge(e, "edge_backend_up", help)?.values(self.backends(|backend| backend.up.map(i64::from)))?;
+        let help =
+            "When a check of a backend or a connection to it last succeeded, in seconds since the epoch";
+        gauge(e, "edge_backend_last_success_timestamp_seconds", help)?
+            .values(self.backends(|backend| backend.last_success.map(seconds)))?;
+        let help = "When a check of a backend or a connection to it last failed, in seconds since the epoch";
+        gauge(e, "edge_backend_last_error_timestamp_seconds", help)?
+            .values(self.backends(|backend| backend.last_error.map(seconds)))?;
         counter(e, "edge_rejected", "Clients that were refused, by reason")?.counts(self.rejected())?;
         let help = "Packets of blocked sources that were dropped";
         counter(e, "edge_blocked_packets", help)?.count(self.blocked_packets)?;
@@ -168,10 +196,10 @@ impl Snapshot {
         }))
     }
 
-    fn backends(&self) -> BTreeMap<Labels<'_, 2>, i64> {
-        let backends = self.backends.iter();
-        backends
-            .map(|(pool, backend, up)| ([("pool", &**pool), ("backend", &**backend)], i64::from(*up)))
+    fn backends(&self, value: impl Fn(&BackendCounts) -> Option<i64>) -> BTreeMap<Labels<'_, 2>, i64> {
+        let known = self.backends.iter().filter_map(|backend| Some((backend, value(backend)?)));
+        known
+            .map(|(backend, value)| ([("pool", &*backend.pool), ("backend", &*backend.backend)], value))
             .collect()
     }
 
@@ -179,6 +207,11 @@ impl Snapshot {
         let refused = self.ended.iter().filter(|ended| ended.refused);
         sum(refused.map(|ended| ([("reason", ended.result)], ended.count)))
     }
+}
+
+fn seconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 /// Names and values.
@@ -269,6 +302,13 @@ mod tests {
             refused,
             count,
         };
+        let backend = |backend: &str, up| BackendCounts {
+            pool: "caddy".into(),
+            backend: backend.to_owned(),
+            up,
+            last_success: up.map(|_| SystemTime::UNIX_EPOCH + Duration::from_secs(7)),
+            last_error: None,
+        };
         Snapshot {
             flow: Some(FlowCounts {
                 packets: vec![("forwarded", 12), ("fragment", 0)],
@@ -285,8 +325,9 @@ mod tests {
             hello: timings.hellos().into(),
             connect: timings.connects().iter().map(|(pool, h)| (Arc::clone(pool), (&**h).into())).collect(),
             backends: vec![
-                ("caddy".into(), "100.64.0.2:443".into(), true),
-                ("caddy".into(), "b".into(), false),
+                backend("100.64.0.2:443", Some(true)),
+                backend("b", Some(false)),
+                backend("unchecked", None),
             ],
             blocked_packets: 5,
             conntrack: Some((12, 8192)),

@@ -132,8 +132,8 @@ const RANKS: [Rank; 4] = [Rank::Up, Rank::UpBackup, Rank::Down, Rank::DownBackup
 impl Rank {
     fn of(backend: &Backend) -> Option<Self> {
         match (backend.state(), backend.is_backup()) {
-            (BackendState::Up, false) => Some(Self::Up),
-            (BackendState::Up, true) => Some(Self::UpBackup),
+            (BackendState::Up | BackendState::Unchecked, false) => Some(Self::Up),
+            (BackendState::Up | BackendState::Unchecked, true) => Some(Self::UpBackup),
             (BackendState::Down, false) => Some(Self::Down),
             (BackendState::Down, true) => Some(Self::DownBackup),
             (BackendState::Drained, _) => None,
@@ -167,12 +167,18 @@ impl Attempts<'_> {
         /// More parts than this would leave each too short for a second SYN.
         const PARTS: usize = 3;
         let mut whole = self.pool.connect_timeout;
-        if self.is_last_resort() {
+        if self.is_last_resort() && !self.is_only_way() {
             whole = whole.min(*self.resorted.get_or_insert(elapsed) + LAST_RESORT_TIMEOUT);
         }
         let others = (0..self.pool.backends.len()).filter(|&index| self.rank_of(index).is_some());
         let parts = 1 + others.take(PARTS - 1).count();
         whole.saturating_sub(elapsed) / u32::try_from(parts).unwrap_or(1)
+    }
+
+    /// Whether there is but one backend, of which nothing speaks but clients: that it failed the last of them is no
+    /// reason to give the next less time.
+    fn is_only_way(&self) -> bool {
+        matches!(self.pool.backends(), [backend] if backend.is_only_way())
     }
 
     /// Whether a backend that was not tried yet is up.

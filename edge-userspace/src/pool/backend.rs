@@ -10,7 +10,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tokio::{
@@ -20,8 +20,8 @@ use tokio::{
 
 use super::{
     balance,
+    check::health::{Epoch, Evidence},
     condition::{BackendState, Condition, Obstacle, Turn},
-    health::{Epoch, Evidence},
     identity::{BackendId, BackendStatus},
     location::{Addresses, Endpoint, Location},
     rtt::Rtt,
@@ -50,6 +50,8 @@ pub struct Backend {
     recovered: AtomicU64,
     tally: Tally,
     rtt: Rtt,
+    /// When a check or a client's connection last succeeded, in milliseconds since the epoch; 0 means never.
+    succeeded: AtomicU64,
     /// The port that `health` is about, if it is the listener's; 0 means any.
     checked_port: AtomicU16,
     location: Location,
@@ -61,10 +63,11 @@ pub struct Backend {
 
 const WARM_AUTO: u32 = u32::MAX;
 
-const STATES: [BackendState; 3] = [BackendState::Up, BackendState::Down, BackendState::Drained];
+const STATES: [BackendState; 4] =
+    [BackendState::Up, BackendState::Unchecked, BackendState::Down, BackendState::Drained];
 
 impl Backend {
-    /// A backend that nothing is known of yet: up, or down when its name is yet to be resolved.
+    /// A backend that nothing is known of yet: up or unchecked, or down when its name is yet to be resolved.
     pub fn new(pool: Arc<str>, spec: &BackendSpec, health: HealthSpec, alone: bool) -> Self {
         let id = BackendId { pool, to: spec.to.clone(), device: spec.device.clone() };
         let location = Location::new(&spec.to);
@@ -81,6 +84,7 @@ impl Backend {
             recovered: AtomicU64::new(0),
             tally: Tally::default(),
             rtt: Rtt::default(),
+            succeeded: AtomicU64::new(0),
             checked_port: AtomicU16::new(0),
             location,
             condition: Mutex::new(condition),
@@ -176,6 +180,7 @@ impl Backend {
     pub fn connected(&self, default_port: u16, rtt: Duration) {
         self.tally.began();
         self.rtt.measured(rtt);
+        self.succeeds();
         if self.unsteady.load(Relaxed) && self.is_checked_on(default_port) {
             let mut is_out = false;
             self.apply(|condition| {
@@ -187,6 +192,19 @@ impl Backend {
                 self.suspicion.notify_one();
             }
         }
+    }
+
+    fn succeeds(&self) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.succeeded.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// Whether only clients tell of it and its pool has no other: down or not, every client tries it, with all the
+    /// time there is. What its tunnel or its name says against it holds all the same.
+    pub(super) fn is_only_way(&self) -> bool {
+        let condition = self.condition();
+        condition.health().is_only_way()
+            && [Obstacle::Tunnel, Obstacle::Name].iter().all(|&it| !condition.is_set(it))
     }
 
     /// The time that a client's connection begins in, for [`Backend::failed`].
@@ -220,6 +238,7 @@ impl Backend {
     pub fn checked(&self, outcome: Result<Duration, &str>) {
         if let Ok(rtt) = outcome {
             self.rtt.measured(rtt);
+            self.succeeds();
         }
         self.apply(|condition| condition.report(Evidence::Check, outcome.map(|_| ())));
     }
@@ -281,6 +300,10 @@ impl Backend {
                 _ => condition.reason.clone(),
             },
             last_error: condition.last_error.clone(),
+            last_success: match self.succeeded.load(Relaxed) {
+                0 => None,
+                at => Some(SystemTime::UNIX_EPOCH + Duration::from_millis(at)),
+            },
             weight: self.weight(),
             backup: self.is_backup(),
             connections: self.connections(),
@@ -480,8 +503,10 @@ mod tests {
         assert_eq!(backend.state(), BackendState::Up);
         backend.failed(443, backend.epoch(), "timed out");
         assert_eq!((backend.state(), reason(&backend)), (BackendState::Down, "timed out".into()));
+        let status = backend.status();
+        assert!(status.last_error.unwrap().0 >= status.last_success.unwrap());
         assert_eq!(backend.next_check(0.5), Some(health.interval));
         backend.retry();
-        assert_eq!(backend.state(), BackendState::Up);
+        assert_eq!(backend.state(), BackendState::Unchecked, "nobody knows yet");
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use super::health::{Change, Evidence, Health};
+use super::check::health::{Change, Evidence, Health};
 use crate::{moment::Moment, spec::HealthSpec};
 
 /// Whether a backend takes new connections.
@@ -12,6 +12,8 @@ use crate::{moment::Moment, spec::HealthSpec};
 pub enum BackendState {
     /// It does.
     Up,
+    /// It does, as far as is known: it is not checked, and no client's connection has told anything yet.
+    Unchecked,
     /// It does not work, or cannot be reached.
     Down,
     /// The operator wants none there.
@@ -23,9 +25,15 @@ impl BackendState {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Up => "up",
+            Self::Unchecked => "unchecked",
             Self::Down => "down",
             Self::Drained => "drained",
         }
+    }
+
+    /// Whether it is among those that new connections are given to.
+    pub fn takes_connections(self) -> bool {
+        matches!(self, Self::Up | Self::Unchecked)
     }
 }
 
@@ -43,7 +51,7 @@ pub enum Obstacle {
 pub(super) struct Turn {
     pub(super) state: BackendState,
     pub(super) reason: Arc<str>,
-    /// It is up after it had been out, not for the first time.
+    /// It takes connections after it had been out, not for the first time.
     pub(super) recovered: bool,
 }
 
@@ -64,16 +72,18 @@ pub(super) struct Condition {
 }
 
 impl Condition {
-    /// Nothing is known: up, or down if its name is yet to be resolved.
+    /// Nothing is known: up or unchecked, or down if its name is yet to be resolved.
     pub(super) fn new(health: HealthSpec, alone: bool, by_name: bool) -> Self {
         let unresolved: Option<Arc<str>> = by_name.then(|| "the name is not resolved yet".into());
+        let health = Health::new(health, alone);
+        let known = if health.is_unknown() { BackendState::Unchecked } else { BackendState::Up };
         Self {
-            health: Health::new(health, alone),
+            health,
             health_reason: None,
             tunnel_reason: None,
             name_reason: unresolved.clone(),
             drained: false,
-            state: if by_name { BackendState::Down } else { BackendState::Up },
+            state: if by_name { BackendState::Down } else { known },
             since: Moment::now(),
             reason: unresolved,
             last_error: None,
@@ -103,7 +113,8 @@ impl Condition {
                 }
             }
         }
-        self.settle("it answers again")
+        let first = self.state == BackendState::Unchecked;
+        self.settle(if first { "a client was connected" } else { "it answers again" })
     }
 
     /// Remembers a failure that says nothing about its health.
@@ -155,6 +166,7 @@ impl Condition {
         let (state, reason) = match down {
             _ if self.drained => (BackendState::Drained, "drained by the operator".into()),
             Some(reason) => (BackendState::Down, Arc::clone(reason)),
+            None if self.health.is_unknown() => (BackendState::Unchecked, up.into()),
             None => (BackendState::Up, up.into()),
         };
         if state == self.state {
@@ -164,7 +176,8 @@ impl Condition {
             }
             return None;
         }
-        let recovered = state == BackendState::Up && std::mem::replace(&mut self.seen, true);
+        let came_back = state.takes_connections() && !self.state.takes_connections();
+        let recovered = came_back && std::mem::replace(&mut self.seen, true);
         self.state = state;
         self.since = Moment::now();
         self.reason = Some(Arc::clone(&reason));
@@ -175,6 +188,7 @@ impl Condition {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::HealthKind;
 
     fn fragile() -> Condition {
         Condition::new(HealthSpec { rise: 1, fall: 1, ..HealthSpec::default() }, false, false)
@@ -212,6 +226,28 @@ mod tests {
         assert_eq!(said(turn), Some((BackendState::Up, "set ready by the operator".into())));
         condition.set(Obstacle::Tunnel, Some("wg0 is gone"));
         assert_eq!(condition.ready(), None, "but no word brings a device back");
+    }
+
+    #[test]
+    fn what_nobody_has_checked_is_unchecked_until_a_client_says_otherwise() {
+        let off = HealthSpec { kind: HealthKind::Off, fall: 2, ..HealthSpec::default() };
+        let mut condition = Condition::new(off, true, false);
+        assert_eq!(condition.state, BackendState::Unchecked);
+        let traffic = |condition: &Condition| Evidence::Traffic(condition.health().epoch());
+        let evidence = traffic(&condition);
+        assert_eq!(condition.report(evidence, Err("connection refused")), None);
+        assert_eq!((condition.state, condition.last_error.is_some()), (BackendState::Unchecked, true));
+        let turn = condition.report(evidence, Err("connection refused"));
+        assert_eq!(said(turn), Some((BackendState::Down, "connection refused".into())));
+        let evidence = traffic(&condition);
+        let turn = condition.report(evidence, Ok(())).unwrap();
+        assert_eq!((turn.state, turn.recovered), (BackendState::Up, true));
+
+        let mut condition = Condition::new(off, false, true);
+        assert_eq!(condition.set(Obstacle::Name, None).unwrap().state, BackendState::Unchecked);
+        let evidence = traffic(&condition);
+        let turn = condition.report(evidence, Ok(())).unwrap();
+        assert_eq!((turn.state, turn.recovered), (BackendState::Up, false), "it was not out");
     }
 
     #[test]

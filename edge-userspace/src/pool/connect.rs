@@ -215,21 +215,19 @@ pub async fn connect(
     connect_in(backend, default_port, limit, None).await
 }
 
-/// The same with segments of at most `mss` bytes either way, if one is given.
+/// The same with a socket that is prepared first.
 pub(super) async fn connect_in(
     backend: &Backend,
     default_port: u16,
     limit: Duration,
-    mss: Option<u16>,
+    preparation: Option<&dyn Preparation>,
 ) -> Result<(TcpStream, SocketAddr), ConnectError> {
-    let segments = mss.map(Segments);
-    let preparation = segments.as_ref().map(|segments| segments as &dyn Preparation);
     let Connected { stream, address, .. } = attempt(backend, default_port, limit, preparation).await?;
     Ok((stream, address))
 }
 
-/// Segments of at most so many bytes.
-struct Segments(u16);
+/// Segments of at most so many bytes either way.
+pub(super) struct Segments(pub(super) u16);
 
 impl Preparation for Segments {
     fn prepare(&self, socket: BorrowedFd<'_>, _: SocketAddr) -> Kept {

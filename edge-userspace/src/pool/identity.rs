@@ -47,6 +47,8 @@ pub struct BackendStatus {
     pub reason: Option<Arc<str>>,
     /// The last failure of a check or a connection, and when.
     pub last_error: Option<(SystemTime, Arc<str>)>,
+    /// When a check or a client's connection last succeeded.
+    pub last_success: Option<SystemTime>,
     /// Its configured share.
     pub weight: u32,
     /// Whether it waits for the others to fail.

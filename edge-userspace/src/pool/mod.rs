@@ -5,17 +5,13 @@
 mod attempts;
 mod backend;
 mod balance;
-pub mod certificate;
 pub mod check;
 mod condition;
 pub mod connect;
-pub mod diagnosis;
-mod health;
 mod identity;
 mod location;
 mod lookups;
 mod names;
-pub mod probe;
 mod registry;
 mod resolve;
 mod rtt;

@@ -27,7 +27,6 @@ use tokio::{
 
 use super::{
     backend::Backend,
-    condition::BackendState,
     connect::connect,
     stock::{Demand, Pace},
 };
@@ -61,7 +60,7 @@ pub fn enable(workers: usize) {
 
 /// A warm connection to the backend if there is one; there may be for the next client in any case.
 pub(super) fn take(backend: &Arc<Backend>, default_port: u16) -> Option<(TcpStream, SocketAddr)> {
-    if backend.warm() == Warm::Count(0) || backend.state() != BackendState::Up {
+    if backend.warm() == Warm::Count(0) || !backend.state().takes_connections() {
         return None;
     }
     STOCK.with_borrow_mut(|stock| {
@@ -165,7 +164,7 @@ async fn keep(stash: Arc<Stash>, workers: u32) {
     while let Some(backend) = stash.backend.upgrade() {
         let now = Instant::now();
         let wanted = match backend.warm() {
-            _ if backend.state() != BackendState::Up => 0,
+            _ if !backend.state().takes_connections() => 0,
             Warm::Count(count) => count.div_ceil(workers) as usize,
             Warm::Auto => lock(&stash.shelf).demand.wanted(now.into_std()),
         };

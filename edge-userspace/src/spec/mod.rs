@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod alpn;
+mod ask;
 mod datapath;
 pub mod host;
 mod listener;
@@ -15,6 +16,7 @@ mod route;
 mod tunnel;
 
 pub use alpn::AlpnList;
+pub use ask::Ask;
 pub use datapath::{Choice, FLOW_PORTS, Tier};
 pub use host::{HostName, HostNameError};
 pub use listener::{ListenerSpec, Protocol};

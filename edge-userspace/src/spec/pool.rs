@@ -38,13 +38,21 @@ pub enum ProxyProtocol {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HealthKind {
+    /// What the pool's routes speak; `tcp` where nothing is known of that.
+    #[default]
+    Auto,
     /// Not checked.
     Off,
-    /// A TCP connection is established.
-    #[default]
+    /// The backend listens. Its program sees no connection.
     Tcp,
     /// A ClientHello is answered by a ServerHello or an alert.
     Tls,
+    /// An HTTP/1.1 request is answered.
+    Http,
+    /// A server of SSH identifies itself.
+    Ssh,
+    /// A server of PostgreSQL answers whether it speaks TLS.
+    Postgres,
 }
 
 /// The health check of a pool.
@@ -65,7 +73,7 @@ pub struct HealthSpec {
 impl Default for HealthSpec {
     fn default() -> Self {
         Self {
-            kind: HealthKind::Tcp,
+            kind: HealthKind::Auto,
             interval: Duration::from_secs(5),
             timeout: Duration::from_secs(2),
             rise: 2,

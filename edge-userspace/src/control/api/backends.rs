@@ -13,6 +13,8 @@ use crate::spec::BackendAddress;
 pub enum BackendState {
     /// It takes new connections.
     Up,
+    /// It is not checked, and no client's connection has told anything of it yet.
+    Unchecked,
     /// A check, a connection or its tunnel failed.
     Down,
     /// The operator took it out, or its weight is 0.
@@ -34,6 +36,15 @@ pub struct Backend {
     pub since: Timestamp,
     /// Why it is in this state, where there is more to say: the check and the last error.
     pub reason: Option<String>,
+    /// Why a check or a client's connection last failed, whatever happened since.
+    #[serde(default)]
+    pub last_error: Option<String>,
+    /// When that was.
+    #[serde(default)]
+    pub last_error_at: Option<Timestamp>,
+    /// When a check or a client's connection last succeeded.
+    #[serde(default)]
+    pub last_success_at: Option<Timestamp>,
     /// The tunnel it must be reached through.
     pub device: Option<Arc<str>>,
     /// Its share of new connections.

@@ -190,6 +190,9 @@ pub struct RouteCount {
 pub struct BackendCount {
     /// Taking connections.
     pub up: u64,
+    /// Not checked, and no client has come to them yet.
+    #[serde(default)]
+    pub unchecked: u64,
     /// Failed.
     pub down: u64,
     /// Taken out by the operator.

@@ -75,6 +75,7 @@ pub(super) fn backends(backends: &[Backend]) -> Table {
         Column::number("DOWN"),
         Column::number("RTT"),
         Column::text("REASON").optional(),
+        Column::text("LAST ERROR").optional(),
     ]);
     for backend in backends {
         let weight =
@@ -85,6 +86,7 @@ pub(super) fn backends(backends: &[Backend]) -> Table {
             Cell::or_none(backend.address.as_deref()),
             match backend.state {
                 BackendState::Up => Cell::coloured("up", Colour::Green),
+                BackendState::Unchecked => "unchecked".into(),
                 BackendState::Down => Cell::coloured("down", Colour::Red),
                 BackendState::Drained => Cell::coloured("drained", Colour::Yellow),
             },
@@ -96,9 +98,16 @@ pub(super) fn backends(backends: &[Backend]) -> Table {
             units::bytes(backend.bytes_down).into(),
             Cell::or_none(backend.rtt_ms.map(|rtt| format!("{rtt:.1} ms"))),
             Cell::or_none(backend.reason.as_deref()),
+            Cell::or_none(last_error(backend)),
         ]);
     }
     table
+}
+
+/// The last failure, where it is not the reason that stands beside it.
+fn last_error(backend: &Backend) -> Option<String> {
+    let (error, at) = backend.last_error.as_deref().zip(backend.last_error_at)?;
+    (backend.reason.as_deref() != Some(error)).then(|| format!("{} ago: {error}", units::since(at)))
 }
 
 pub(super) fn connections(connections: &[Connection]) -> Table {

@@ -71,7 +71,11 @@ pub(super) fn summary(status: &Status, output: Output) -> Vec<String> {
     say("backends", {
         let down = format!("{} down", backends.down);
         let down = if backends.down > 0 { output.paint(&down, Colour::Red) } else { down };
-        format!("{} up, {down}, {} drained", backends.up, backends.drained)
+        let unchecked = match backends.unchecked {
+            0 => String::new(),
+            count => format!(", {count} unchecked"),
+        };
+        format!("{} up, {down}, {} drained{unchecked}", backends.up, backends.drained)
     });
     say("datapath", {
         let tiers = status.datapath.tiers.iter().map(|tier| match &tier.reason {

@@ -15,7 +15,7 @@ use futures_util::{StreamExt, stream};
 use super::ways::{AT_ONCE, Home, MOST};
 use crate::{
     control::api::{Check, CheckStatus},
-    pool::{BackendState, certificate::Certificate, check::CheckError, diagnosis::certificate},
+    pool::check::{CheckError, certificate::Certificate, diagnosis::certificate},
     spec::HostPattern,
 };
 
@@ -36,7 +36,7 @@ struct Seen {
 /// Asks one backend for each route.
 pub(super) async fn look(homes: &[Home]) -> Vec<Check> {
     let mut routes = HashSet::new();
-    let up = homes.iter().filter(|home| home.backend.state() == BackendState::Up);
+    let up = homes.iter().filter(|home| home.backend.state().takes_connections());
     // One backend a route: those of a pool offer the same service.
     let each = up.filter(|home| routes.insert(Arc::as_ptr(&home.destination).addr()));
     let asked: Vec<_> = each.take(MOST).map(ask).collect();

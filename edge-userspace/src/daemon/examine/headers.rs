@@ -13,7 +13,7 @@ use crate::{
         check::{CheckError, Plan, check},
     },
     proxy_protocol::{V2_IPV4, V2_IPV6, V2_MAX_SENT},
-    spec::{HealthKind, HealthSpec, HostPattern, ProxyProtocol, Spoken},
+    spec::{Ask, HealthSpec, HostPattern, ProxyProtocol, Spoken},
 };
 
 /// Backends that are asked for one report; each takes a few connections.
@@ -64,7 +64,8 @@ fn ways(running: &Running) -> Vec<(Arc<Backend>, Plan)> {
         });
         let Some(listener) = listeners.next() else { continue };
         let plan = Plan {
-            health: HealthSpec { kind: HealthKind::Tls, timeout: PATIENCE, ..HealthSpec::default() },
+            health: HealthSpec { timeout: PATIENCE, ..HealthSpec::default() },
+            asks: vec![Ask::Tls],
             port: listener.spec.bind.first().map_or(443, SocketAddr::port),
             server_name: match &conditions.host {
                 HostPattern::Exact(name) => Some(name.clone()),

@@ -16,10 +16,9 @@ use crate::{
     daemon::segments::Clamp,
     pool::{
         Backend,
-        check::{CheckError, Plan},
-        diagnosis::is_black_hole,
+        check::{CheckError, Plan, diagnosis::is_black_hole},
     },
-    spec::{HealthKind, HealthSpec, HostName, HostPattern, Protocol},
+    spec::{Ask, HostName, HostPattern, Protocol},
     tunnel::{self, Peer},
 };
 
@@ -51,7 +50,8 @@ pub(super) fn homes(running: &Running) -> Vec<Home> {
             backend: Arc::clone(backend),
             destination: Arc::clone(&rule.target),
             plan: Plan {
-                health: HealthSpec { kind: HealthKind::Tls, ..*pool.health() },
+                health: *pool.health(),
+                asks: vec![Ask::Tls],
                 port: listener.spec.bind.first().map_or(443, SocketAddr::port),
                 server_name: exact(&rule.conditions.host).cloned(),
                 proxy_protocol: rule.target.proxy_protocol,
@@ -248,7 +248,7 @@ mod tests {
         assert_eq!((lost.status, &*lost.name), (CheckStatus::Fail, "hello to 10.0.0.1 by wg7"));
         assert!(lost.remedy.unwrap().contains("ip link set wg7 mtu 1280"));
         assert_eq!(check(Ok(false)).status, CheckStatus::Ok);
-        assert_eq!(check(Err(CheckError::NotTls)).status, CheckStatus::Warn);
+        assert_eq!(check(Err(CheckError::Foreign(Ask::Tls))).status, CheckStatus::Warn);
     }
 
     #[test]

@@ -1,26 +1,12 @@
-//! The bytes that a check of ours says to a backend, and what its first bytes back mean. Pure.
+//! The ClientHello of a check, and what the first bytes back mean. Pure.
 //!
 //! The ClientHello is a real one, complete enough for a ServerHello of TLS 1.2 or 1.3, but no handshake can be
 //! finished with it: its key share is random, nobody has the secret. That makes a check cost no cryptography.
 
-use crate::spec::{HostName, ProxyProtocol};
+use crate::spec::HostName;
 
 /// The longest ClientHello that [`client_hello`] pads to, in bytes on the wire.
 pub const MAX_HELLO: usize = 16 * 1024;
-
-/// PROXY v1 for a connection that the proxy makes for itself (specification §2.1).
-const PROXY_V1_UNKNOWN: &[u8] = b"PROXY UNKNOWN\r\n";
-/// PROXY v2 with the command LOCAL, no addresses (specification §2.2).
-const PROXY_V2_LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00";
-
-/// The header that a connection of the edge itself begins with.
-pub fn proxy_local(version: ProxyProtocol) -> &'static [u8] {
-    match version {
-        ProxyProtocol::Off => &[],
-        ProxyProtocol::V1 => PROXY_V1_UNKNOWN,
-        ProxyProtocol::V2 => PROXY_V2_LOCAL,
-    }
-}
 
 /// What the first bytes of a backend say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,13 +181,5 @@ mod tests {
         for other in [&b"HTTP/1.1 400"[..], b"SSH", &[22, 4], &[22, 3, 3, 0, 9, 1], &[23], &[0]] {
             assert_eq!(answer(other), Answer::NotTls, "{other:?}");
         }
-    }
-
-    #[test]
-    fn the_local_headers_are_as_specified() {
-        let v2 = proxy_local(ProxyProtocol::V2);
-        assert_eq!((v2.len(), &v2[..12]), (16, &b"\r\n\r\n\0\r\nQUIT\n"[..]));
-        assert_eq!(&v2[12..], [0x20, 0, 0, 0], "version 2, LOCAL, unspecified family, no more bytes");
-        assert!(proxy_local(ProxyProtocol::Off).is_empty());
     }
 }

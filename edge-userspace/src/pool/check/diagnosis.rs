@@ -1,12 +1,11 @@
 //! What `doctor` asks of a backend beyond its health: whether large packets get there, and which certificate it shows.
 
 use super::{
-    backend::Backend,
+    CheckError, Plan,
     certificate::{self, Certificate, Shown},
-    check::{CheckError, Plan, converse},
-    probe::{self, Answer},
+    converse, probe,
 };
-use crate::spec::{HealthKind, HealthSpec};
+use crate::{pool::Backend, spec::Ask};
 
 /// Whether large packets get lost on the way: a ClientHello as large as a post-quantum one is answered when both sides
 /// keep to small segments, and is not when they use what the MTU allows. That is an MTU black hole; lowering the MTU
@@ -16,32 +15,25 @@ pub async fn is_black_hole(backend: &Backend, plan: &Plan) -> Result<bool, Check
     const LARGE: usize = 2400;
     /// What every line carries (RFC 9293 §3.7.1).
     const SMALL_SEGMENTS: u16 = 536;
-    let plan = Plan { health: HealthSpec { kind: HealthKind::Tls, ..plan.health }, ..plan.clone() };
     let ask = async |segments| {
-        let hello = probe::client_hello(plan.server_name.as_ref(), LARGE);
-        converse(backend, &plan, segments, hello, |received| match probe::answer(received) {
-            Answer::Incomplete => None,
-            Answer::ServerHello | Answer::Alert(_) => Some(Ok(())),
-            Answer::NotTls => Some(Err(CheckError::NotTls)),
-        })
-        .await
+        let hello = |_| probe::client_hello(plan.server_name.as_ref(), LARGE);
+        converse(backend, plan, Ask::Tls, segments, hello, |received| Ask::Tls.understand(received)).await
     };
     ask(Some(SMALL_SEGMENTS)).await?;
-    Ok(matches!(ask(None).await, Err(CheckError::Silent(_))))
+    Ok(matches!(ask(None).await, Err(CheckError::Silent(..))))
 }
 
 /// Asks a backend for its certificate, which it shows if it speaks TLS 1.2.
 pub async fn certificate(backend: &Backend, plan: &Plan) -> Result<Certificate, CheckError> {
-    let hello = probe::client_hello_tls12(plan.server_name.as_ref());
-    converse(backend, plan, None, hello, |received| match certificate::shown(received) {
-        Shown::Incomplete if received.len() < certificate::MAX_FLIGHT => None,
-        Shown::Certificate(certificate) => Some(Ok(certificate)),
-        Shown::Alert(alert) => Some(Err(CheckError::NoCertificate(alert))),
-        Shown::Incomplete | Shown::Nothing => Some(Err(CheckError::NotTls)),
-    })
-    .await?
-    .1
-    .ok_or(CheckError::NotTls)
+    let hello = |_| probe::client_hello_tls12(plan.server_name.as_ref());
+    let found =
+        converse(backend, plan, Ask::Tls, None, hello, |received| match certificate::shown(received) {
+            Shown::Incomplete if received.len() < certificate::MAX_FLIGHT => None,
+            Shown::Certificate(certificate) => Some(Ok(certificate)),
+            Shown::Alert(alert) => Some(Err(CheckError::NoCertificate(alert))),
+            Shown::Incomplete | Shown::Nothing => Some(Err(CheckError::Foreign(Ask::Tls))),
+        });
+    Ok(found.await?.1)
 }
 
 #[cfg(test)]
@@ -60,7 +52,7 @@ mod tests {
             check,
             tests::{backend, plan},
         },
-        spec::ProxyProtocol,
+        spec::{HealthKind, ProxyProtocol},
     };
 
     /// A TLS server of versions as given, for one client.

@@ -1,7 +1,7 @@
 //! When a backend counts as up: rise and fall over what checks and real connections report.
 //!
-//! A state machine without clock or socket: it is told outcomes and says how long to wait. The checks
-//! themselves are in [`check`](super::check), who acts on a change is [`backend`](super::backend).
+//! A state machine without clock or socket: it is told outcomes and says how long to wait. The checks themselves are in
+//! [`check`](super), what acts on a change is [`backend`](crate::pool::Backend).
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ const HOLD_CEILING: Duration = Duration::from_mins(1);
 
 /// What an outcome was observed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Evidence {
+pub(in crate::pool) enum Evidence {
     /// A health check.
     Check,
     /// A client's connection, which began in this epoch.
@@ -27,7 +27,7 @@ pub(super) enum Evidence {
 
 /// The time between two changes of a backend's health, numbered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Epoch(pub(super) u32);
+pub(in crate::pool) struct Epoch(pub(in crate::pool) u32);
 
 impl Epoch {
     fn next(self) -> Self {
@@ -37,7 +37,7 @@ impl Epoch {
 
 /// A change of the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Change {
+pub(in crate::pool) enum Change {
     /// It takes connections again.
     Up,
     /// It takes no more connections.
@@ -50,19 +50,23 @@ pub(super) enum Change {
 ///   dead at start is out at once.
 /// - Refused or timed-out client connections count like failed checks towards `fall`, unless they began before the
 ///   state last changed: a timeout tells of the time when it began. One that is established ends such a row, except
-///   of a `tls` check, which asks for more than a connection.
+///   of a check that asks for more than a connection.
 /// - Only checks count towards `rise`, so that a backend that comes and goes is not up for every moment in which
 ///   clients get through.
-/// - With checks off, `fall` failed connections in a row take it out for one interval, then it is tried
-///   again; one more failure doubles the time. A backend that is alone in its pool is never taken out that
-///   way, since there is nothing to gain.
+/// - With checks off nothing is known of it until a client's connection is established or fails. `fall` failed
+///   connections in a row take it out for one interval, then it is tried again; one more failure doubles the time. A
+///   backend that is alone in its pool stays down in the lists until a client gets through: every client tries it all
+///   the same, since there is no other.
+/// - A first check that fails settles nothing where a client was connected before it.
 #[derive(Clone, Debug)]
-pub(super) struct Health {
+pub(in crate::pool) struct Health {
     spec: HealthSpec,
     alone: bool,
     up: bool,
     epoch: Epoch,
     settled: bool,
+    /// A client was connected since the state last changed.
+    served: bool,
     /// Outcomes in a row against the present state.
     against: u32,
     hold: Duration,
@@ -70,48 +74,77 @@ pub(super) struct Health {
 
 impl Health {
     /// The health of a backend that nothing is known of. `alone` means that its pool has no other.
-    pub(super) fn new(spec: HealthSpec, alone: bool) -> Self {
+    pub(in crate::pool) fn new(spec: HealthSpec, alone: bool) -> Self {
         let hold = spec.interval.max(FLOOR);
-        Self { spec, alone, up: true, epoch: Epoch::default(), settled: false, against: 0, hold }
+        Self {
+            spec,
+            alone,
+            up: true,
+            epoch: Epoch::default(),
+            settled: false,
+            served: false,
+            against: 0,
+            hold,
+        }
     }
 
     /// Takes another configuration and keeps what is known.
-    pub(super) fn reconfigure(&mut self, spec: HealthSpec, alone: bool) {
+    pub(in crate::pool) fn reconfigure(&mut self, spec: HealthSpec, alone: bool) {
         if self.spec != spec || self.alone != alone {
-            *self = Self { up: self.up, epoch: self.epoch, settled: self.settled, ..Self::new(spec, alone) };
-            // What only a check can bring back must not stay out where there are no more checks.
-            if spec.kind == HealthKind::Off && alone {
-                self.up = true;
+            let were_checks = self.spec.kind != HealthKind::Off;
+            *self = Self {
+                up: self.up,
+                epoch: self.epoch,
+                settled: self.settled,
+                served: self.served,
+                ..Self::new(spec, alone)
+            };
+            // What checks found does not hold for ever without them, and nothing else would bring it back.
+            if spec.kind == HealthKind::Off && were_checks {
+                (self.up, self.settled) = (true, false);
             }
         }
     }
 
     /// Whether it counts as up.
-    pub(super) fn is_up(&self) -> bool {
+    pub(in crate::pool) fn is_up(&self) -> bool {
         self.up
     }
 
+    /// Whether nothing checks it and no client has found out about it.
+    pub(in crate::pool) fn is_unknown(&self) -> bool {
+        self.spec.kind == HealthKind::Off && self.up && !self.settled
+    }
+
+    /// Whether it is not checked and alone in its pool: down or not, every client tries it.
+    pub(in crate::pool) fn is_only_way(&self) -> bool {
+        self.spec.kind == HealthKind::Off && self.alone
+    }
+
     /// Whether it is down, and no check has passed since.
-    pub(super) fn is_out(&self) -> bool {
+    pub(in crate::pool) fn is_out(&self) -> bool {
         !self.up && self.against == 0
     }
 
     /// The present epoch.
-    pub(super) fn epoch(&self) -> Epoch {
+    pub(in crate::pool) fn epoch(&self) -> Epoch {
         self.epoch
     }
 
     /// Whether every outcome agrees with the state, so that another one of the same kind changes nothing.
-    pub(super) fn is_steady(&self) -> bool {
+    pub(in crate::pool) fn is_steady(&self) -> bool {
         self.up && self.against == 0 && self.settled
     }
 
     /// It answered.
-    pub(super) fn passed(&mut self, evidence: Evidence) -> Option<Change> {
+    pub(in crate::pool) fn passed(&mut self, evidence: Evidence) -> Option<Change> {
+        if self.up && matches!(evidence, Evidence::Traffic(_)) {
+            self.served = true;
+        }
         let is_proof = match (evidence, self.spec.kind) {
             (Evidence::Check, _) | (_, HealthKind::Off) => true,
             (Evidence::Traffic(_), HealthKind::Tcp) => self.up,
-            (Evidence::Traffic(_), HealthKind::Tls) => false,
+            (Evidence::Traffic(_), _) => false,
         };
         if !is_proof {
             return None;
@@ -125,13 +158,13 @@ impl Health {
         self.against += 1;
         let enough = match self.spec.kind {
             HealthKind::Off => 1,
-            HealthKind::Tcp | HealthKind::Tls => self.spec.rise,
+            _ => self.spec.rise,
         };
         (self.against >= enough).then(|| self.turn(true))
     }
 
     /// It did not answer.
-    pub(super) fn failed(&mut self, evidence: Evidence) -> Option<Change> {
+    pub(in crate::pool) fn failed(&mut self, evidence: Evidence) -> Option<Change> {
         if matches!(evidence, Evidence::Traffic(epoch) if epoch != self.epoch) {
             return None;
         }
@@ -140,29 +173,26 @@ impl Health {
             return None;
         }
         self.against += 1;
-        let unchecked = self.spec.kind == HealthKind::Off;
-        if unchecked && self.alone {
-            return None;
-        }
         // A single refused client may have met a restart; only a check settles the unknown at once.
-        let first = !self.settled && evidence == Evidence::Check;
+        let first = !self.settled && !self.served && evidence == Evidence::Check;
         (first || self.against >= self.spec.fall).then(|| self.turn(false))
     }
 
     /// Ends the time out of an unchecked backend: it is up on probation, the next failure takes it out for
     /// twice as long.
-    pub(super) fn retry(&mut self) -> Option<Change> {
-        if self.up || self.spec.kind != HealthKind::Off {
+    pub(in crate::pool) fn retry(&mut self) -> Option<Change> {
+        if self.up || self.spec.kind != HealthKind::Off || self.alone {
             return None;
         }
         let change = self.turn(true);
+        self.settled = false;
         self.against = self.spec.fall.saturating_sub(1);
         self.hold = (self.hold * 2).min(HOLD_CEILING.max(self.spec.interval));
         Some(change)
     }
 
     /// The operator says that it is in order: up, until outcomes say otherwise.
-    pub(super) fn trust(&mut self) -> Option<Change> {
+    pub(in crate::pool) fn trust(&mut self) -> Option<Change> {
         let change = (!self.up).then_some(Change::Up);
         self.up = true;
         self.epoch = self.epoch.next();
@@ -174,14 +204,12 @@ impl Health {
     /// The wait from the start of one check to the next, `spread` (0 to 1) of the way through the jitter of
     /// a tenth either way. For an unchecked backend: the time until [`Health::retry`]; `None` means until
     /// something fails.
-    pub(super) fn next(&self, spread: f64) -> Option<Duration> {
+    pub(in crate::pool) fn next(&self, spread: f64) -> Option<Duration> {
         let wait = match self.spec.kind {
-            HealthKind::Off if self.up => return None,
+            HealthKind::Off if self.up || self.alone => return None,
             HealthKind::Off => self.hold,
-            HealthKind::Tcp | HealthKind::Tls if self.against > 0 => {
-                (self.spec.interval / FAST_DIVISOR).min(FAST_CEILING)
-            }
-            HealthKind::Tcp | HealthKind::Tls => self.spec.interval,
+            _ if self.against > 0 => (self.spec.interval / FAST_DIVISOR).min(FAST_CEILING),
+            _ => self.spec.interval,
         };
         Some(wait.mul_f64(0.9 + 0.2 * spread.clamp(0.0, 1.0)).max(FLOOR))
     }
@@ -190,6 +218,7 @@ impl Health {
         self.up = up;
         self.epoch = self.epoch.next();
         self.settled = true;
+        self.served = false;
         self.against = 0;
         if up { Change::Up } else { Change::Down }
     }
@@ -366,16 +395,35 @@ mod tests {
     }
 
     #[test]
-    fn an_unchecked_backend_alone_is_never_out() {
+    fn an_unchecked_backend_alone_is_down_until_a_client_gets_through() {
         let mut health = Health::new(spec(HealthKind::Off), true);
-        assert!((0..100).all(|_| health.failed(traffic(&health)).is_none()));
-        assert!(health.is_up());
+        assert!(health.is_unknown());
+        for expected in [None, None, Some(Change::Down), None, None] {
+            assert_eq!(health.failed(traffic(&health)), expected);
+        }
+        assert!(!health.is_up() && health.is_only_way());
+        assert_eq!((health.next(0.5), health.retry()), (None, None), "time alone says nothing");
+        assert_eq!(health.passed(traffic(&health)), Some(Change::Up));
+        assert!(health.is_up() && !health.is_unknown());
         let mut health = settled(HealthKind::Tcp);
         for _ in 0..3 {
             health.failed(Evidence::Check);
         }
         health.reconfigure(spec(HealthKind::Off), true);
-        assert!(health.is_up(), "nothing else would bring it back");
+        assert!(health.is_up() && health.is_unknown(), "nothing else would bring it back");
+    }
+
+    #[test]
+    fn a_first_check_that_fails_does_not_outweigh_a_client_that_was_served() {
+        for kind in [HealthKind::Auto, HealthKind::Tcp] {
+            let mut health = Health::new(spec(kind), false);
+            health.passed(traffic(&health));
+            assert_eq!(health.failed(Evidence::Check), None, "{kind:?}");
+            assert_eq!(health.failed(Evidence::Check), None, "{kind:?}");
+            assert_eq!(health.failed(Evidence::Check), Some(Change::Down), "{kind:?}: three in a row do");
+        }
+        let mut health = Health::new(spec(HealthKind::Auto), false);
+        assert_eq!(health.failed(Evidence::Check), Some(Change::Down), "without a client it counts at once");
     }
 
     #[test]

@@ -1,0 +1,54 @@
+//! What a health check asks, in the words that are shown; how it is asked knows the pool.
+
+use super::Spoken;
+
+/// What a check asks a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Ask {
+    /// Whether it listens.
+    Connect,
+    /// A ClientHello, which a ServerHello or an alert answers.
+    Tls,
+    /// An HTTP/1.1 request, which any response answers.
+    Http,
+    /// For its SSH identification.
+    Ssh,
+    /// Whether it speaks TLS, as PostgreSQL's clients ask; yes and no both answer it.
+    Postgres,
+}
+
+impl Ask {
+    /// What to ask where clients speak this.
+    pub fn of(spoken: Spoken) -> Self {
+        match spoken {
+            Spoken::Tls => Self::Tls,
+            Spoken::Http => Self::Http,
+            Spoken::Ssh => Self::Ssh,
+            Spoken::Postgres => Self::Postgres,
+            // Its server keeps silent until a packet carries the right key.
+            Spoken::Openvpn => Self::Connect,
+        }
+    }
+
+    /// The question, in the words of an error.
+    pub fn asked(self) -> &'static str {
+        match self {
+            Self::Connect => "the connection",
+            Self::Tls => "the ClientHello",
+            Self::Http => "the HTTP request",
+            Self::Ssh => "the SSH identification",
+            Self::Postgres => "PostgreSQL's SSLRequest",
+        }
+    }
+
+    /// The protocol of the answer.
+    pub fn protocol(self) -> &'static str {
+        match self {
+            Self::Connect => "TCP",
+            Self::Tls => "TLS",
+            Self::Http => "HTTP",
+            Self::Ssh => "SSH",
+            Self::Postgres => "PostgreSQL",
+        }
+    }
+}
