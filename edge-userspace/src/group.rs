@@ -12,6 +12,19 @@ pub fn edge() -> Option<u32> {
     number(&fs::read_to_string("/etc/group").ok()?, NAME)
 }
 
+/// How a user comes to use `edgectl`, where the group has this number or is not there.
+pub fn how_to_join(group: Option<u32>) -> String {
+    let join = format!("`usermod -aG {NAME} $USER`, then log in again");
+    match group {
+        Some(_) => format!("join the group `{NAME}` ({join})"),
+        None => {
+            format!(
+                "make the group that may use it, which this machine lacks (`groupadd --system {NAME}`, restart edged, {join})"
+            )
+        }
+    }
+}
+
 /// The number of a group in the text of group(5). The C library's lookup would need `unsafe` and, linked
 /// statically, would find no more than this file.
 fn number(groups: &str, name: &str) -> Option<u32> {
@@ -24,6 +37,12 @@ fn number(groups: &str, name: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_way_in_is_by_a_group_that_exists() {
+        assert!(how_to_join(Some(998)).starts_with("join the group `edge`"));
+        assert!(how_to_join(None).contains("groupadd --system edge"));
+    }
 
     #[test]
     fn groups_are_found_by_name() {

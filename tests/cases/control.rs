@@ -139,7 +139,7 @@ fn backends_are_listed_drained_and_put_back() -> Result<()> {
             ensure!(backend["pool"] == "p" && backend["weight"] == 1, "{backend}");
             Ok(backend["state"].as_str().unwrap_or_default().to_owned())
         };
-        ensure!(state(&first)? == "up" && state(&second)? == "up");
+        ensure!(state(&first)? == "unchecked" && state(&second)? == "unchecked");
         edgectl.text(&["backends", "drain", &first])?;
         ensure!(state(&first)? == "drained");
         for _ in 0..6 {

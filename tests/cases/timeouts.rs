@@ -121,7 +121,10 @@ fn a_listener_has_a_time_for_hellos_and_a_route_one_to_connect() -> Result<()> {
         )?;
         let mut silent = lab.client.connect(lab.edge.at(443))?;
         ensure!(stream::read_to_end(&mut silent)?.1 == End::Fin);
-        edged.access_log.wait_for("it", |record| record["close"] == "hello_timeout")?;
+        edged.edgectl().until(&["status"], |status| {
+            ensure!(status["rejected"]["hello_timeout"] == 1, "{}", status["rejected"]);
+            Ok(())
+        })?;
         let mut lost = lab.client.connect(lab.edge.at(443))?;
         lost.write_all(&ClientHello::new("a.example").records())?;
         stream::read_to_end(&mut lost)?;

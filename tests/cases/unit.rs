@@ -114,7 +114,7 @@ fn the_access_log_is_for_the_group() -> Result<()> {
         let groups = lab.file("group", format!("root:x:0:\nedge:x:{GROUP}:\n"))?;
         // As the unit has it, with a group file of its own.
         let start = format!(
-            "mount --bind {} /etc/group && umask 0027 && exec setpriv --groups={GROUP} \"$@\"",
+            "mount --bind {} /etc/group && umask 0077 && exec setpriv --groups={GROUP} \"$@\"",
             groups.display()
         );
         let route = format!("[[route]]\nhost = \"a.example\"\nto = \"{}\"\n", lab.home_address());

@@ -34,8 +34,13 @@ impl Metrics {
     /// The value of a series, written as Prometheus writes it: `edge_flow_stays_total{reason="port"}`. 0 where it is
     /// not there.
     pub fn get(&self, series: &str) -> u64 {
+        self.find(series).unwrap_or(0)
+    }
+
+    /// The same; `None` where it is not there.
+    pub fn find(&self, series: &str) -> Option<u64> {
         let value = |line: &str| line.strip_prefix(series)?.strip_prefix(' ')?.trim().parse().ok();
-        self.0.lines().find_map(value).unwrap_or(0)
+        self.0.lines().find_map(value)
     }
 
     /// Packets that met the flow tier, by what became of them.

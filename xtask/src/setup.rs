@@ -28,6 +28,7 @@ const PACKAGES: &[&str] = &[
     "libfaketime",
     "libnss3-tools",
     "iptables",
+    "mariadb-server-core",
     "nftables",
     "ufw",
     "nginx",
@@ -43,6 +44,9 @@ const PACKAGES: &[&str] = &[
     "wireguard-go",
     "wireguard-tools",
 ];
+
+/// The mail server that the lab talks to.
+const MAIL: &str = "postfix";
 
 /// Whom the daemon becomes when it was started as root.
 const USER: &str = "edge";
@@ -66,6 +70,10 @@ pub(crate) fn lab() -> Result<()> {
         bail!("network namespaces and packages need root: run this as root, for example with sudo");
     }
     packages(PACKAGES)?;
+    // A machine has one mail server: where it is another, the cases with Postfix are skipped.
+    if !misfit(&[MAIL]) {
+        packages(&[MAIL])?;
+    }
     user(USER)?;
     newer::programs()?;
     components(&["clippy", "rustfmt"])

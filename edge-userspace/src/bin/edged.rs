@@ -2,6 +2,7 @@
 
 use std::{
     error::Error,
+    ffi::OsStr,
     io::{IsTerminal, stderr},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -12,8 +13,8 @@ use edge::{
     config::Settings,
     daemon::{self, Options},
     kernel,
+    observe::log_filter,
 };
-use tracing_subscriber::EnvFilter;
 
 /// The SNI edge in front of home: reads the server name, picks a route, forwards the encrypted stream.
 #[derive(Debug, Parser)]
@@ -38,11 +39,19 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    let setting = std::env::var_os(log_filter::VARIABLE);
+    let filter = match log_filter::filter(setting.as_deref().map(OsStr::to_string_lossy).as_deref()) {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!("edged: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     tracing_subscriber::fmt()
         .with_writer(stderr)
         .with_ansi(stderr().is_terminal())
         .with_target(false)
-        .with_env_filter(EnvFilter::try_from_env("EDGE_LOG").unwrap_or_else(|_| EnvFilter::new("info")))
+        .with_env_filter(filter)
         .init();
     let outcome = if arguments.check {
         check(&arguments.config)
@@ -61,7 +70,9 @@ fn main() -> ExitCode {
 }
 
 fn check(config: &Path) -> Result<(), Box<dyn Error>> {
-    Settings::load(config)?;
+    for warning in Settings::load(config)?.warnings(&[]) {
+        eprintln!("{}: warning: {warning}", config.display());
+    }
     eprintln!("{}: valid", config.display());
     Ok(())
 }

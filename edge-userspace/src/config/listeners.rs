@@ -9,12 +9,12 @@ use std::{
 
 use super::{
     document::Section,
-    network::{bind, prefix},
+    network::{bind, prefix, spoken_name},
     problem::Refusal,
     references::References,
     settings::Limits,
     tables::{target, unique},
-    value::{Value, duration, duration_or_zero, list, one_of},
+    value::{Value, duration, duration_or_zero, list},
 };
 use crate::spec::{ListenerSpec, Protocol, Spoken};
 
@@ -109,7 +109,7 @@ fn listener(
 
 /// The protocols of a listener that tells them by the first bytes.
 fn protocols(value: &Value<'_>, protocol: Option<Protocol>) -> Option<Vec<Spoken>> {
-    let mut protocols = list("protocols such as [\"tls\", \"ssh\", \"http\"]", one_of::<Spoken>)(value)?;
+    let mut protocols = list("protocols such as [\"tls\", \"ssh\", \"http\"]", spoken_name::<Spoken>)(value)?;
     if protocol.is_some() {
         return value.refuse(
             Refusal::new("`protocol` says already what is spoken there")
@@ -147,7 +147,7 @@ fn protocol(value: &Value<'_>) -> Option<Protocol> {
         "quic" => value.refuse(
             Refusal::new("this version does not carry QUIC").hint("write \"tls\", \"http\" or \"tcp\""),
         ),
-        _ => one_of(value),
+        _ => spoken_name(value),
     }
 }
 

@@ -12,6 +12,7 @@ pub mod state;
 mod tables;
 mod uses;
 mod value;
+mod warnings;
 
 pub use problem::{ConfigError, Problem, Refusal};
 pub use settings::{DaemonSettings, FlowSpec, Limits, ResolverSpec, Settings, ShieldSpec};

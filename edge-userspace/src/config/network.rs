@@ -7,10 +7,12 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net};
+use serde::Deserialize;
+use toml::de::DeValue;
 
 use super::{
     problem::Refusal,
-    value::{Value, quoted},
+    value::{Value, one_of, quoted},
 };
 use crate::spec::{BackendAddress, BackendHost, HostName, HostNameError, HostPattern};
 
@@ -60,6 +62,17 @@ pub(super) fn bind(value: &Value<'_>) -> Option<SocketAddr> {
     };
     let message = format!("expected {EXPECTED}, got {}", quoted(text));
     value.refuse(Refusal { message, hint })
+}
+
+/// The name of a protocol, or of a check that speaks one.
+pub(super) fn spoken_name<T: for<'t> Deserialize<'t>>(value: &Value<'_>) -> Option<T> {
+    match value.get() {
+        DeValue::String(text) if text.eq_ignore_ascii_case("https") => value.refuse(
+            Refusal::new("edge does not tell https from other protocols in TLS")
+                .hint("write \"tls\": it is passed on as it is, and ends at the backend"),
+        ),
+        _ => one_of(value),
+    }
 }
 
 /// Local ports to connect from, both ends included.

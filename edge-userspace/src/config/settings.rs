@@ -104,6 +104,8 @@ pub struct DaemonSettings {
     pub admin_hosts: Vec<HostName>,
     /// `access_log`: where a line for each connection goes; `stdout`, `off` or a path with a `/`.
     pub access_log: AccessLogTarget,
+    /// `access_log_empty`: whether a connection on which the client never sent a byte has a line there too; `false`.
+    pub access_log_empty: bool,
     /// How long connections may go on after SIGTERM; nothing means not at all.
     pub drain_timeout: Duration,
 }
@@ -172,6 +174,7 @@ impl Default for DaemonSettings {
             admin: None,
             admin_hosts: Vec::new(),
             access_log: AccessLogTarget::Stdout,
+            access_log_empty: false,
             drain_timeout: Duration::from_secs(30),
         }
     }

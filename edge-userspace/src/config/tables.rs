@@ -10,7 +10,10 @@ use toml::de::DeValue;
 use super::{
     document::Section,
     listeners::listeners,
-    network::{alpn, backend_address, bind, device, host_pattern, label, name_server, ports, prefix, suffix},
+    network::{
+        alpn, backend_address, bind, device, host_pattern, label, name_server, ports, prefix, spoken_name,
+        suffix,
+    },
     problem::Refusal,
     references::References,
     settings::{DaemonSettings, FlowSpec, Limits, ResolverSpec, Settings, ShieldSpec},
@@ -96,6 +99,7 @@ fn daemon(table: &mut Section<'_>) -> DaemonSettings {
             }),
         ),
         access_log: table.or("access_log", default.access_log, access_log),
+        access_log_empty: table.or("access_log_empty", default.access_log_empty, boolean),
         drain_timeout: table.or("drain_timeout", default.drain_timeout, duration_or_zero),
     }
 }
@@ -262,7 +266,7 @@ fn health(table: &mut Section<'_>, pool: Option<&Arc<str>>, references: &mut Ref
     let default = HealthSpec::default();
     HealthSpec {
         kind: table.or("kind", default.kind, |value| {
-            let kind = one_of::<HealthKind>(value)?;
+            let kind = spoken_name::<HealthKind>(value)?;
             references.checks.extend(pool.map(|pool| (Arc::clone(pool), kind, value.at())));
             Some(kind)
         }),
@@ -330,7 +334,8 @@ pub(super) fn routes(top: &mut Section<'_>, references: Option<&References>) -> 
 }
 
 fn route(table: &mut Section<'_>, references: Option<&References>) -> Option<RouteSpec> {
-    let protocols = table.or("protocol", Vec::new(), list("protocols such as [\"ssh\"]", one_of::<Spoken>));
+    let protocols =
+        table.or("protocol", Vec::new(), list("protocols such as [\"ssh\"]", spoken_name::<Spoken>));
     let names_no_host = !protocols.is_empty() && !protocols.iter().any(|protocol| protocol.names_a_host());
     let host = if names_no_host {
         table.or("host", Some(HostPattern::Any), |value| match host_pattern(value)? {

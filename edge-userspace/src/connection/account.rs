@@ -26,10 +26,10 @@ pub struct Connection {
     pub peer: SocketAddr,
     /// The listener that accepted it.
     pub listener: Arc<str>,
+    /// The address that it was accepted on, of this machine.
+    pub local: SocketAddr,
     /// When it was accepted.
     pub accepted: Instant,
-    /// The same on the wall clock.
-    pub accepted_at: SystemTime,
     /// The live count of its bytes.
     pub meter: Meter,
     /// Where the order to end it is left.
@@ -81,14 +81,14 @@ struct Ledger {
 }
 
 impl Connection {
-    pub(super) fn new(id: u64, peer: SocketAddr, listener: Arc<str>) -> Self {
+    pub(super) fn new(id: u64, peer: SocketAddr, local: SocketAddr, listener: Arc<str>) -> Self {
         let accepted = Instant::now();
         Self {
             id,
             peer,
+            local,
             listener,
             accepted,
-            accepted_at: SystemTime::now(),
             meter: Meter::default(),
             stop: Stop::default(),
             announced: OnceLock::new(),
@@ -104,6 +104,12 @@ impl Connection {
             Some(ProxySource::Client { source, .. }) => source,
             Some(ProxySource::Local) | None => self.peer,
         }
+    }
+
+    /// When it was accepted, by the wall clock as that is now.
+    pub fn accepted_at(&self) -> SystemTime {
+        let now = SystemTime::now();
+        now.checked_sub(self.accepted.elapsed()).unwrap_or(now)
     }
 
     /// The PROXY header it began with, where one was required.

@@ -14,6 +14,7 @@ use super::{
     Admission, Connection, FlowView, Flows, HelloMemory, Outcome, Registry, Running, Sessions,
     admission::SourceSlot,
     flows::{FlowAccount, FlowEnd},
+    outcome::{Ended, Failure},
     passport::Passport,
 };
 use crate::{
@@ -228,6 +229,7 @@ impl Edge {
             time: flow.accepted,
             id: flow.id,
             client: flow.client,
+            local: flow.local,
             listener: Arc::clone(&passport.listener),
             protocol: passport.protocol,
             sni: passport.host.clone(),
@@ -236,6 +238,8 @@ impl Edge {
             ech: passport.ech,
             route: Some(Arc::clone(&passport.route)),
             backend: Some(flow.backend),
+            attempts: None,
+            error: None,
             datapath: Some(Tier::Flow),
             spilled: false,
             bytes_up: flow.bytes_up,
@@ -248,11 +252,13 @@ impl Edge {
     }
 
     /// The last account of a connection.
-    pub(super) fn account(&self, connection: &Connection, outcome: Outcome) {
+    pub(super) fn account(&self, connection: &Connection, ended: Ended) {
+        let Ended { outcome, failure, is_empty } = ended;
         connection.settle(Instant::now());
         let way = connection.way();
         let asked = connection.asked();
-        let route = way.map(|way| Arc::clone(&way.destination.label));
+        let failed_route = failure.as_ref().map(|failure| Arc::clone(&failure.route));
+        let route = way.map(|way| Arc::clone(&way.destination.label)).or(failed_route);
         let datapath = way.map(|_| connection.meter.tier());
         self.endings.count(Ending {
             listener: Arc::clone(&connection.listener),
@@ -261,10 +267,18 @@ impl Edge {
             result: outcome.label(),
             refused: outcome.refused().is_some(),
         });
+        if is_empty && !self.running.load().log_empty {
+            return;
+        }
+        let (failed, attempts, error) = match failure.map(|failure| *failure) {
+            Some(Failure { backend, attempts, error, .. }) => (backend, Some(attempts), Some(error)),
+            None => (None, None, None),
+        };
         self.access_log.write(Record {
-            time: connection.accepted_at,
+            time: connection.accepted_at(),
             id: connection.id,
             client: connection.client(),
+            local: connection.local,
             listener: Arc::clone(&connection.listener),
             protocol: asked.and_then(|asked| asked.protocol),
             sni: asked.and_then(|asked| asked.host.clone()),
@@ -272,7 +286,9 @@ impl Edge {
             alpn: asked.map(|asked| asked.alpn.clone()).unwrap_or_default(),
             ech: asked.is_some_and(|asked| asked.ech),
             route,
-            backend: way.map(|way| way.address),
+            backend: way.map(|way| way.address).or(failed),
+            attempts,
+            error,
             datapath,
             spilled: connection.meter.spilled(),
             bytes_up: connection.meter.up(),

@@ -87,6 +87,7 @@ impl FlowView {
 pub(super) struct FlowAccount {
     pub(super) id: u64,
     pub(super) client: SocketAddr,
+    pub(super) local: SocketAddr,
     pub(super) backend: SocketAddr,
     pub(super) accepted: SystemTime,
     pub(super) duration: Duration,
@@ -238,10 +239,10 @@ impl Flows {
     }
 
     fn account_for(&self, edge: &Edge, event: &FlowEvent, is_up: bool) {
-        let (client, backend) = if is_up {
-            (event.key.source(), event.to.destination())
+        let (client, local, backend) = if is_up {
+            (event.key.source(), event.key.destination(), event.to.destination())
         } else {
-            (event.to.destination(), event.key.source())
+            (event.to.destination(), event.to.source(), event.key.source())
         };
         let (bytes_up, bytes_down) =
             if is_up { (event.bytes, event.peer_bytes) } else { (event.peer_bytes, event.bytes) };
@@ -256,6 +257,7 @@ impl Flows {
         let account = FlowAccount {
             id: event.id,
             client: passport.client.unwrap_or(client),
+            local,
             backend,
             accepted: clock.wall_time(event.accepted),
             // The kernel looks at a coarse clock, which may be a tick behind.
@@ -294,6 +296,7 @@ impl Flows {
         let account = FlowAccount {
             id: up.id,
             client: passport.client.unwrap_or(up_key.source()),
+            local: up_key.destination(),
             backend: up.to.destination(),
             accepted: clock.wall_time(up.accepted),
             duration: since(until, up.accepted),

@@ -1,5 +1,7 @@
 //! How a connection ended, as the access log and the metrics name it.
 
+use std::{net::SocketAddr, sync::Arc};
+
 use crate::{
     datapath::{End, Side, StopReason},
     sniff::Rejection,
@@ -36,6 +38,35 @@ pub enum Outcome {
     Stopped(StopReason),
 }
 
+/// How a connection ended, and what the access log has to say of it beside that.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) outcome: Outcome,
+    /// Why no backend could be connected.
+    pub(super) failure: Option<Box<Failure>>,
+    /// The client sent no byte and was given no answer.
+    pub(super) is_empty: bool,
+}
+
+impl From<Outcome> for Ended {
+    fn from(outcome: Outcome) -> Self {
+        Self { outcome, failure: None, is_empty: false }
+    }
+}
+
+/// A connection that was routed, and for which no backend could be connected.
+#[derive(Debug)]
+pub(super) struct Failure {
+    /// The destination's label.
+    pub(super) route: Arc<str>,
+    /// The backend tried last.
+    pub(super) backend: Option<SocketAddr>,
+    /// How many were tried.
+    pub(super) attempts: u32,
+    /// Why the last one failed.
+    pub(super) error: String,
+}
+
 /// The same word, be it refused or ended.
 const BLOCKED: &str = "blocked";
 
@@ -67,6 +98,11 @@ impl Outcome {
             Self::NoRoute => "no_route",
             Self::ConnectFailed => "connect_failed",
         }
+    }
+
+    /// Whether the client gave up, or was given up, before it had said what it wants.
+    pub(super) fn is_silent(self) -> bool {
+        matches!(self, Self::Gone | Self::HelloTimeout | Self::ProxyHeaderTimeout | Self::Stopped(_))
     }
 
     /// The reason for `edge_rejected_total`; `None` for what was carried or went away by itself.

@@ -27,6 +27,8 @@ pub struct Running {
     pub connection_rate_per_source: u32,
     /// A connection without a byte either way for this long is closed; `None` means never.
     pub idle_timeout: Option<Duration>,
+    /// Whether connections that sent no byte have a line in the access log.
+    pub log_empty: bool,
 }
 
 impl Running {

@@ -2,7 +2,7 @@
 
 use std::{
     fmt::Display,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     os::fd::BorrowedFd,
     sync::Arc,
     time::Duration,
@@ -22,6 +22,7 @@ use super::{
     cancel,
     hello::{self, Hello, NoHello},
     hello_memory::Held,
+    outcome::{Ended, Failure},
     postgres,
     received::Received,
     refusal,
@@ -31,7 +32,7 @@ use crate::{
         self, Fate, Pair, Passenger, Preread, StopReason, Ticket,
         flow::{FlowTier, Options},
     },
-    kernel::monotonic,
+    kernel::{monotonic, tcp},
     pool::connect::{self, Kept, Preparation},
     proxy_protocol::{Header, Tlvs, V2_MAX_SENT, write},
     route::Query,
@@ -62,9 +63,10 @@ pub fn serve(
     port: u16,
     Accepted { mut client, peer, slot }: Accepted,
 ) -> impl Future<Output = ()> + Send {
-    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-    let connection =
-        Arc::new(Connection::new(edge.registry.next_id(), peer, Arc::clone(&listener.spec.name)));
+    let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+    let local = client.local_addr().unwrap_or_else(|_| (Ipv6Addr::UNSPECIFIED, port).into());
+    let (id, name) = (edge.registry.next_id(), Arc::clone(&listener.spec.name));
+    let connection = Arc::new(Connection::new(id, canonical(peer), canonical(local), name));
     edge.registry.insert(Arc::clone(&connection));
     let registered = Registered { edge, connection, _slot: slot };
     async move {
@@ -78,8 +80,8 @@ pub fn serve(
             }),
         };
         let ended = finish(opened, client, &registered, listener.spec.protocol.spoken()).await;
-        if let Some(outcome) = ended {
-            edge.account(connection, outcome);
+        if let Some(ended) = ended {
+            edge.account(connection, ended);
         }
     }
 }
@@ -91,7 +93,7 @@ fn finish(
     client: TcpStream,
     registered: &Registered,
     listener: Option<Spoken>,
-) -> impl Future<Output = Option<Outcome>> + Send {
+) -> impl Future<Output = Option<Ended>> + Send {
     let Registered { edge, connection, .. } = registered;
     match opened {
         Ok(Opened { destination, backend, preread, place, kept }) => {
@@ -102,7 +104,7 @@ fn finish(
             Either::Left(carried.map(move |fate| {
                 drop(kept);
                 match fate {
-                    Fate::Ended(end) => Some(Outcome::Carried(end)),
+                    Fate::Ended(end) => Some(Outcome::Carried(end).into()),
                     Fate::HandedOver => {
                         edge.became_flow(connection, place);
                         None
@@ -110,9 +112,11 @@ fn finish(
                 }
             }))
         }
-        Err(Refused { outcome, protocol, tls_version }) => Either::Right(Box::pin(async move {
+        Err(Refused { outcome, failure, protocol, tls_version }) => Either::Right(Box::pin(async move {
+            let sent_nothing = || tcp::info(&client).is_ok_and(|info| info.data_segments_in == 0);
+            let is_empty = outcome.is_silent() && sent_nothing();
             refusal::refuse(client, outcome, protocol.or(listener), tls_version).await;
-            Some(outcome)
+            Some(Ended { outcome, failure, is_empty })
         })),
     }
 }
@@ -161,13 +165,14 @@ struct Opened {
 /// carries.
 struct Refused {
     outcome: Outcome,
+    failure: Option<Box<Failure>>,
     protocol: Option<Spoken>,
     tls_version: u16,
 }
 
 impl From<Outcome> for Refused {
     fn from(outcome: Outcome) -> Self {
-        Self { outcome, protocol: None, tls_version: 0 }
+        Self { outcome, failure: None, protocol: None, tls_version: 0 }
     }
 }
 
@@ -217,7 +222,7 @@ async fn open(
 
     let protocol = hello::read_protocol(client, &listener.spec, &mut received);
     let protocol = timeout_at(deadline, protocol).await.map_err(|_| Outcome::HelloTimeout)??;
-    let refused = |outcome, tls_version| Refused { outcome, protocol, tls_version };
+    let refused = |outcome, tls_version| Refused { protocol, tls_version, ..Refused::from(outcome) };
     let hello = hello::read(client, protocol, running.hello_bytes, received);
     let hello = timeout_at(deadline, hello).await.unwrap_or(Err(NoHello::Late));
     let Hello { asked, whole_alpn, is_cancel, received, tls_version } =
@@ -238,22 +243,24 @@ async fn open(
     let speaks = !received.bytes.is_empty() || destination.proxy_protocol != ProxyProtocol::Off;
     let preparation = ForClient { flow: for_flow(edge, &destination, client, connection), speaks };
     let connecting = destination.pool.connect_prepared(source, port, Some(&preparation));
-    let failed = |error: &dyn Display| {
+    let failed = |error: &dyn Display, backend, attempts| {
         tracing::warn!(
             id = connection.id, client = %connection.client(), route = &*destination.label, %error,
             "no backend could be connected"
         );
-        refused(Outcome::ConnectFailed, tls_version)
+        let route = Arc::clone(&destination.label);
+        let failure = Failure { route, backend, attempts, error: error.to_string() };
+        Refused { failure: Some(Box::new(failure)), ..refused(Outcome::ConnectFailed, tls_version) }
     };
-    let connect::Connection { mut stream, address, lease, took, kept, .. } =
-        connecting.await.map_err(|error| failed(&error))?;
+    let connect::Connection { mut stream, address, lease, took, attempts, kept, .. } =
+        connecting.await.map_err(|gave_up| failed(&gave_up.error, gave_up.backend, gave_up.attempts))?;
     edge.timings.connect(destination.pool.name(), took);
     let (received, memory) = received.finish()?;
     let mut preread = preread(edge, connection, &destination, alpn, client, received, memory);
     if protocol == Some(Spoken::Postgres) {
         let hello = preread.bytes.split_off(std::mem::take(&mut preread.uncounted));
         let agreed = postgres::agree(&mut stream, &preread.bytes, destination.pool.connect_timeout()).await;
-        agreed.map_err(|error| failed(&format_args!("{address}: {error}")))?;
+        agreed.map_err(|error| failed(&format_args!("{address}: {error}"), Some(address), attempts))?;
         preread.bytes = hello;
     }
     if protocol == Some(Spoken::Postgres) || alpn.iter().any(|name| name == postgres::ALPN) {

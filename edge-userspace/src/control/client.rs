@@ -17,6 +17,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use super::api::{ErrorBody, ErrorDetail};
+use crate::group;
 
 /// How long the daemon may take. A probe and a doctor's round wait for backends that do not answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_mins(2);
@@ -38,9 +39,7 @@ pub enum ClientError {
     )]
     Missing(PathBuf),
     /// A socket that this user may not use.
-    #[error(
-        "no permission for the control socket {0}: run as root, or join the group `edge` (`usermod -aG edge $USER`, then log in again)"
-    )]
+    #[error("no permission for the control socket {}: run as root, or {}", .0.display(), group::how_to_join(group::edge()))]
     Permission(PathBuf),
     /// A socket on which nobody listens.
     #[error(

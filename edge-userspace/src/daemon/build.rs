@@ -1,6 +1,10 @@
 //! Settings and runtime state → the [`Running`] state that connections meet.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{connection_limit, share_of_a_source};
 use crate::{
@@ -41,7 +45,7 @@ pub(super) fn build(settings: &Settings, runtime: &[RouteSpec], kept: &mut Kept)
     let sourced = runtime.iter().map(|spec| (spec, Source::Runtime));
     let sourced = sourced.chain(settings.routes.iter().map(|spec| (spec, Source::File)));
     let mut rules = Vec::new();
-    let mut warnings = Vec::new();
+    let mut warnings = settings.warnings(runtime);
     let mut counters = HashMap::new();
     for (spec, source) in sourced {
         let wants = (spec.proxy_protocol, spec.proxy_tlvs, spec.connect_timeout);
@@ -52,8 +56,14 @@ pub(super) fn build(settings: &Settings, runtime: &[RouteSpec], kept: &mut Kept)
             ));
             continue;
         };
-        let kept = pools.kept.routes.get(&spec.conditions).cloned().unwrap_or_default();
-        counters.insert(spec.conditions.clone(), Arc::clone(&kept));
+        // Of two routes with the same conditions no client meets the second: it has counters of its own, which stay 0.
+        let counter = match counters.entry(spec.conditions.clone()) {
+            Entry::Occupied(_) => Arc::default(),
+            Entry::Vacant(free) => {
+                let kept = pools.kept.routes.get(&spec.conditions).cloned().unwrap_or_default();
+                Arc::clone(free.insert(kept))
+            }
+        };
         let destination = Destination {
             label: spec.conditions.host.to_string().into(),
             proxy_protocol: pool.proxy_protocol(),
@@ -63,7 +73,7 @@ pub(super) fn build(settings: &Settings, runtime: &[RouteSpec], kept: &mut Kept)
             route: Some(spec.clone()),
             source,
             idle_timeout: spec.idle_timeout,
-            counters: kept,
+            counters: counter,
         };
         rules.push(Rule { conditions: spec.conditions.clone(), target: Arc::new(destination) });
     }
@@ -103,6 +113,7 @@ pub(super) fn build(settings: &Settings, runtime: &[RouteSpec], kept: &mut Kept)
             .unwrap_or_else(|| share_of_a_source(connection_limit(limits.connections))),
         connection_rate_per_source: limits.connection_rate_per_source,
         idle_timeout: limits.idle_timeout,
+        log_empty: settings.daemon.access_log_empty,
     };
     Built { running, checks, warnings }
 }

@@ -170,6 +170,8 @@ struct Applied {
     pools: usize,
     routes: usize,
     warnings: Vec<String>,
+    /// The runtime state was changed with it, and is not on disk yet.
+    is_state_new: bool,
 }
 
 impl Daemon {
@@ -184,8 +186,14 @@ impl Daemon {
         mut kernel: Kernel,
     ) -> Result<Arc<Self>, DaemonError> {
         let troubles = Arc::new(Troubles::default());
-        let Opened { store, state, recovery, obstacle } = StateStore::open(&settings.daemon.state_dir)?;
+        let Opened { mut store, mut state, recovery, obstacle } =
+            StateStore::open(&settings.daemon.state_dir)?;
         troubles.note(Part::State, obstacle.map(|obstacle| obstacle.to_string()));
+        if drop_repeated(&settings, &mut state)
+            && let Err(error) = store.save(&state)
+        {
+            troubles.note(Part::State, Some(error.to_string()));
+        }
         if let Some(recovery) = recovery {
             tracing::error!("{recovery}");
         }
@@ -287,6 +295,10 @@ impl Daemon {
             Ok(settings) => self.apply_settings(&mut steering, settings),
             Err(error) => Err(error),
         };
+        if outcome.as_ref().is_ok_and(|applied| applied.is_state_new) {
+            // Where it fails, `status` has it; the next save brings it to the disk.
+            let _ = steering.store.save(&steering.state).await;
+        }
         self.edge.access_log.reopen();
         let mut shown = self.shown();
         shown.last_reload =
@@ -326,6 +338,7 @@ impl Daemon {
                 list.display()
             )
         }));
+        let is_state_new = drop_repeated(&settings, &mut steering.state);
         steering.settings = settings;
         self.edge.admission.set_limit(connection_limit(steering.settings.limits.connections));
         self.edge.hello_memory.set_limit(steering.settings.limits.hello_memory);
@@ -343,6 +356,7 @@ impl Daemon {
             pools: settings.pools.len(),
             routes: settings.routes.len() + steering.state.routes.len(),
             warnings,
+            is_state_new,
         })
     }
 
@@ -384,6 +398,20 @@ impl Daemon {
             }
         }
     }
+}
+
+/// Drops routes that were added at run time and that the file has as well by now; says whether there were any.
+fn drop_repeated(settings: &Settings, state: &mut State) -> bool {
+    let repeated = state.routes.extract_if(.., |route| settings.routes.contains(route));
+    let mut any = false;
+    for route in repeated {
+        any = true;
+        tracing::info!(
+            host = %route.conditions.host, to = %route.to,
+            "a route that was added at run time is in the configuration file now: the one of the file stays"
+        );
+    }
+    any
 }
 
 /// Drains what the operator drained before: backends that are new to this process know nothing of it.

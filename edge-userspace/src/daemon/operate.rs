@@ -123,7 +123,7 @@ impl Operator for Daemon {
     }
 
     async fn reload(&self) -> Result<ReloadReport, Refusal> {
-        let Applied { listeners, pools, routes, warnings } = self.reload_file().await.map_err(|error| {
+        let Applied { listeners, pools, routes, warnings, .. } = self.reload_file().await.map_err(|error| {
             let code = match &error {
                 DaemonError::Config(_) => "config_invalid",
                 DaemonError::Bind(_) => "cannot_listen",

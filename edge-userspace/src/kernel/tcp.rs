@@ -80,6 +80,8 @@ pub struct TcpInfo {
     pub not_sent: u32,
     /// The shortest round-trip time of the last minutes (`net.ipv4.tcp_min_rtt_wlen`).
     pub shortest_rtt: Duration,
+    /// Segments received that carried data.
+    pub data_segments_in: u32,
 }
 
 impl TcpInfo {
@@ -134,12 +136,13 @@ impl TcpInfo {
             segments_in: word(140),
             not_sent: word(144),
             shortest_rtt: Duration::from_micros(word(148).into()),
+            data_segments_in: word(152),
         }
     }
 }
 
-/// Up to and including `tcpi_min_rtt`, which came with Linux 4.6.
-const TCP_INFO_LENGTH: libc::socklen_t = 152;
+/// Up to and including `tcpi_data_segs_in`, which came with Linux 4.6.
+const TCP_INFO_LENGTH: libc::socklen_t = 156;
 const TCP_INFO_SIZE: usize = TCP_INFO_LENGTH as usize;
 
 const INT: libc::socklen_t = 4;
@@ -387,6 +390,7 @@ mod tests {
         let (there, back) = (info(&near).unwrap(), info(&far).unwrap());
         assert_eq!((there.state, back.state), (TcpInfo::ESTABLISHED, TcpInfo::ESTABLISHED));
         assert_eq!(back.bytes_received, 12);
+        assert_eq!((back.data_segments_in, there.data_segments_in), (1, 0));
         // Loopback acknowledges at once; the SYN was acknowledged too.
         assert_eq!(there.bytes_acked + u64::from(send_queue(&near).unwrap()), 13);
         assert!(there.rtt > Duration::ZERO && there.send_mss > 500, "{there:?}");

@@ -5,10 +5,10 @@
 //! number.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{File, OpenOptions, Permissions},
     io::{self, BufWriter, Write},
     net::SocketAddr,
-    os::unix::fs::{OpenOptionsExt, fchown},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -49,6 +49,8 @@ pub struct Record {
     pub id: u64,
     /// The client.
     pub client: SocketAddr,
+    /// The address that the client had connected to, of this machine.
+    pub local: SocketAddr,
     /// The listener.
     pub listener: Arc<str>,
     /// What the client spoke, as far as it was looked at.
@@ -65,8 +67,14 @@ pub struct Record {
     pub ech: bool,
     /// The host of the route; the name of a tcp listener.
     pub route: Option<Arc<str>>,
-    /// The backend's address.
+    /// The backend's address; where none could be connected, that of the one tried last.
     pub backend: Option<SocketAddr>,
+    /// How many backends were tried; shown where none could be connected, as is `error`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attempts: Option<u32>,
+    /// Why the one tried last could not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
     /// The tier that was carrying at the end.
     pub datapath: Option<Tier>,
     /// Whether the kernel had left it to user space by then; shown where it did.
@@ -214,6 +222,10 @@ fn file(path: &Path) -> io::Result<File> {
     options.append(true).mode(MODE);
     match options.create_new(true).open(path) {
         Ok(file) => {
+            // Whatever the umask of the process.
+            if let Err(error) = file.set_permissions(Permissions::from_mode(MODE)) {
+                tracing::warn!(%error, "the access log cannot be given the mode {MODE:o}");
+            }
             if let Some(group) = group::edge()
                 && let Err(error) = fchown(&file, None, Some(group))
             {
@@ -291,7 +303,12 @@ impl Writer {
 
     /// A full disk is said once, not for each line.
     fn note(&self, error: &io::Error) {
-        let trouble = format!("the access log cannot be written, lines are lost until it can: {error}");
+        let why = match error.kind() {
+            io::ErrorKind::StorageFull => "its disk is full",
+            io::ErrorKind::QuotaExceeded => "the disk quota is used up",
+            _ => &error.to_string(),
+        };
+        let trouble = format!("the access log cannot be written, lines are lost until it can: {why}");
         if self.trouble().replace(trouble.clone()).is_none() {
             tracing::error!("{trouble}");
         }
@@ -353,6 +370,7 @@ mod tests {
             time: SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123),
             id,
             client: "192.0.2.7:4711".parse().unwrap(),
+            local: "198.51.100.1:443".parse().unwrap(),
             listener: "https".into(),
             protocol: Some(Spoken::Tls),
             sni: Some("cloud.example.com".parse().unwrap()),
@@ -361,6 +379,8 @@ mod tests {
             ech: false,
             route: Some("*.example.com".into()),
             backend: Some("100.64.0.2:443".parse().unwrap()),
+            attempts: None,
+            error: None,
             datapath: Some(Tier::SkMsg),
             spilled: false,
             bytes_up: 517,
@@ -380,7 +400,7 @@ mod tests {
         log.write(record(1));
         log.flush();
         let expected = concat!(
-            r#"{"time":"2023-11-14T22:13:20.123Z","id":1,"client":"192.0.2.7:4711","listener":"https","#,
+            r#"{"time":"2023-11-14T22:13:20.123Z","id":1,"client":"192.0.2.7:4711","local":"198.51.100.1:443","listener":"https","#,
             r#""protocol":"tls","sni":"cloud.example.com","alpn":["h2"],"ech":false,"route":"*.example.com","#,
             r#""backend":"100.64.0.2:443","datapath":"sk_msg","bytes_up":517,"bytes_down":4096,"#,
             r#""duration_ms":12.345,"connect_ms":null,"close":"finished","unique_id":"0102"}"#,

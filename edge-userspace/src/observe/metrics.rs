@@ -354,6 +354,7 @@ mod tests {
             "edge_connect_seconds_bucket{le=\"+Inf\",pool=\"caddy\"} 1",
             "edge_backend_up{pool=\"caddy\",backend=\"100.64.0.2:443\"} 1",
             "edge_backend_up{pool=\"caddy\",backend=\"b\"} 0",
+            "edge_backend_last_success_timestamp_seconds{pool=\"caddy\",backend=\"b\"} 7",
             "edge_rejected_total{reason=\"no_route\"} 2",
             "edge_rejected_total{reason=\"hello_timeout\"} 1",
             "edge_blocked_packets_total 5",
@@ -367,6 +368,7 @@ mod tests {
         ] {
             assert!(text.lines().any(|have| have == line), "{line} is not in:\n{text}");
         }
+        assert!(!text.contains("unchecked\"}"), "of what nobody knows nothing is said:\n{text}");
     }
 
     #[test]

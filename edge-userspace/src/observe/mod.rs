@@ -3,5 +3,6 @@
 #![forbid(unsafe_code)]
 
 pub mod access_log;
+pub mod log_filter;
 pub mod metrics;
 pub mod timings;

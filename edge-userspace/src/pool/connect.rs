@@ -84,7 +84,28 @@ fn unusable(error: &io::Error) -> String {
     }
 }
 
+/// No backend of a pool could be connected.
+#[derive(Debug)]
+pub struct GaveUp {
+    /// Why the one tried last could not.
+    pub error: ConnectError,
+    /// Its address, where it has one.
+    pub backend: Option<SocketAddr>,
+    /// How many were tried.
+    pub attempts: u32,
+}
+
 impl ConnectError {
+    fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Device { address, .. }
+            | Self::Local { address, .. }
+            | Self::Refused { address, .. }
+            | Self::TimedOut { address, .. } => Some(*address),
+            Self::Drained | Self::Unresolved(_) | Self::WentDown(_) => None,
+        }
+    }
+
     /// Whether it says something about the backend rather than about this machine's resources.
     pub fn blames_backend(&self) -> bool {
         !matches!(self, Self::Drained | Self::Local { .. } | Self::WentDown(_))
@@ -123,7 +144,7 @@ impl Pool {
     /// Connects to the best backend that answers within the pool's `connect_timeout`. `default_port` is the
     /// listener's. The error is that of the last backend tried.
     pub async fn connect(&self, client: IpAddr, default_port: u16) -> Result<Connection, ConnectError> {
-        self.connect_prepared(client, default_port, None).await
+        self.connect_prepared(client, default_port, None).await.map_err(|gave_up| gave_up.error)
     }
 
     /// The same, with a word before each attempt. One that was ready beforehand has heard none.
@@ -132,11 +153,11 @@ impl Pool {
         client: IpAddr,
         default_port: u16,
         preparation: Option<&dyn Preparation>,
-    ) -> Result<Connection, ConnectError> {
+    ) -> Result<Connection, GaveUp> {
         let start = Instant::now();
         let mut elapsed = Duration::ZERO;
         let mut tried = 0;
-        let mut last = ConnectError::Drained;
+        let mut last = (ConnectError::Drained, None);
         let mut attempts = self.attempts(client);
         while let Some(backend) = attempts.next() {
             let time = attempts.time(elapsed);
@@ -186,11 +207,12 @@ impl Pool {
                         backend.failed(default_port, epoch, &error.to_string());
                     }
                     tracing::debug!(pool = &**self.name(), backend = %backend.id(), %error, "connecting failed");
-                    last = error;
+                    last = (error, backend.addresses(default_port).first().copied());
                 }
             }
         }
-        Err(last)
+        let (error, first) = last;
+        Err(GaveUp { backend: error.address().or(first), error, attempts: tried })
     }
 }
 

@@ -143,11 +143,11 @@ mod tests {
             ways.set(pool.backends().iter().cloned());
             sh("ip link set wg0 down");
             assert_eq!(until(fibre, BackendState::Down).await, "the device wg0 is down");
-            assert_eq!(mobile.state(), BackendState::Up);
+            assert_eq!(mobile.state(), BackendState::Unchecked);
             let first = pool.attempts("192.0.2.1".parse().unwrap()).next().unwrap();
             assert!(Arc::ptr_eq(&first, mobile));
             sh("ip link set wg0 up");
-            assert_eq!(until(fibre, BackendState::Up).await, "its tunnel works");
+            assert_eq!(until(fibre, BackendState::Unchecked).await, "its tunnel works");
             sh("ip link del wg1");
             assert_eq!(until(mobile, BackendState::Down).await, "the device wg1 does not exist");
         });

@@ -3,16 +3,20 @@
 mod caddy;
 mod haproxy;
 mod lego;
+mod mariadb;
 mod nginx;
 mod pebble;
+mod postfix;
 mod postgres;
 mod sshd;
 
 pub use caddy::Caddy;
 pub use haproxy::Haproxy;
 pub use lego::Lego;
+pub use mariadb::Mariadb;
 pub use nginx::Nginx;
 pub use pebble::Pebble;
+pub use postfix::Postfix;
 pub use postgres::Postgres;
 pub use sshd::Sshd;
 

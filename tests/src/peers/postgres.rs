@@ -15,7 +15,7 @@ use crate::{Host, certificates::Certificate, process::Process, wait::SOON};
 /// A running PostgreSQL with a superuser `lab` that everybody may be.
 #[derive(Debug)]
 pub struct Postgres {
-    _process: Process,
+    process: Process,
 }
 
 impl Postgres {
@@ -61,7 +61,12 @@ impl Postgres {
             fs::read_to_string(&log).is_ok_and(|text| text.contains("ready to accept connections"))
                 && host.accepts(on)
         })?;
-        Ok(Self { _process: process })
+        Ok(Self { process })
+    }
+
+    /// What it has written so far.
+    pub fn log(&self) -> Result<String> {
+        self.process.whole_log()
     }
 }
 

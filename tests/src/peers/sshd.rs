@@ -9,7 +9,7 @@ use crate::{Host, process::Process, require::find, wait::SOON};
 /// A running sshd.
 #[derive(Debug)]
 pub struct Sshd {
-    _process: Process,
+    process: Process,
     key: PathBuf,
 }
 
@@ -42,7 +42,12 @@ impl Sshd {
         command.args(["-D", "-e", "-f"]).arg(&config);
         let mut process = host.spawn("sshd", command)?;
         process.wait_ready(SOON, || host.accepts(on))?;
-        Ok(Self { _process: process, key: client })
+        Ok(Self { process, key: client })
+    }
+
+    /// What it has written so far.
+    pub fn log(&self) -> Result<String> {
+        self.process.whole_log()
     }
 
     /// Runs a command there by the client on `from`, which connects to `to`; gives what it printed.

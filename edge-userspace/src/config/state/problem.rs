@@ -19,10 +19,7 @@ pub struct Recovery {
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// A call that failed.
-    #[error(
-        "cannot {action} {}: {source}; `state_dir` in [daemon] must be a directory that edged may write to",
-        path.display()
-    )]
+    #[error("cannot {action} {}: {}", path.display(), why(source))]
     Io {
         /// What was tried.
         action: &'static str,
@@ -84,6 +81,15 @@ impl StateError {
             source.kind(),
             PermissionDenied | QuotaExceeded | ReadOnlyFilesystem | StorageFull
         ))
+    }
+}
+
+/// What failed, and how to mend it.
+fn why(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::StorageFull => "the disk is full; make room on it".to_owned(),
+        io::ErrorKind::QuotaExceeded => "the disk quota is used up; make room, or raise it".to_owned(),
+        _ => format!("{error}; `state_dir` in [daemon] must be a directory that edged may write to"),
     }
 }
 

@@ -214,7 +214,9 @@ impl Flows {
             return;
         }
         for destination in running.destinations() {
-            let (live, ended) = destinations.get(&destination.identity).copied().unwrap_or_default();
+            // Taken out: a route of the file and one added at run time may have the same identity, and the first, which
+            // clients meet, has the flows.
+            let (live, ended) = destinations.remove(&destination.identity).unwrap_or_default();
             destination.counters.carried(ended.up, ended.down);
             destination.counters.set_flows(live);
         }

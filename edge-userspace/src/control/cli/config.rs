@@ -25,6 +25,8 @@ struct Checked<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     routes: Option<usize>,
     problems: &'a [Problem],
+    /// What is allowed and probably not meant.
+    warnings: Vec<String>,
     /// Problems beyond those listed.
     more: usize,
 }
@@ -44,6 +46,7 @@ pub(super) fn check(file: &Path, output: Output) -> Result<(), Failure> {
             pools: found.map(|settings| settings.pools.len()),
             routes: found.map(|settings| settings.routes.len()),
             problems,
+            warnings: found.map(|settings| settings.warnings(&[])).unwrap_or_default(),
             more,
         };
         style::write_lines([serde_json::to_string(&checked).map_err(std::io::Error::other)?])?;
@@ -51,14 +54,13 @@ pub(super) fn check(file: &Path, output: Output) -> Result<(), Failure> {
     }
     match settings {
         Ok(settings) => {
-            let Settings { listeners, pools, routes, .. } = settings;
+            let warnings = settings.warnings(&[]);
+            let warnings = warnings.iter().map(|warning| warned(output, warning));
+            let Settings { listeners, pools, routes, .. } = &settings;
             let counts =
                 [(listeners.len(), "listener"), (pools.len(), "pool"), (routes.len(), "route")].map(count);
-            Ok(style::write_lines([format!(
-                "{name}: {}, {}",
-                output.paint("valid", Colour::Green),
-                counts.join(", ")
-            )])?)
+            let valid = format!("{name}: {}, {}", output.paint("valid", Colour::Green), counts.join(", "));
+            Ok(style::write_lines(std::iter::once(valid).chain(warnings))?)
         }
         Err(error) => Err(Failure::Invalid(error)),
     }
@@ -70,14 +72,13 @@ pub(super) async fn reload(daemon: &Client, output: Output) -> Result<(), Failur
         let counts =
             [(report.listeners, "listener"), (report.pools, "pool"), (report.routes, "route")].map(count);
         let mut lines = vec![format!("reloaded: {}", counts.join(", "))];
-        lines.extend(
-            report
-                .warnings
-                .iter()
-                .map(|warning| format!("{} {warning}", output.paint("warning:", Colour::Yellow))),
-        );
+        lines.extend(report.warnings.iter().map(|warning| warned(output, warning)));
         lines
     })
+}
+
+fn warned(output: Output, warning: &str) -> String {
+    format!("{} {warning}", output.paint("warning:", Colour::Yellow))
 }
 
 fn count<N: std::fmt::Display + PartialEq + From<u8>>((number, thing): (N, &str)) -> String {

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::Path,
 };
 
@@ -115,7 +115,11 @@ impl Account {
     /// The same, and makes the file where it is missing.
     pub fn own_new_file(&self, path: &Path) -> io::Result<()> {
         match OpenOptions::new().write(true).create_new(true).mode(0o640).open(path) {
-            Ok(file) => self.give(&file),
+            Ok(file) => {
+                // Whatever the umask of the process.
+                file.set_permissions(fs::Permissions::from_mode(0o640))?;
+                self.give(&file)
+            }
             Err(_) => self.own_file(path),
         }
     }

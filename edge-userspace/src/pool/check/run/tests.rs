@@ -96,7 +96,7 @@ async fn an_unchecked_backend_comes_back_by_time() {
         backend.failed(443, backend.epoch(), "connection refused");
     }
     assert_eq!(backend.state(), BackendState::Down);
-    until(backend, BackendState::Up).await;
+    until(backend, BackendState::Unchecked).await;
     backend.failed(443, backend.epoch(), "connection refused");
     assert_eq!(backend.state(), BackendState::Down, "on probation");
 }

@@ -1,0 +1,57 @@
+//! `EDGE_LOG`: what the daemon writes to its log.
+
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
+/// Where the setting comes from.
+pub const VARIABLE: &str = "EDGE_LOG";
+const DEFAULT: &str = "info";
+
+/// Why a setting is refused.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{VARIABLE}: {0:?} is no log level; write error, warn, info, debug, trace or off, and for a part of edge for example \
+     \"info,edge::pool=debug\""
+)]
+pub struct FilterError(String);
+
+/// Reads the setting; nothing and an empty one are `info`.
+///
+/// # Errors
+///
+/// It has a word that is no level. The filter would take it for the name of a program and let nothing through.
+pub fn filter(setting: Option<&str>) -> Result<EnvFilter, FilterError> {
+    let setting = setting.map(str::trim).filter(|setting| !setting.is_empty()).unwrap_or(DEFAULT);
+    let wrong = |part: &str| FilterError(part.to_owned());
+    for part in setting.split(',').map(str::trim) {
+        let is_ours = part == "edge" || part.starts_with("edge::") || part.starts_with("edge[");
+        // What has more to it than a word is for the parser to judge.
+        if !is_ours && !part.contains(['=', '[', ']', '{', '}']) && part.parse::<LevelFilter>().is_err() {
+            return Err(wrong(part));
+        }
+    }
+    EnvFilter::builder().parse(setting).map_err(|_| wrong(setting))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_and_parts_are_taken_and_other_words_are_not() {
+        for setting in [
+            None,
+            Some(""),
+            Some("debug"),
+            Some("WARN"),
+            Some("off"),
+            Some("info,edge::pool=debug"),
+            Some("edge::pool"),
+        ] {
+            filter(setting).unwrap_or_else(|error| panic!("{setting:?}: {error}"));
+        }
+        for setting in ["verbose", "info,verbos", "edge=loud", "deubg"] {
+            let error = filter(Some(setting)).unwrap_err().to_string();
+            assert!(error.contains("EDGE_LOG") && error.contains("debug"), "{error}");
+        }
+    }
+}
