@@ -162,7 +162,7 @@ fn a_backend_that_fails_is_told_and_avoided() -> Result<()> {
         let _two = service::named(&lab.home, lab.home_at(1002), "two")?;
         let (first, second) = (lab.home_at(1001).to_string(), lab.home_at(1002).to_string());
         let body = format!(
-            "[[pool]]\nname = \"p\"\nhealth = {{ interval = \"200ms\", timeout = \"1s\", rise = 2, fall = 2 }}\n\
+            "[[pool]]\nname = \"p\"\nhealth = {{ kind = \"tcp\", interval = \"200ms\", timeout = \"1s\", rise = 2, fall = 2 }}\n\
              [[pool.backend]]\nto = \"{first}\"\n[[pool.backend]]\nto = \"{second}\"\n\
              [[route]]\nhost = \"*\"\nto = \"p\"\n"
         );

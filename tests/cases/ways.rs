@@ -28,7 +28,8 @@ pub(crate) const HANDSHAKE: u8 = 22;
 
 /// Quick checks, so that a case does not take minutes. Their time is enough on a loaded machine, and for a SYN that was
 /// lost: it is sent again after a second.
-pub(crate) const HEALTH: &str = "health = { interval = \"300ms\", timeout = \"3s\", rise = 2, fall = 2 }";
+pub(crate) const HEALTH: &str =
+    "health = { kind = \"tcp\", interval = \"300ms\", timeout = \"3s\", rise = 2, fall = 2 }";
 
 /// Runs a case in a lab with tunnels, or says why it cannot.
 pub(crate) fn with(plan: Plan, body: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
