@@ -183,7 +183,7 @@ impl From<NoHello> for Refused {
             NoHello::Late => Outcome::HelloTimeout.into(),
             NoHello::NoMemory => Outcome::HelloMemory.into(),
             NoHello::Rejected { rejection, tls_version } => {
-                Self { outcome: Outcome::Rejected(rejection), protocol: None, tls_version }
+                Self { tls_version, ..Outcome::Rejected(rejection).into() }
             }
         }
     }

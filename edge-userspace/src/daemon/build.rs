@@ -81,8 +81,7 @@ pub(super) fn build(settings: &Settings, runtime: &[RouteSpec], kept: &mut Kept)
     let mut listener_counters = HashMap::new();
     for spec in &settings.listeners {
         let destination = spec.to.as_ref().and_then(|to| {
-            let pool =
-                pools.pool(to, (ProxyProtocol::Off, ProxyTlvs::default(), spec.connect_timeout))?;
+            let pool = pools.pool(to, (ProxyProtocol::Off, ProxyTlvs::default(), spec.connect_timeout))?;
             let kept = pools.kept.listeners.get(&spec.name).cloned().unwrap_or_default();
             listener_counters.insert(Arc::clone(&spec.name), Arc::clone(&kept));
             Some(Arc::new(Destination {

@@ -1,4 +1,4 @@
-//! MariaDB: a database that shuts out a host whose connections break off too often.
+//! `MariaDB`: a database that shuts out a host whose connections break off too often.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use crate::{Host, process::Process, require::find, wait::SOON};
 /// An account that is nobody's: the server does not run as root.
 const ACCOUNT: u32 = 65_534;
 
-/// A running MariaDB without accounts of its own.
+/// A running `MariaDB` without accounts of its own.
 #[derive(Debug)]
 pub struct Mariadb {
     _process: Process,

@@ -59,6 +59,7 @@ pub(in crate::pool) enum Change {
 ///   the same, since there is no other.
 /// - A first check that fails settles nothing where a client was connected before it.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, of which each combination can occur")]
 pub(in crate::pool) struct Health {
     spec: HealthSpec,
     alone: bool,

@@ -128,7 +128,7 @@ async fn converse<T>(
     // Reset at the end: a check that leaves TIME_WAIT behind would in time use up the ports to the backend.
     SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
     let source = ProxySource::Client { source: stream.local_addr()?, destination: address };
-    let mut said = write(plan.proxy_protocol, source, &Tlvs::default());
+    let mut said = write(plan.proxy_protocol, source, &Tlvs::default()).bytes;
     said.append(&mut question(address));
     let talk = async {
         stream.write_all(&said).await?;

@@ -54,6 +54,7 @@ async fn server(expect: usize, answer: &'static [u8]) -> (SocketAddr, JoinHandle
 fn header() -> usize {
     let nobody = "127.0.0.1:1".parse().unwrap();
     write(ProxyProtocol::V2, ProxySource::Client { source: nobody, destination: nobody }, &Tlvs::default())
+        .bytes
         .len()
 }
 
