@@ -232,14 +232,16 @@ fn auto_speaks_what_the_routes_speak() -> Result<()> {
             Ok(stream::read_to_end(&mut stream)?.0)
         })?;
         let health = "health = { interval = \"100ms\", timeout = \"500ms\", rise = 1, fall = 2 }";
-        let pools: String = [("tls", 1001), ("http", 1002), ("ssh", 1003), ("postgres", 5432), ("web", 1002)]
-            .into_iter()
-            .chain([("silent", 1005), ("foreign", 1003)])
-            .map(|(name, port)| {
-                let to = lab.home_at(port);
-                format!("[[pool]]\nname = \"{name}\"\n{health}\n[[pool.backend]]\nto = \"{to}\"\n")
-            })
-            .collect();
+        let pools: Vec<String> =
+            [("tls", 1001), ("http", 1002), ("ssh", 1003), ("postgres", 5432), ("web", 1002)]
+                .into_iter()
+                .chain([("silent", 1005), ("foreign", 1003)])
+                .map(|(name, port)| {
+                    let to = lab.home_at(port);
+                    format!("[[pool]]\nname = \"{name}\"\n{health}\n[[pool.backend]]\nto = \"{to}\"\n")
+                })
+                .collect();
+        let pools = pools.concat();
         let edged = Edged::start(
             lab,
             &format!(
