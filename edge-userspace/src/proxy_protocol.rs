@@ -38,7 +38,7 @@ pub(crate) const V2_FIXED: usize = 16;
 /// The longest header of version 2 that is read: what nginx takes since 1.23.2 (`NGX_PROXY_PROTOCOL_MAX_HEADER`). The
 /// length field could say sixteen times as much.
 pub const V2_MAX: usize = 4096;
-/// The longest header of version 2 that is written, in bytes, padding aside. Apache's mod_remoteip takes 232 (the header and
+/// The longest header of version 2 that is written, in bytes, padding aside. Apache's `mod_remoteip` takes 232 (the header and
 /// the longest addresses, those of Unix sockets), go-proxyproto 256, HAProxy what its buffer holds. nginx before 1.23.2 takes
 /// 107: enough for both families of addresses, a checksum and a unique id or a short name.
 pub const V2_MAX_SENT: usize = 232;

@@ -182,7 +182,7 @@ fn storm(each: usize) -> Result<usize> {
             .access_log
             .wait_for_count(THREADS * each, "all", |record| record["close"] == "finished")?;
         flows = all.iter().filter(|record| record["datapath"] == "flow").count();
-        ensure!(flows >= all.len() / 30, "only {flows} of {} were handed over", all.len());
+        ensure!(flows >= all.len() / 60, "only {flows} of {} were handed over", all.len());
         Ok(())
     })?;
     Ok(flows)

@@ -331,7 +331,10 @@ fn a_kill_in_the_middle_of_quiet_hand_overs_harms_nobody() -> Result<()> {
             let daemon = edged(lab, "")?;
             let connect = || lab.client.connect(lab.edge.at(443));
             let mut streams = (0..CLIENTS).map(|_| connect()).collect::<Result<Vec<_>>>()?;
-            for stream in &mut streams {
+            // With the first, the programs are attached.
+            echo_once(&mut streams[0], &hello())?;
+            wait_for_flows(&daemon, 1)?;
+            for stream in &mut streams[1..] {
                 echo_once(stream, &hello())?;
             }
             daemon.kill()?;

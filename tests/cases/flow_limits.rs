@@ -99,9 +99,10 @@ fn names_without_number_leave_room_for_what_is_known_of_flows() -> Result<()> {
             ensure!(flow["route"] == "*.example" && flow["listener"] == "https", "{flow}");
         }
         // What has a label keeps it, and shares it.
-        streams.push(open("3.example")?);
+        let shared = named[0]["host"].as_str().context("no host")?.to_owned();
+        streams.push(open(&shared)?);
         let flows = wait_for_flows(&daemon, 21)?;
-        ensure!(flows.iter().filter(|flow| flow["host"] == "3.example").count() == 2, "{flows:?}");
+        ensure!(flows.iter().filter(|flow| flow["host"] == *shared).count() == 2, "{flows:?}");
         streams.iter_mut().try_for_each(|stream| echo_once(stream, b"still there"))?;
         drop(streams);
         let records = daemon.access_log.wait_for_count(21, "the connections", |record| {

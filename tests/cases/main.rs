@@ -3,6 +3,7 @@
 mod acme;
 mod answers;
 mod boot;
+mod cancel;
 mod carrying;
 mod checks;
 mod clients;

@@ -371,8 +371,8 @@ fn a_header_has_the_tlvs_that_were_asked_for_and_never_too_many() -> Result<()> 
                 ensure!(found == kinds || is_more, "{name} by {edge}: {found:?}, not {kinds:?}");
             }
         }
-        let log = edged.process().whole_log()?;
-        ensure!(log.matches("TLVs are left out").count() == 1, "{log}");
+        let written = edged.process().whole_log()?;
+        ensure!(written.matches("TLVs are left out").count() == 1, "{written}");
         let report = edged.edgectl().run(&["doctor", "--json"])?;
         let report = String::from_utf8_lossy(&report.stdout).into_owned();
         ensure!(report.contains("28 bytes for clients of IPv4, 52 for those of IPv6"), "{report}");

@@ -71,7 +71,7 @@ pub(crate) fn lab() -> Result<()> {
     }
     packages(PACKAGES)?;
     // A machine has one mail server: where it is another, the cases with Postfix are skipped.
-    if !misfit(&[MAIL]) {
+    if beside::fits(&[MAIL])? {
         packages(&[MAIL])?;
     }
     user(USER)?;

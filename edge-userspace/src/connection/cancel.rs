@@ -1,4 +1,4 @@
-//! PostgreSQL's CancelRequest: a connection of its own, in clear text, that names a running session by a number and a
+//! PostgreSQL's `CancelRequest`: a connection of its own, in clear text, that names a running session by a number and a
 //! secret and no server by name. The server does what it asks and closes.
 //!
 //! The number and the secret were told inside of TLS, so that the edge cannot know whose they are. A request goes to the

@@ -24,7 +24,7 @@ pub(super) struct Hello {
     pub(super) asked: Asked,
     /// The whole ALPN list, where `asked` has its start only.
     pub(super) whole_alpn: Option<AlpnList>,
-    /// It is a CancelRequest of PostgreSQL instead.
+    /// It is a `CancelRequest` of PostgreSQL instead.
     pub(super) is_cancel: bool,
     pub(super) received: Received,
     /// The version that an alert to this client carries.

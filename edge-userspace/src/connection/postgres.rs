@@ -26,7 +26,7 @@ pub(super) const ALPN: &[u8] = b"postgresql";
 pub(super) enum Beginning {
     /// It sends a ClientHello.
     Hello,
-    /// It has sent a CancelRequest, which is what has been received.
+    /// It has sent a `CancelRequest`, which is what has been received.
     Cancel,
 }
 

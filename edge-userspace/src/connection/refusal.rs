@@ -79,3 +79,6 @@ pub(super) async fn refuse(client: TcpStream, outcome: Outcome, protocol: Option
     })
     .await;
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,7 +21,7 @@ pub const TLS_REQUIRED: &[u8] = b"E\0\0\0\x5cSFATAL\0VFATAL\0C28000\0\
 
 /// The message by which encryption by GSSAPI is asked for.
 const GSSENC_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x30];
-/// The code of a CancelRequest, behind its length.
+/// The code of a `CancelRequest`, behind its length.
 const CANCEL: [u8; 4] = [0x04, 0xd2, 0x16, 0x2e];
 /// Its length, itself included: the number of a session and a secret of 4 bytes, up to 256 since protocol 3.2.
 const CANCEL_LENGTH: std::ops::RangeInclusive<u32> = 16..=268;
@@ -67,14 +67,14 @@ pub fn request(received: &[u8]) -> Sniff<Request> {
     Sniff::Rejected(Rejection::PostgresWithoutTls)
 }
 
-/// The length of the CancelRequest that these bytes begin.
+/// The length of the `CancelRequest` that these bytes begin.
 fn cancel_length(received: &[u8]) -> Option<usize> {
     let (length, rest) = received.split_first_chunk()?;
     let length = u32::from_be_bytes(*length);
     (CANCEL_LENGTH.contains(&length) && rest.starts_with(&CANCEL)).then_some(length as usize)
 }
 
-/// Whether the bytes may become a CancelRequest.
+/// Whether the bytes may become a `CancelRequest`.
 fn may_be_cancel(received: &[u8]) -> bool {
     match received.split_first_chunk() {
         Some((length, code)) => {

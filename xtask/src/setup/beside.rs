@@ -72,6 +72,11 @@ impl Tree {
     }
 }
 
+/// Whether packages are installed, or can be without removing others.
+pub(super) fn fits(wanted: &[&str]) -> Result<bool> {
+    Ok(wanted.iter().all(|package| is_installed(package)) || removals(wanted)?.is_empty())
+}
+
 /// What apt would remove to install packages. Nothing where apt cannot say, which an installation says better.
 fn removals(wanted: &[&str]) -> Result<Vec<String>> {
     if !Path::new("/usr/bin/apt-get").exists() {

@@ -100,7 +100,8 @@ pub struct AddRoute {
     #[serde(default)]
     pub proxy_protocol: ProxyProtocol,
     /// The TLVs in a header of version 2.
-    #[serde(default, deserialize_with = "fields::one_or_many")]
+    // Left out where empty: a daemon of an earlier version does not know the field.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "fields::one_or_many")]
     pub proxy_tlvs: Vec<ProxyTlv>,
     /// The datapath tier allowed.
     #[serde(default)]

@@ -94,8 +94,12 @@ pub(super) struct AddRoute {
     /// The PROXY header for a target that is an address
     #[arg(long, value_name = "VERSION", default_value = "off")]
     pub(super) proxy_protocol: ProxyProtocolArg,
-    /// What a header of version 2 has beside addresses (may be given again): authority, alpn, unique_id, crc32c, received
-    #[arg(long, value_name = "TLV")]
+    #[arg(
+        long,
+        value_name = "TLV",
+        help = "What a header of version 2 has beside addresses (may be given again): authority, alpn, unique_id, \
+                crc32c, received"
+    )]
     pub(super) proxy_tlv: Vec<ProxyTlv>,
     /// The fastest datapath tier allowed
     #[arg(long, value_name = "TIER", default_value = "auto")]
