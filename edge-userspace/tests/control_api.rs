@@ -63,7 +63,7 @@ fn routes_are_added_listed_tested_and_removed() {
         added,
         json!({
             "host": "cloud.example.com", "listener": [], "protocol": [], "to": "caddy", "source": "runtime", "alpn": [],
-            "from": ["10.0.0.0/8"], "proxy_protocol": "off", "proxy_tlvs": [], "datapath": "auto",
+            "from": ["10.0.0.0/8"], "allow": [], "deny": [], "proxy_protocol": "off", "proxy_tlvs": [], "datapath": "auto",
             "connections": 0, "bytes_up": 0, "bytes_down": 0,
         })
     );

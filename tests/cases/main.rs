@@ -1,5 +1,6 @@
 //! The cases: what a client and an operator rely on, against real peers, each in a lab of its own.
 
+mod access;
 mod acme;
 mod answers;
 mod boot;

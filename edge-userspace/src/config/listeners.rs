@@ -9,14 +9,14 @@ use std::{
 
 use super::{
     document::Section,
-    network::{bind, prefix, spoken_name},
+    network::{bind, prefixes, spoken_name},
     problem::Refusal,
     references::References,
     settings::Limits,
-    tables::{target, unique},
+    tables::{access, target, unique},
     value::{Value, duration, duration_or_zero, list},
 };
-use crate::spec::{ListenerSpec, Protocol, Spoken};
+use crate::spec::{ListenerSpec, Protocol, Spoken, Target};
 
 /// All listeners; the two that everyone needs where none is written.
 pub(super) fn listeners(
@@ -50,7 +50,6 @@ fn listener(
     limits: &Limits,
     (names, binds): (&mut HashMap<Arc<str>, usize>, &mut HashMap<SocketAddr, usize>),
 ) -> Option<ListenerSpec> {
-    let prefixes = || list("addresses and prefixes such as [\"192.0.2.0/24\"]", prefix);
     let name = table.required("name", "\"https\"", |value| unique(value, names, "listener"));
     let bind = table.required("bind", "[\"[::]:443\"]", |value| {
         let addresses = value.items("a list of addresses such as [\"[::]:443\"]", |item| {
@@ -65,12 +64,17 @@ fn listener(
         silence_timeout(value, protocols.as_deref(), hello_timeout.unwrap_or(limits.hello_timeout))
     });
     let idle_timeout = table.optional("idle_timeout", duration_or_zero);
-    let accept_proxy = table.or("accept_proxy", Vec::new(), prefixes());
-    let allow = table.or("allow", Vec::new(), prefixes());
-    let deny = table.or("deny", Vec::new(), prefixes());
+    let accept_proxy = table.or("accept_proxy", Vec::new(), prefixes);
+    let access = access(table);
     let protocol = protocol.unwrap_or(Protocol::Tls);
     let to = match (table.value("to"), protocol) {
-        (Some(value), Protocol::Tcp) => target(&value, Some(&*references)),
+        (Some(value), Protocol::Tcp) => match target(&value, Some(&*references)) {
+            Some(Target::Refuse) => value.refuse(
+                Refusal::new("a tcp listener that refuses everybody")
+                    .hint("leave the listener out, or keep sources out with `allow` and `deny`"),
+            ),
+            to => to,
+        },
         (Some(value), _) => value.refuse(
             Refusal::new("only a tcp listener has a target of its own")
                 .hint("for the others write a [[route]], with `listener` if it is for this one alone"),
@@ -97,8 +101,7 @@ fn listener(
         hello_timeout,
         idle_timeout,
         accept_proxy,
-        allow,
-        deny,
+        access,
         to,
         connect_timeout,
         ..ListenerSpec::new(name?, Vec::new(), protocol)

@@ -12,7 +12,7 @@ use toml::de::DeValue;
 
 use super::{
     problem::Refusal,
-    value::{Value, one_of, quoted},
+    value::{Value, list, one_of, quoted},
 };
 use crate::spec::{BackendAddress, BackendHost, HostName, HostNameError, HostPattern};
 
@@ -36,6 +36,11 @@ pub(super) fn prefix(value: &Value<'_>) -> Option<IpNet> {
         Some(net) => Some(unmapped(net)),
         None => value.expected(EXPECTED),
     }
+}
+
+/// A list of such prefixes.
+pub(super) fn prefixes(value: &Value<'_>) -> Option<Vec<IpNet>> {
+    list("addresses and prefixes such as [\"192.0.2.0/24\"]", prefix)(value)
 }
 
 /// A prefix of `::ffff:0:0/96` as the IPv4 prefix that it means: sources are compared in that form.

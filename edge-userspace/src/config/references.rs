@@ -9,8 +9,8 @@ use super::{
     value::quoted,
 };
 use crate::spec::{
-    BackendAddress, BackendHost, Conditions, HealthKind, ListenerSpec, ProxyProtocol, ProxyTlvs, RouteSpec,
-    Spoken, Target,
+    Access, BackendAddress, BackendHost, Conditions, HealthKind, ListenerSpec, ProxyProtocol, ProxyTlvs,
+    RouteSpec, Spoken, Target,
 };
 
 /// The pools and listeners that a configuration has.
@@ -34,6 +34,9 @@ impl References {
         if let Some(pool) = self.pools.get(text) {
             return Ok(Target::One(pool.clone()));
         }
+        if text == Target::REFUSE {
+            return Ok(Target::Refuse);
+        }
         let meant = || did_you_mean(text, self.pools.iter().map(|pool| &**pool));
         let address = backend_address(text).map_err(|refusal| match meant() {
             Some(near) => {
@@ -49,6 +52,10 @@ impl References {
 
     /// One of a list in `to`, which makes a pool of its own.
     pub(super) fn member(&self, text: &str) -> Result<BackendAddress, Refusal> {
+        if text == Target::REFUSE {
+            return Err(Refusal::new("`refuse` stands alone, and a list holds addresses")
+                .hint("write to = \"refuse\""));
+        }
         if self.pools.contains(text) {
             return Err(Refusal::new(format!("`{text}` is a pool, and a list holds addresses"))
                 .hint(format!("write to = \"{text}\"")));
@@ -125,9 +132,21 @@ impl References {
         Err(Refusal::new(message).hint(hint))
     }
 
+    /// A route that refuses everybody has nobody to choose.
+    pub(super) fn access(access: &Access, to: &Target) -> Result<(), Refusal> {
+        match to {
+            Target::Refuse if !access.is_open() => {
+                Err(Refusal::new("`to = \"refuse\"` refuses every client, `allow` and `deny` change nothing")
+                    .hint("write `from` to refuse only some sources, or a `to` for those that may"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The time to connect to addresses: a pool says its own.
     pub(super) fn connect_timeout(&self, to: &Target) -> Result<(), Refusal> {
         match to {
+            Target::Refuse => Err(connects_nowhere()),
             Target::One(name) if self.pools.contains(name) => {
                 Err(Refusal::new(format!("the pool `{name}` says itself how long connecting may take"))
                     .hint(format!("write connect_timeout in the [[pool]] called \"{name}\"")))
@@ -148,6 +167,7 @@ impl References {
     /// The PROXY header of a route is for addresses: a pool says its own.
     pub(super) fn proxy_protocol(&self, wanted: ProxyProtocol, to: &Target) -> Result<(), Refusal> {
         match to {
+            Target::Refuse if wanted != ProxyProtocol::Off => Err(connects_nowhere()),
             Target::One(name) if wanted != ProxyProtocol::Off && self.pools.contains(name) => {
                 Err(Refusal::new(format!("the pool `{name}` says itself which PROXY header it gets"))
                     .hint(format!("write proxy_protocol in the [[pool]] called \"{name}\"")))
@@ -155,6 +175,10 @@ impl References {
             _ => Ok(()),
         }
     }
+}
+
+fn connects_nowhere() -> Refusal {
+    Refusal::new("a route with `to = \"refuse\"` connects nowhere").hint("leave this out")
 }
 
 /// A single label without a port: more likely a pool with a typing error than a host.
@@ -172,6 +196,7 @@ impl Settings {
             checks: Vec::new(),
         };
         match &route.to {
+            Target::Refuse => {}
             Target::One(text) => references.target(text).map(drop)?,
             Target::Many(addresses) => {
                 for address in addresses {
@@ -187,6 +212,7 @@ impl Settings {
             references.alpn(listeners, protocols)?;
         }
         references.protocols(listeners, protocols)?;
+        References::access(&route.access, &route.to)?;
         if route.connect_timeout.is_some() {
             references.connect_timeout(&route.to)?;
         }

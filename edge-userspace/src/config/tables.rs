@@ -11,7 +11,7 @@ use super::{
     document::Section,
     listeners::listeners,
     network::{
-        alpn, backend_address, bind, device, host_pattern, label, name_server, ports, prefix, spoken_name,
+        alpn, backend_address, bind, device, host_pattern, label, name_server, ports, prefixes, spoken_name,
         suffix,
     },
     problem::Refusal,
@@ -23,8 +23,9 @@ use super::{
 use crate::{
     observe::access_log::AccessLogTarget,
     spec::{
-        BackendAddress, BackendSpec, Choice, Conditions, HealthKind, HealthSpec, HostPattern, ListenerSpec,
-        PoolSpec, ProxyProtocol, ProxyTlv, ProxyTlvs, RouteSpec, Spoken, Target, TunnelSpec, Warm,
+        Access, BackendAddress, BackendSpec, Choice, Conditions, HealthKind, HealthSpec, HostPattern,
+        ListenerSpec, PoolSpec, ProxyProtocol, ProxyTlv, ProxyTlvs, RouteSpec, Spoken, Target, TunnelSpec,
+        Warm,
     },
 };
 
@@ -215,7 +216,13 @@ fn pool(
     names: &mut HashMap<Arc<str>, usize>,
 ) -> Option<PoolSpec> {
     let default = PoolSpec::new("", Vec::new());
-    let name = table.required("name", "\"caddy\"", |value| unique(value, names, "pool"));
+    let name = table.required("name", "\"caddy\"", |value| match unique(value, names, "pool")? {
+        name if *name == *Target::REFUSE => value.refuse(
+            Refusal::new("no pool can have this name")
+                .hint("`to = \"refuse\"` in a [[route]] refuses clients; choose another name"),
+        ),
+        name => Some(name),
+    });
     // Known even where the rest of the pool is wrong, so that routes to it are not complained of.
     references.pools.extend(name.clone());
     let mut lines = Ways::new();
@@ -365,8 +372,8 @@ fn route(table: &mut Section<'_>, references: Option<&References>) -> Option<Rou
             _ => Some(alpn),
         }
     });
-    let from =
-        table.or("from", Vec::new(), list("addresses and prefixes such as [\"192.0.2.0/24\"]", prefix));
+    let from = table.or("from", Vec::new(), prefixes);
+    let access = access(table);
     let proxy_protocol = table.or("proxy_protocol", ProxyProtocol::Off, |value| {
         let wanted = one_of(value)?;
         match references.zip(to.as_ref()).map(|(references, to)| references.proxy_protocol(wanted, to)) {
@@ -388,9 +395,14 @@ fn route(table: &mut Section<'_>, references: Option<&References>) -> Option<Rou
         return table.refuse(refusal);
     }
     let conditions = Conditions { host: host?, listeners, protocols, alpn, from }.normalised();
+    let to = to?;
+    if let Some(Err(refusal)) = references.map(|_| References::access(&access, &to)) {
+        return table.refuse(refusal);
+    }
     Some(RouteSpec {
         conditions,
-        to: to?,
+        to,
+        access,
         proxy_protocol,
         proxy_tlvs,
         datapath,
@@ -399,7 +411,14 @@ fn route(table: &mut Section<'_>, references: Option<&References>) -> Option<Rou
     })
 }
 
-/// A pool, an address or a list of addresses.
+/// Which sources may use a listener or a route.
+pub(super) fn access(table: &mut Section<'_>) -> Access {
+    let allow = table.or("allow", Vec::new(), prefixes);
+    let deny = table.or("deny", Vec::new(), prefixes);
+    Access { allow, deny }.normalised()
+}
+
+/// A pool, an address, a list of addresses, or `refuse`.
 pub(super) fn target(value: &Value<'_>, references: Option<&References>) -> Option<Target> {
     const EXPECTED: &str = "a pool, an address or a list of addresses";
     if value.get().is_str() {
@@ -408,7 +427,7 @@ pub(super) fn target(value: &Value<'_>, references: Option<&References>) -> Opti
             None if text.is_empty() => {
                 Err(Refusal::new(format!("expected {EXPECTED}, got {}", quoted(text))))
             }
-            None => Ok(Target::One(text.into())),
+            None => Ok(Target::from_text(text)),
         });
     }
     let mut lines = Ways::new();

@@ -50,7 +50,7 @@ impl Settings {
         for target in targets {
             match target {
                 Target::One(name) if !is_pool(name) => addresses.extend(name.parse::<BackendAddress>()),
-                Target::One(_) => {}
+                Target::One(_) | Target::Refuse => {}
                 Target::Many(many) => addresses.extend(many.iter().cloned()),
             }
         }

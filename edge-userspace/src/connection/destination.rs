@@ -1,11 +1,12 @@
 //! Where connections of a route, or of a tcp listener, lead.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
+use super::Outcome;
 use crate::{
     hash::fnv1a,
     pool::Pool,
-    spec::{Choice, ProxyProtocol, RouteSpec},
+    spec::{Choice, ProxyProtocol, RouteSpec, Target},
     tally::Tally,
 };
 
@@ -40,6 +41,16 @@ pub struct Destination {
     pub idle_timeout: Option<Duration>,
     /// What went there; kept across reloads.
     pub counters: Arc<Tally>,
+}
+
+impl Destination {
+    /// Why a client from here is refused although the route is for it; `None` where it may pass.
+    pub fn refuses(&self, source: IpAddr) -> Option<Outcome> {
+        match self.route.as_ref()? {
+            RouteSpec { to: Target::Refuse, .. } => Some(Outcome::Refused),
+            route => (!route.access.admits(source)).then_some(Outcome::DeniedByRoute),
+        }
+    }
 }
 
 /// The identity of a route's destination by its conditions, of a tcp listener's by its name.

@@ -32,6 +32,10 @@ pub enum Outcome {
     Gone,
     /// No route.
     NoRoute,
+    /// Its route refuses everybody.
+    Refused,
+    /// Its source may not use its route.
+    DeniedByRoute,
     /// No backend could be connected.
     ConnectFailed,
     /// The edge ended it before it was connected.
@@ -42,7 +46,7 @@ pub enum Outcome {
 #[derive(Debug)]
 pub(super) struct Ended {
     pub(super) outcome: Outcome,
-    /// Why no backend could be connected.
+    /// What became of one that had a route and no backend.
     pub(super) failure: Option<Box<Failure>>,
     /// The client sent no byte and was given no answer.
     pub(super) is_empty: bool,
@@ -54,7 +58,7 @@ impl From<Outcome> for Ended {
     }
 }
 
-/// A connection that was routed, and for which no backend could be connected.
+/// A connection that was routed and came to nothing: its route refused it, or no backend could be connected.
 #[derive(Debug)]
 pub(super) struct Failure {
     /// The destination's label.
@@ -63,8 +67,19 @@ pub(super) struct Failure {
     pub(super) backend: Option<SocketAddr>,
     /// How many were tried.
     pub(super) attempts: u32,
-    /// Why the last one failed.
+    /// Why the last one failed, or the route refused it.
     pub(super) error: String,
+}
+
+impl Failure {
+    /// A client that its route refuses, with this outcome.
+    pub(super) fn of_route(route: Arc<str>, outcome: Outcome) -> Self {
+        let error = match outcome {
+            Outcome::DeniedByRoute => "the route does not admit the client's address",
+            _ => "the route refuses every client",
+        };
+        Self { route, backend: None, attempts: 0, error: error.to_owned() }
+    }
 }
 
 /// The same word, be it refused or ended.
@@ -87,7 +102,7 @@ impl Outcome {
                 StopReason::HelloMemory => "hello_memory",
             },
             Self::Blocked => BLOCKED,
-            Self::Denied => "denied",
+            Self::Denied | Self::DeniedByRoute => "denied",
             Self::SourceLimit => "source_limit",
             Self::SourceRate => "source_rate",
             Self::Rejected(rejection) => rejection.label(),
@@ -96,6 +111,7 @@ impl Outcome {
             Self::HelloTimeout => "hello_timeout",
             Self::Gone => "client_gone",
             Self::NoRoute => "no_route",
+            Self::Refused => "refused",
             Self::ConnectFailed => "connect_failed",
         }
     }

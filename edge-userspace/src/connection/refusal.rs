@@ -38,8 +38,11 @@ fn answer(outcome: Outcome, protocol: Option<Spoken>, tls_version: u16) -> Answe
             let told = if speaks_tls { tls.or(http) } else { http.or(tls) };
             told.unwrap_or(Answer::Reset)
         }
-        (Outcome::NoRoute, _) if speaks_tls => alert(alert::AlertDescription::UnrecognizedName),
-        (Outcome::NoRoute, Some(Spoken::Http)) => http(404),
+        // Whoever is refused by a route cannot tell whether there is one.
+        (Outcome::NoRoute | Outcome::Refused | Outcome::DeniedByRoute, _) if speaks_tls => {
+            alert(alert::AlertDescription::UnrecognizedName)
+        }
+        (Outcome::NoRoute | Outcome::Refused | Outcome::DeniedByRoute, Some(Spoken::Http)) => http(404),
         (Outcome::ConnectFailed, _) if speaks_tls => alert(alert::AlertDescription::InternalError),
         (Outcome::ConnectFailed, Some(Spoken::Http)) => http(502),
         (

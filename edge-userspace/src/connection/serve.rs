@@ -239,6 +239,10 @@ async fn open(
     let alpn = whole_alpn.as_ref().unwrap_or(&asked.alpn);
     let destination = destination(&running, listener, source, asked, alpn)
         .ok_or_else(|| refused(Outcome::NoRoute, tls_version))?;
+    if let Some(outcome) = destination.refuses(source) {
+        let failure = Failure::of_route(Arc::clone(&destination.label), outcome);
+        return Err(Refused { failure: Some(Box::new(failure)), ..refused(outcome, tls_version) });
+    }
 
     let speaks = !received.bytes.is_empty() || destination.proxy_protocol != ProxyProtocol::Off;
     let preparation = ForClient { flow: for_flow(edge, &destination, client, connection), speaks };

@@ -176,16 +176,17 @@ impl Pools<'_> {
 fn named<'a>(settings: &'a Settings, target: &Target) -> Option<&'a PoolSpec> {
     match target {
         Target::One(name) => settings.pools.iter().find(|pool| pool.name == *name),
-        Target::Many(_) => None,
+        Target::Many(_) | Target::Refuse => None,
     }
 }
 
-/// The pool that an address or a list of addresses makes. With one backend there is nothing to choose, so it is
-/// not checked.
+/// The pool that an address or a list of addresses makes, an empty one where clients are refused. With one backend there
+/// is nothing to choose, so it is not checked.
 fn unnamed(target: &Target) -> Option<PoolSpec> {
     let addresses = match target {
         Target::One(text) => vec![text.parse::<BackendAddress>().ok()?],
         Target::Many(addresses) => addresses.clone(),
+        Target::Refuse => Vec::new(),
     };
     let backends: Vec<_> = addresses.into_iter().map(BackendSpec::new).collect();
     let mut spec = PoolSpec::new(target.to_string(), backends);

@@ -217,18 +217,13 @@ impl Daemon {
             })
             .collect();
         let winner = running.routes.find(&query).map(|rule| Arc::clone(&rule.target));
-        let outcome = match (&winner, protocol) {
-            (Some(destination), _) => format!("goes to {}", destination.pool.name()),
-            (None, Spoken::Http) => "no route: the client gets a 404".into(),
-            (None, Spoken::Tls | Spoken::Postgres) => {
-                "no route: the client gets the TLS alert unrecognized_name".into()
-            }
-            (None, Spoken::Ssh | Spoken::Openvpn) => "no route: the client is reset".into(),
-        };
-        let backends = winner.as_ref().map_or_else(Vec::new, |destination| {
+        let refused = winner.as_ref().map_or(Some(connection::Outcome::NoRoute), |won| won.refuses(source));
+        let outcome = outcome(refused, winner.as_deref(), client.from, protocol);
+        let way = winner.as_ref().filter(|_| refused.is_none());
+        let backends = way.map_or_else(Vec::new, |destination| {
             destination.pool.backends().iter().map(|backend| super::status::backend(backend)).collect()
         });
-        let probe = match (&winner, client.probe) {
+        let probe = match (way, client.probe) {
             (Some(destination), true) => {
                 let port = listener.spec.bind.first().map_or(0, std::net::SocketAddr::port);
                 Some(super::probe::probe(&destination.pool, client.host.as_ref(), protocol, port).await)
@@ -271,6 +266,30 @@ fn shown(destination: &Destination) -> Option<Route> {
     route.bytes_up = destination.counters.bytes_up();
     route.bytes_down = destination.counters.bytes_down();
     Some(route)
+}
+
+/// What an imagined client gets, in words.
+fn outcome(
+    refused: Option<connection::Outcome>,
+    winner: Option<&Destination>,
+    from: Option<IpAddr>,
+    protocol: Spoken,
+) -> String {
+    let why = match (refused, winner) {
+        (None, winner) => return format!("goes to {}", winner.map_or("", |winner| winner.pool.name())),
+        (Some(connection::Outcome::Refused), _) => "refused by its route".to_owned(),
+        (Some(connection::Outcome::DeniedByRoute), _) => match from {
+            Some(from) => format!("denied by its route, which {from} may not use"),
+            None => "denied by its route, which some sources may use (tell one by --from)".to_owned(),
+        },
+        (Some(_), _) => "no route".to_owned(),
+    };
+    let answer = match protocol {
+        Spoken::Http => "the client gets a 404",
+        Spoken::Tls | Spoken::Postgres => "the client gets the TLS alert unrecognized_name",
+        Spoken::Ssh | Spoken::Openvpn => "the client is reset",
+    };
+    format!("{why}: {answer}")
 }
 
 /// The listener that a route is tested on: the one named, or the first that routes, where it is said what the client

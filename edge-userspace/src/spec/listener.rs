@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Spoken, Target};
+use super::{Access, Spoken, Target};
 
 /// How the first bytes of a connection are understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -50,10 +50,8 @@ pub struct ListenerSpec {
     pub idle_timeout: Option<Duration>,
     /// Sources whose PROXY header is required and believed.
     pub accept_proxy: Vec<IpNet>,
-    /// Sources that may connect; empty means all.
-    pub allow: Vec<IpNet>,
-    /// Sources that may not connect; wins over `allow`.
-    pub deny: Vec<IpNet>,
+    /// Sources that may connect.
+    pub access: Access,
     /// Where a `tcp` listener sends its connections; `None` for the others.
     pub to: Option<Target>,
     /// For all attempts to connect together, where `to` is an address.
@@ -76,8 +74,7 @@ impl ListenerSpec {
             hello_timeout: None,
             idle_timeout: None,
             accept_proxy: Vec::new(),
-            allow: Vec::new(),
-            deny: Vec::new(),
+            access: Access::default(),
             to: None,
             connect_timeout: None,
         }

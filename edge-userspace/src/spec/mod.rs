@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod access;
 pub mod alpn;
 mod ask;
 mod datapath;
@@ -15,6 +16,7 @@ mod proxy_tlvs;
 mod route;
 mod tunnel;
 
+pub use access::Access;
 pub use alpn::AlpnList;
 pub use ask::Ask;
 pub use datapath::{Choice, FLOW_PORTS, Tier};

@@ -211,7 +211,7 @@ pub struct PoolSpec {
     pub warm: Warm,
     /// The health check.
     pub health: HealthSpec,
-    /// The backends; never empty.
+    /// The backends; none only where a route refuses.
     pub backends: Vec<BackendSpec>,
 }
 
@@ -234,18 +234,58 @@ impl PoolSpec {
 
 /// What `to` of a route or a tcp listener says.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(from = "Written", into = "Written")]
 pub enum Target {
     /// The name of a pool, or one address. A name of a configured pool wins.
     One(Arc<str>),
     /// A list of addresses: a pool of its own.
     Many(Vec<BackendAddress>),
+    /// `refuse`: nowhere.
+    Refuse,
+}
+
+/// A target as it is written.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    One(Arc<str>),
+    Many(Vec<BackendAddress>),
+}
+
+impl Target {
+    /// How [`Target::Refuse`] is written. No pool can have this name.
+    pub const REFUSE: &str = "refuse";
+
+    /// What one text means.
+    pub fn from_text(text: &str) -> Self {
+        if text == Self::REFUSE { Self::Refuse } else { Self::One(text.into()) }
+    }
+}
+
+impl From<Written> for Target {
+    fn from(written: Written) -> Self {
+        match written {
+            Written::One(text) => Self::from_text(&text),
+            Written::Many(addresses) => Self::Many(addresses),
+        }
+    }
+}
+
+impl From<Target> for Written {
+    fn from(target: Target) -> Self {
+        match target {
+            Target::One(text) => Self::One(text),
+            Target::Many(addresses) => Self::Many(addresses),
+            Target::Refuse => Self::One(Target::REFUSE.into()),
+        }
+    }
 }
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::One(text) => f.write_str(text),
+            Self::Refuse => f.write_str(Self::REFUSE),
             Self::Many(addresses) => {
                 for (index, address) in addresses.iter().enumerate() {
                     if index > 0 {

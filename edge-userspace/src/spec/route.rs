@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Choice, HostName, HostNameError, ProxyProtocol, ProxyTlvs, Spoken, Target};
+use super::{Access, Choice, HostName, HostNameError, ProxyProtocol, ProxyTlvs, Spoken, Target};
 
 /// The host that a route is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -105,6 +105,9 @@ pub struct RouteSpec {
     pub conditions: Conditions,
     /// Where it leads.
     pub to: Target,
+    /// Which of its clients may use it. The others are refused; they never fall through to another route.
+    #[serde(flatten)]
+    pub access: Access,
     /// The PROXY header for a `to` that is an address or a list of addresses.
     #[serde(skip_serializing_if = "is_default")]
     pub proxy_protocol: ProxyProtocol,
@@ -129,6 +132,7 @@ impl RouteSpec {
         Self {
             conditions,
             to,
+            access: Access::default(),
             proxy_protocol: ProxyProtocol::Off,
             proxy_tlvs: ProxyTlvs::default(),
             datapath: Choice::Auto,

@@ -12,8 +12,10 @@ fn happens(outcome: Outcome) -> Option<(&'static str, [bool; 3])> {
     const ALL: [bool; 3] = [true; 3];
     Some(match outcome {
         Outcome::NoRoute => ("no route takes the client", ALL),
+        Outcome::Refused => ("its route has `to = \"refuse\"`", ALL),
+        Outcome::DeniedByRoute => ("the source is in `deny` of its route, or not in `allow`", ALL),
         Outcome::ConnectFailed => ("no backend could be connected", ALL),
-        Outcome::Denied => ("the source is in `deny`, or not in `allow`", ALL),
+        Outcome::Denied => ("the source is in `deny` of the listener, or not in `allow`", ALL),
         Outcome::Blocked => ("the source is blocked", ALL),
         Outcome::SourceLimit => ("`connections_per_source` is reached", ALL),
         Outcome::SourceRate => ("`connection_rate_per_source` is exceeded", ALL),
@@ -56,7 +58,7 @@ fn refusals() -> Vec<Outcome> {
         PostgresWithoutTls,
         ProxyHeader(""),
     ];
-    [Outcome::NoRoute, Outcome::ConnectFailed]
+    [Outcome::NoRoute, Outcome::Refused, Outcome::DeniedByRoute, Outcome::ConnectFailed]
         .into_iter()
         .chain(rejections.map(Outcome::Rejected))
         .chain([

@@ -7,8 +7,8 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::{Backend, CheckStatus, fields};
 use crate::spec::{
-    BackendAddress, BackendAddressError, Choice, Conditions, HostName, HostPattern, ProxyProtocol, ProxyTlv,
-    ProxyTlvs, RouteSpec, Spoken, Target,
+    Access, BackendAddress, BackendAddressError, Choice, Conditions, HostName, HostPattern, ProxyProtocol,
+    ProxyTlv, ProxyTlvs, RouteSpec, Spoken, Target,
 };
 
 /// Where a route came from.
@@ -31,7 +31,7 @@ pub struct Route {
     /// Matches when the client speaks any of these; empty means TLS and HTTP.
     #[serde(default)]
     pub protocol: Vec<Spoken>,
-    /// Where it leads: a pool, an address, or a list of addresses.
+    /// Where it leads: a pool, an address, a list of addresses, or `refuse`.
     pub to: Target,
     /// Where it came from.
     pub source: RouteSource,
@@ -39,6 +39,12 @@ pub struct Route {
     pub alpn: Vec<Arc<str>>,
     /// Matches when the client is in any of these; empty means always.
     pub from: Vec<IpNet>,
+    /// Sources that may use it; empty means all. The others are refused.
+    #[serde(default)]
+    pub allow: Vec<IpNet>,
+    /// Sources that may not; wins over `allow`.
+    #[serde(default)]
+    pub deny: Vec<IpNet>,
     /// The PROXY header sent where `to` is an address.
     pub proxy_protocol: ProxyProtocol,
     /// The TLVs in a header of version 2.
@@ -65,6 +71,8 @@ impl Route {
             source,
             alpn: spec.conditions.alpn.clone(),
             from: spec.conditions.from.clone(),
+            allow: spec.access.allow.clone(),
+            deny: spec.access.deny.clone(),
             proxy_protocol: spec.proxy_protocol,
             proxy_tlvs: spec.proxy_tlvs,
             datapath: spec.datapath,
@@ -81,7 +89,7 @@ impl Route {
 pub struct AddRoute {
     /// The host it is for: a name, `*.suffix` or `*`.
     pub host: HostPattern,
-    /// Where it leads: a pool, an address, or a list of addresses.
+    /// Where it leads: a pool, an address, a list of addresses, or `refuse`.
     #[serde(deserialize_with = "target")]
     pub to: Target,
     /// The listeners; none means every tls and http listener.
@@ -96,11 +104,17 @@ pub struct AddRoute {
     /// Matches when the client is in any of these; none means always.
     #[serde(default, deserialize_with = "fields::prefixes")]
     pub from: Vec<IpNet>,
+    // This field and the next, and `proxy_tlvs`, are left out where empty: an earlier daemon does not know them.
+    /// Sources that may use it; none means all. The others are refused and never fall through to another route.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "fields::prefixes")]
+    pub allow: Vec<IpNet>,
+    /// Sources that may not; wins over `allow`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "fields::prefixes")]
+    pub deny: Vec<IpNet>,
     /// The PROXY header for a `to` that is an address.
     #[serde(default)]
     pub proxy_protocol: ProxyProtocol,
     /// The TLVs in a header of version 2.
-    // Left out where empty: a daemon of an earlier version does not know the field.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "fields::one_or_many")]
     pub proxy_tlvs: Vec<ProxyTlv>,
     /// The datapath tier allowed.
@@ -122,6 +136,7 @@ impl AddRoute {
             from: self.from.clone(),
         };
         RouteSpec {
+            access: Access { allow: self.allow.clone(), deny: self.deny.clone() }.normalised(),
             proxy_protocol: self.proxy_protocol,
             proxy_tlvs: self.proxy_tlvs.iter().copied().collect(),
             datapath: self.datapath,
@@ -146,7 +161,7 @@ pub fn parse_target<S: AsRef<str>>(texts: &[S]) -> Result<Target, TargetError> {
     match texts {
         [] => Err(TargetError::Empty),
         [one] if one.as_ref().is_empty() => Err(TargetError::Empty),
-        [one] => Ok(Target::One(one.as_ref().into())),
+        [one] => Ok(Target::from_text(one.as_ref())),
         many => many
             .iter()
             .map(|text| {

@@ -86,11 +86,17 @@ pub(super) enum Routes {
 pub(super) struct AddRoute {
     /// A name, `*.suffix` for every name below, or `*`
     pub(super) host: HostPattern,
-    /// A pool, an address, or several addresses that make a pool of their own
+    /// A pool, an address, several addresses that make a pool of their own, or `refuse`
     #[arg(required = true)]
     pub(super) to: Vec<String>,
     #[command(flatten)]
     pub(super) when: When,
+    /// Only clients in this prefix may use it; the others are refused (may be given again)
+    #[arg(long, value_name = "CIDR", value_parser = parse_prefix)]
+    pub(super) allow: Vec<IpNet>,
+    /// Clients in this prefix are refused (may be given again)
+    #[arg(long, value_name = "CIDR", value_parser = parse_prefix)]
+    pub(super) deny: Vec<IpNet>,
     /// The PROXY header for a target that is an address
     #[arg(long, value_name = "VERSION", default_value = "off")]
     pub(super) proxy_protocol: ProxyProtocolArg,

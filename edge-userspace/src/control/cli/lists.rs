@@ -14,6 +14,7 @@ use crate::{
 pub(super) fn target(to: &Target) -> String {
     match to {
         Target::One(one) => one.to_string(),
+        Target::Refuse => Target::REFUSE.to_owned(),
         Target::Many(many) => many.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
     }
 }
@@ -27,6 +28,8 @@ pub(super) fn routes(routes: &[Route]) -> Table {
         Column::text("PROTOCOL").optional(),
         Column::text("ALPN").optional(),
         Column::text("FROM").optional(),
+        Column::text("ALLOW").optional(),
+        Column::text("DENY").optional(),
         Column::text("PROXY").optional(),
         Column::text("DATAPATH").optional(),
         Column::number("CONNECTIONS"),
@@ -46,6 +49,8 @@ pub(super) fn routes(routes: &[Route]) -> Table {
             Cell::list(&route.protocol, NONE),
             Cell::list(&route.alpn, NONE),
             Cell::list(&route.from, NONE),
+            Cell::list(&route.allow, NONE),
+            Cell::list(&route.deny, NONE),
             match route.proxy_protocol {
                 ProxyProtocol::Off => NONE,
                 ProxyProtocol::V1 => "v1",

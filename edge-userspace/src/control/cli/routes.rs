@@ -7,8 +7,11 @@ use super::{
     style::{Colour, printable},
     table::{Cell, Column, NONE, Table},
 };
-use crate::control::api::{
-    AddRoute, CheckStatus, Probe, RemoveRoute, RemovedRoutes, Route, RouteTest, TestRoute, parse_target,
+use crate::{
+    control::api::{
+        AddRoute, CheckStatus, Probe, RemoveRoute, RemovedRoutes, Route, RouteTest, TestRoute, parse_target,
+    },
+    spec::Target,
 };
 
 pub(super) async fn run(command: Routes, daemon: &Client, output: Output) -> Result<(), Failure> {
@@ -20,7 +23,11 @@ pub(super) async fn run(command: Routes, daemon: &Client, output: Output) -> Res
         Routes::Add(route) => {
             let answer = daemon.post("/v1/routes", &to_add(route)?).await?;
             show(output, &answer, |route: &Route| {
-                vec![format!("{} leads to {}", route.host, printable(&lists::target(&route.to)))]
+                let host = &route.host;
+                vec![match &route.to {
+                    Target::Refuse => format!("clients of {host} are refused"),
+                    to => format!("{host} leads to {}", printable(&lists::target(to))),
+                }]
             })
         }
         Routes::Remove(route) => {
@@ -41,6 +48,8 @@ fn to_add(route: arguments::AddRoute) -> Result<AddRoute, Failure> {
         protocol: protocol.into_iter().map(Into::into).collect(),
         alpn,
         from,
+        allow: route.allow,
+        deny: route.deny,
         proxy_protocol: route.proxy_protocol.into(),
         proxy_tlvs: route.proxy_tlv,
         datapath: route.datapath.into(),

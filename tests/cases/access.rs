@@ -1,0 +1,94 @@
+//! Who may use which name: a route that is for a client and refuses it, so that no other route is tried.
+
+use std::io::Write;
+
+use lab::{
+    Edged, Lab, Result, ensure,
+    hello::{self, ClientHello},
+    service,
+};
+
+use crate::{answer_to, case, greeting};
+
+fn is_refused(lab: &Lab, name: &str) -> Result<()> {
+    let mut stream = lab.client.connect(lab.edge.at(443))?;
+    stream.write_all(&ClientHello::new(name).records())?;
+    hello::expect_alert(&mut stream, hello::UNRECOGNIZED_NAME)?;
+    let request = format!("GET / HTTP/1.1\r\nHost: {name}\r\n\r\n");
+    let answer = answer_to(lab, lab.edge.at(80), request.as_bytes())?;
+    ensure!(answer.starts_with("HTTP/1.1 404 "), "{answer:?}");
+    Ok(())
+}
+
+#[test]
+fn who_is_refused_by_name_is_not_served_by_the_wildcard() -> Result<()> {
+    case(|lab| {
+        let tls = service::named(&lab.home, lab.home_at(443), "tls")?;
+        let plain = service::named(&lab.home, lab.home_at(80), "http")?;
+        let client = lab.client.v4;
+        let home = lab.home_address();
+        let edged = Edged::start(
+            lab,
+            &format!(
+                "[[route]]\nhost = \"*.a.example\"\nto = \"{home}\"\n\
+                 [[route]]\nhost = \"allow.a.example\"\nto = \"{home}\"\nallow = [\"198.51.100.0/24\"]\n\
+                 [[route]]\nhost = \"deny.a.example\"\nto = \"{home}\"\ndeny = [\"{client}\"]\n\
+                 [[route]]\nhost = \"open.a.example\"\nto = \"{home}\"\nallow = [\"{client}\"]\n\
+                 [[route]]\nhost = \"refuse.a.example\"\nto = \"refuse\"\n\
+                 [[route]]\nhost = \"from.a.example\"\nto = \"refuse\"\nfrom = [\"198.51.100.0/24\"]\n"
+            ),
+        )?;
+        for name in ["allow.a.example", "deny.a.example", "refuse.a.example"] {
+            is_refused(lab, name).map_err(|error| error.context(name.to_owned()))?;
+        }
+        ensure!(tls.accepted() + plain.accepted() == 0, "a refused client reached a backend");
+        for name in ["x.a.example", "open.a.example", "from.a.example"] {
+            ensure!(greeting(lab, name)? == "tls", "{name}");
+        }
+
+        let denied = edged.access_log.wait_for("a denied client", |record| {
+            record["route"] == "deny.a.example" && record["close"] == "denied"
+        })?;
+        ensure!(denied["backend"].is_null() && denied["sni"] == "deny.a.example", "{denied}");
+        edged.access_log.wait_for("a refused client", |record| {
+            record["route"] == "refuse.a.example" && record["close"] == "refused"
+        })?;
+        let rejected = &edged.edgectl().json(&["status", "--json"])?["rejected"];
+        ensure!(rejected["denied"] == 4 && rejected["refused"] == 2, "{rejected}");
+        Ok(())
+    })
+}
+
+#[test]
+fn access_is_given_and_shown_at_run_time() -> Result<()> {
+    case(|lab| {
+        let _tls = service::named(&lab.home, lab.home_at(443), "tls")?;
+        let client = lab.client.v4.to_string();
+        let home = lab.home_address().to_string();
+        let wildcard = format!("[[route]]\nhost = \"*.a.example\"\nto = \"{home}\"\n");
+        let mut edged = Edged::start(lab, &wildcard)?;
+        let edgectl = edged.edgectl();
+        edgectl.text(&["routes", "add", "admin.a.example", &home, "--deny", &client])?;
+        edgectl.text(&["routes", "add", "no.a.example", "refuse"])?;
+        edgectl.refused(1, &["routes", "add", "odd.a.example", "refuse", "--allow", &client])?;
+        is_refused(lab, "admin.a.example")?;
+        is_refused(lab, "no.a.example")?;
+
+        let list = edgectl.text(&["routes", "list"])?;
+        ensure!(list.contains("DENY") && list.contains(&format!("{client}/32")), "{list}");
+        let test = |arguments: &[&str]| edgectl.text(&[&["routes", "test"], arguments].concat());
+        let said = test(&["admin.a.example", "--from", &client])?;
+        ensure!(said.contains(&format!("denied by its route, which {client} may not use")), "{said}");
+        let said = test(&["admin.a.example", "--from", "203.0.113.9"])?;
+        ensure!(said.contains("goes to"), "{said}");
+        let said = test(&["no.a.example"])?;
+        ensure!(said.contains("refused by its route: the client gets the TLS alert"), "{said}");
+
+        edged.terminate()?;
+        drop(edged);
+        let _edged = Edged::start(lab, &wildcard)?;
+        is_refused(lab, "admin.a.example")?;
+        ensure!(greeting(lab, "x.a.example")? == "tls");
+        Ok(())
+    })
+}
