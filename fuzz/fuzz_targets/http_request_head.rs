@@ -4,7 +4,7 @@
 #![no_main]
 
 use edge::sniff::{
-    Sniff,
+    Rejection, Sniff,
     http::{RequestHeadReader, request_head},
 };
 use libfuzzer_sys::fuzz_target;
@@ -24,7 +24,9 @@ fuzz_target!(|bytes: &[u8]| {
         }
         Sniff::Incomplete => assert!(bytes.len() < max),
         Sniff::Rejected(rejection) => {
-            assert!(rejection.http_answer().is_some() == rejection.http_status().is_some());
+            // Whoever speaks HTTP is told why.
+            let is_other = matches!(rejection, Rejection::TlsOnHttp | Rejection::UnknownProtocol);
+            assert!(rejection.http_answer().is_some() != is_other);
         }
     }
 
