@@ -53,7 +53,7 @@ fn who_is_refused_by_name_is_not_served_by_the_wildcard() -> Result<()> {
         edged.access_log.wait_for("a refused client", |record| {
             record["route"] == "refuse.a.example" && record["close"] == "refused"
         })?;
-        let rejected = &edged.edgectl().json(&["status", "--json"])?["rejected"];
+        let rejected = &edged.edgectl().json(&["status"])?["rejected"];
         ensure!(rejected["denied"] == 4 && rejected["refused"] == 2, "{rejected}");
         Ok(())
     })
