@@ -58,7 +58,7 @@ pub(super) struct Day<'a> {
 pub(super) fn body(lab: &Lab) -> String {
     let mut text = format!(
         "[limits]\nconnections = {PLACES}\n[flow]\nports = \"{}-{}\"\n\
-         [[pool]]\nname = \"two\"\nhealth = {{ interval = \"500ms\", timeout = \"1s\", rise = 1, fall = 2 }}\n",
+         [[pool]]\nname = \"two\"\nhealth = {{ kind = \"tcp\", interval = \"500ms\", timeout = \"1s\", rise = 1, fall = 2 }}\n",
         PORTS.0, PORTS.1
     );
     for site in &SITES {
@@ -310,7 +310,7 @@ impl<'a> Day<'a> {
         let add = ["routes", "add", PASSING, &to];
         self.disk.full(|| {
             let complaint = edged.edgectl().refused(1, &add).context("a route was added on a full disk")?;
-            ensure!(complaint.contains("space"), "a complaint that does not name the reason: {complaint}");
+            ensure!(complaint.contains("full"), "a complaint that does not name the reason: {complaint}");
             thread::sleep(lasts);
             Ok(())
         })?;
