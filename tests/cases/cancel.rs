@@ -106,16 +106,20 @@ fn a_cancel_request_reaches_the_backends_of_its_source_only() -> Result<()> {
 fn without_a_known_session_all_that_may_be_meant_are_told() -> Result<()> {
     case(|lab| {
         let (one, other) = (database(lab, 5432)?, database(lab, 5433)?);
-        let hidden = database(lab, 5434)?;
+        let (hidden, denied) = (database(lab, 5434)?, database(lab, 5435)?);
         let routes = [
             route(lab, "one.example", 5432, ""),
             route(lab, "other.example", 5433, ""),
             route(lab, "hidden.example", 5434, "from = [\"192.0.2.1\"]"),
+            route(lab, "denied.example", 5435, "allow = [\"192.0.2.1\"]"),
         ];
         let _edged = Edged::start(lab, &[listener(), routes.concat()].concat())?;
         send(lab, &cancel(4))?;
         ensure!(one.outcome()? == cancel(4) && other.outcome()? == cancel(4), "a request was changed");
-        ensure!(hidden.accepted() == 0, "a database that the client may not use was told");
+        ensure!(
+            hidden.accepted() + denied.accepted() == 0,
+            "a database that the client may not use was told"
+        );
         // What is longer than it says is none.
         let mut stream = lab.client.connect(lab.edge.at(443))?;
         stream.write_all(&[&cancel(4)[..], b"x"].concat())?;

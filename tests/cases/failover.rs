@@ -112,7 +112,7 @@ fn a_dead_tunnel_moves_clients_to_the_other_and_back() -> Result<()> {
         let _second = service::named(&lab.home, (mobile.home_address(), 443).into(), "mobile")?;
         let _echo = service::echo(&lab.home, (fibre.home_address(), 444).into())?;
         let echo = format!(
-            "[[pool]]\nname = \"echo\"\n[[pool.backend]]\n{}\n[[route]]\nhost = \"echo.example\"\nto = \"echo\"\n",
+            "[[pool]]\nname = \"echo\"\nhealth = {{ kind = \"tcp\" }}\n[[pool.backend]]\n{}\n[[route]]\nhost = \"echo.example\"\nto = \"echo\"\n",
             by(fibre, 444)
         );
         let body = format!("{}{echo}", pool(&by(fibre, 443), &by(mobile, 443)));

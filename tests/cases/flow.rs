@@ -282,7 +282,10 @@ fn a_flow_shows_its_tunnel_and_what_its_backend_is_good_for() -> Result<()> {
         let tunnel = lab.tunnel.as_ref().context("no tunnel")?;
         let _echo = service::echo(&lab.home, (tunnel.home_address(), 443).into())?;
         let route = format!("[[route]]\nhost = \"{NAME}\"\nto = \"home\"\n");
-        let pool = format!("[[pool]]\nname = \"home\"\n[[pool.backend]]\n{}\n{route}", by(tunnel, 443));
+        let pool = format!(
+            "[[pool]]\nname = \"home\"\nhealth = {{ kind = \"tcp\" }}\n[[pool.backend]]\n{}\n{route}",
+            by(tunnel, 443)
+        );
         let start = || Edged::plan(lab, &pool).daemon("datapath = \"flow\"").start();
         let shown = |daemon: &Edged, device: Value, state: Value| {
             wait::until_ok(&format!("{device} and {state}"), SOON, || {

@@ -106,7 +106,7 @@ fn where_the_connection_home_was_there_before() -> Result<()> {
     case(|lab| {
         let _echo = service::echo(&lab.home, lab.home_at(443))?;
         let pool = format!(
-            "[[pool]]\nname = \"warm\"\nwarm = 2\n[[pool.backend]]\nto = \"{}\"\n{}",
+            "[[pool]]\nname = \"warm\"\nwarm = 2\nhealth = {{ kind = \"tcp\" }}\n[[pool.backend]]\nto = \"{}\"\n{}",
             lab.home_at(443),
             route("warm")
         );

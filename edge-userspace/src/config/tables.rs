@@ -63,8 +63,7 @@ pub(super) fn settings(top: &mut Section<'_>) -> Settings {
     }
 }
 
-/// Refuses checks that cannot pass. What is wrong with a route or a listener is said first, since it hides what leads to
-/// a pool.
+/// Refuses checks that cannot pass. Skipped after any other error: a route that is wrong would be missing here.
 fn fit_checks(top: &Section<'_>, references: &References, routes: &[RouteSpec], listeners: &[ListenerSpec]) {
     if !top.is_sound() {
         return;

@@ -1,5 +1,5 @@
-//! What leads to each target: the protocols that clients speak there and the ports they come to. It decides what the
-//! check `auto` asks and whether a check of another kind can pass.
+//! The routes and listeners that lead to each target: the protocols that clients speak there and the ports they connect
+//! to. The check `auto` follows from them, and so does whether a check of another kind can pass.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use crate::spec::{Ask, HealthKind, HostName, HostPattern, ListenerSpec, RouteSpe
 /// One way for clients to a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Use {
-    /// What they speak; `None` on a tcp listener, where that is not known.
+    /// Their protocol; `None` on a tcp listener, where it is unknown.
     spoken: Option<Spoken>,
     /// The port they come to.
     port: u16,
@@ -20,7 +20,7 @@ struct Use {
 /// How a backend is asked for its health.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Questions {
-    /// What is asked, in this order; one answer is enough. Empty where the backend is not checked.
+    /// The questions, in this order; one answer is enough. Empty if the backend is not checked.
     pub asks: Vec<Ask>,
     /// The port of a backend that has none of its own.
     pub port: u16,
@@ -112,13 +112,13 @@ impl<'s> Uses<'s> {
         names.sort_unstable();
         names.dedup();
         let names = names.join(" and ");
-        let message = format!("this check can never pass: what leads to the pool `{target}` speaks {names}");
+        let message = format!("this check can never pass: the routes to the pool `{target}` speak {names}");
         Err(Refusal::new(message)
             .hint("leave `kind` out: \"auto\", the default, speaks what the routes speak"))
     }
 }
 
-/// What a check of this kind asks; `None` for one that goes by the routes.
+/// The question of a check of this kind; `None` for `auto`, which follows the routes, and for `off`.
 fn wanted(kind: HealthKind) -> Option<Ask> {
     match kind {
         HealthKind::Auto | HealthKind::Off => None,
@@ -135,7 +135,7 @@ fn port(listener: &ListenerSpec) -> u16 {
 }
 
 impl Settings {
-    /// What leads to each target: the routes of the file, those in `runtime` before them, and the tcp listeners.
+    /// The ways to each target: through runtime routes, through routes of the file, and through tcp listeners.
     pub fn uses<'s>(&'s self, runtime: &'s [RouteSpec]) -> Uses<'s> {
         Uses::of(runtime.iter().chain(&self.routes), &self.listeners)
     }

@@ -1,4 +1,4 @@
-//! What is allowed in a configuration and is probably not meant.
+//! Warnings about a configuration that is valid and probably not intended.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -11,7 +11,7 @@ const PORTS: [u16; 20] =
     [22, 25, 53, 80, 143, 443, 465, 587, 853, 993, 995, 1194, 3000, 3306, 5000, 5432, 8000, 8080, 8443, 9443];
 
 impl Settings {
-    /// What the operator should look at, one line each. `runtime` are the routes that were added at run time.
+    /// The warnings, one line each. `runtime` holds the routes that were added at run time.
     pub fn warnings(&self, runtime: &[RouteSpec]) -> Vec<String> {
         let mut warnings = Vec::new();
         let uses = self.uses(runtime);

@@ -48,7 +48,7 @@ pub struct Asked {
     pub protocol: Option<Spoken>,
     /// The SNI or the Host.
     pub host: Option<HostName>,
-    /// What it asks for by SNI where that can be no host name.
+    /// The server name in SNI, if it cannot be a host name.
     pub raw_name: Option<RawName>,
     /// The protocols it offers, or the first of them: [`AlpnList::start`].
     pub alpn: AlpnList,

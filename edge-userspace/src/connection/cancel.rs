@@ -89,10 +89,13 @@ impl Sessions {
 /// Where a request goes.
 type Target = (Arc<Destination>, Arc<Backend>);
 
-/// The backends that this source has had sessions with, as far as there are routes to them still.
-fn known(running: &Running, sessions: &[Session]) -> Vec<Target> {
+/// The backends that this source has had sessions with, as far as routes still lead it there.
+fn known(running: &Running, sessions: &[Session], client: IpAddr) -> Vec<Target> {
     let of_session = |(identity, id): &Session| {
         let destination = running.destinations().find(|destination| destination.identity == *identity)?;
+        if destination.refuses(client).is_some() {
+            return None;
+        }
         let backend = destination.pool.backends().iter().find(|backend| backend.id() == id)?;
         Some((Arc::clone(destination), Arc::clone(backend)))
     };
@@ -109,7 +112,8 @@ fn possible(running: &Running, listener: &ListenerState, client: IpAddr) -> Vec<
             && (conditions.from.is_empty() || conditions.from.iter().any(|net| net.contains(&client)))
     });
     let mut targets: Vec<Target> = Vec::new();
-    for destination in rules.map(|rule| &rule.target) {
+    let admitted = rules.map(|rule| &rule.target).filter(|destination| destination.refuses(client).is_none());
+    for destination in admitted {
         for backend in destination.pool.backends() {
             let is_new = targets.iter().all(|(_, other)| other.id().to != backend.id().to);
             if is_new && targets.len() < MOST_BACKENDS {
@@ -133,7 +137,7 @@ pub(super) async fn pass_on(
 ) -> Outcome {
     let source = connection.client().ip();
     connection.asks(Asked { protocol: Some(Spoken::Postgres), ..Asked::default() });
-    let mut targets = known(running, &edge.sessions.of(source));
+    let mut targets = known(running, &edge.sessions.of(source), source);
     if targets.is_empty() {
         targets = possible(running, listener, source);
     }

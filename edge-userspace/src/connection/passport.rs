@@ -35,7 +35,7 @@ pub struct Passport {
     /// The SNI or the Host.
     #[serde(rename = "h", default, skip_serializing_if = "Option::is_none")]
     pub host: Option<HostName>,
-    /// What was asked for by SNI where that can be no host name, as the access log has it.
+    /// The server name in SNI, if it cannot be a host name; escaped as in the access log.
     #[serde(rename = "w", default, skip_serializing_if = "Option::is_none")]
     pub raw_name: Option<String>,
     /// What the client offered.

@@ -38,7 +38,7 @@ fn answer(outcome: Outcome, protocol: Option<Spoken>, tls_version: u16) -> Answe
             let told = if speaks_tls { tls.or(http) } else { http.or(tls) };
             told.unwrap_or(Answer::Reset)
         }
-        // Whoever is refused by a route cannot tell whether there is one.
+        // A client that a route refuses cannot tell whether the route exists.
         (Outcome::NoRoute | Outcome::Refused | Outcome::DeniedByRoute, _) if speaks_tls => {
             alert(alert::AlertDescription::UnrecognizedName)
         }

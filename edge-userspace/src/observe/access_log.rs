@@ -57,7 +57,7 @@ pub struct Record {
     pub protocol: Option<Spoken>,
     /// The SNI or the Host.
     pub sni: Option<HostName>,
-    /// What was asked for by SNI where that can be no host name, escaped and cut; shown where it is so.
+    /// The server name in SNI, if it cannot be a host name; escaped and truncated. Omitted otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sni_raw: Option<String>,
     /// What the client offered, or the start of it.

@@ -103,3 +103,19 @@ impl Rejection {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Sniff;
+
+    /// Feeds one byte more each time. Returns the answer and the number of bytes after which it came.
+    pub(super) fn decided(sniff: impl Fn(&[u8]) -> Sniff<()>, bytes: &[u8]) -> (Sniff<()>, usize) {
+        for end in 0..=bytes.len() {
+            match sniff(&bytes[..end]) {
+                Sniff::Incomplete => {}
+                answer => return (answer, end),
+            }
+        }
+        (Sniff::Incomplete, bytes.len())
+    }
+}

@@ -1,4 +1,4 @@
-//! What a health check asks, in the words that are shown; how it is asked knows the pool.
+//! The questions of health checks, and how messages name them. `pool/check` knows how to ask them.
 
 use super::Spoken;
 

@@ -25,7 +25,7 @@ struct Checked<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     routes: Option<usize>,
     problems: &'a [Problem],
-    /// What is allowed and probably not meant.
+    /// Warnings about what is valid and probably not intended.
     warnings: Vec<String>,
     /// Problems beyond those listed.
     more: usize,

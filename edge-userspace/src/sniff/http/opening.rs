@@ -67,15 +67,8 @@ fn absolute(target: &[u8]) -> Sniff<()> {
 mod tests {
     use super::*;
 
-    /// The answer, and after how many bytes it came.
     fn decided(bytes: &[u8]) -> (Sniff<()>, usize) {
-        for end in 0..=bytes.len() {
-            match opening(&bytes[..end]) {
-                Sniff::Incomplete => {}
-                answer => return (answer, end),
-            }
-        }
-        (Sniff::Incomplete, bytes.len())
+        crate::sniff::tests::decided(opening, bytes)
     }
 
     #[test]
