@@ -147,7 +147,7 @@ const TCP_INFO_SIZE: usize = TCP_INFO_LENGTH as usize;
 
 const INT: libc::socklen_t = 4;
 
-/// `TCP_INFO`.
+/// `TCP_INFO`. An error where the answer is too short for the fields of [`TcpInfo`]: emulators of Linux give a few bytes.
 pub fn info(socket: impl AsFd) -> io::Result<TcpInfo> {
     let mut raw = [0_u8; TCP_INFO_SIZE];
     let mut length = TCP_INFO_LENGTH;
@@ -161,7 +161,13 @@ pub fn info(socket: impl AsFd) -> io::Result<TcpInfo> {
             &raw mut length,
         )
     };
-    if result == 0 { Ok(TcpInfo::parse(&raw)) } else { Err(io::Error::last_os_error()) }
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if length < TCP_INFO_LENGTH {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    Ok(TcpInfo::parse(&raw))
 }
 
 /// Octets in the send queue: not sent, or sent and not acknowledged (`SIOCOUTQ`). A FIN counts as one.
