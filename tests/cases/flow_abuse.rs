@@ -1,9 +1,10 @@
 //! What hostile and vanished peers can take from others in the flow tier: the tier itself, and the ports towards home.
 
 use std::{
+    io::{Read, Write},
     net::{IpAddr, Ipv6Addr, TcpStream},
     process::Command,
-    sync::mpsc::channel,
+    sync::{Mutex, PoisonError, mpsc::channel},
     time::Duration,
 };
 
@@ -14,7 +15,7 @@ use lab::{
     forge::{Forger, Kind, Observer, Tuple},
     metrics::{ADMIN, Metrics},
     service::{self, Service},
-    stream::Pattern,
+    stream::{self, Pattern},
     table,
     wait::{self, SOON},
 };
@@ -207,6 +208,32 @@ fn silence(host: &Host, port: u16) -> Result<()> {
          add rule inet silence output tcp dport {port} drop"
     ));
     host.text_of(nft).map(drop)
+}
+
+/// What it answers arrives nowhere: a reset counts at once or not at all.
+#[test]
+fn a_client_that_has_not_acknowledged_all_is_cut_without_its_answer() -> Result<()> {
+    case(|lab| {
+        let said = b"more than it will acknowledge";
+        let (tell, told) = channel();
+        let told = Mutex::new(told);
+        let _service = Service::start(&lab.home, lab.home_at(443), move |mut stream| {
+            let mut greeting = vec![0; hello().len()];
+            stream.read_exact(&mut greeting)?;
+            stream.write_all(&greeting)?;
+            let told = told.lock().unwrap_or_else(PoisonError::into_inner);
+            told.recv_timeout(2 * SOON).context("the word to go on")?;
+            stream.write_all(said)?;
+            stream::read_to_end(&mut stream).map(drop)
+        })?;
+        let daemon = edged(lab, "")?;
+        let mut stream = echoed(lab, &daemon)?;
+        silence(&lab.client, 443)?;
+        tell.send(())?;
+        stream.read_exact(&mut vec![0; said.len()])?;
+        daemon.edgectl().text(&["block", "add", &lab.client.v4.to_string()])?;
+        reset_is_seen(&mut stream)
+    })
 }
 
 #[test]

@@ -17,8 +17,11 @@ pub struct Standing {
     pub local: SocketAddr,
     /// The peer's.
     pub peer: SocketAddr,
-    /// The sequence number that the peer expects.
+    /// The sequence number that the peer has acknowledged last.
     pub next: u32,
+    /// The one behind all that it has been sent: it expects this one where it has received everything, and has not
+    /// said so yet.
+    pub sent: u32,
     /// The one that is expected of it.
     pub expected: u32,
     /// The index of the device that leads to it.
@@ -32,16 +35,21 @@ impl Standing {
     }
 }
 
-/// Sends a reset to the peer.
+/// Sends a reset to the peer, and where it may have received more than it has acknowledged, one from there too: only
+/// the very number that it expects counts at once.
 ///
-/// A peer that has received more than it has acknowledged answers the reset with a challenge (RFC 5961 §3.2), which
-/// the stack, where the connection is unknown by then, answers with a reset that counts.
+/// A peer that expects neither, since a part of what it was sent is lost, answers with a challenge (RFC 5961 §3.2),
+/// which the stack, where the connection is unknown by then, answers with a reset that counts.
 pub fn reset_peer(standing: &Standing) -> io::Result<()> {
     let standing = *standing;
     admin::run(move || {
-        let socket = revive(&standing)?;
-        tcp::leave_repair(&socket)?;
-        tcp::reset_on_close(&socket)
+        let reset = |next| {
+            let socket = revive(&Standing { next, ..standing })?;
+            tcp::leave_repair(&socket)?;
+            tcp::reset_on_close(&socket)
+        };
+        reset(standing.next)?;
+        if standing.sent == standing.next { Ok(()) } else { reset(standing.sent) }
     })?
 }
 
@@ -62,7 +70,7 @@ pub fn ask_peer(standing: &Standing, timestamp: Option<u32>) -> io::Result<()> {
 
 /// A frozen socket that stands there.
 fn revive(standing: &Standing) -> io::Result<Socket> {
-    let Standing { local, peer, next, expected, device } = *standing;
+    let Standing { local, peer, next, expected, device, .. } = *standing;
     let socket = Socket::new(Domain::for_address(local), Type::STREAM, Some(Protocol::TCP))?;
     // In this mode the port may be anybody's, a listener's too.
     tcp::enter_repair(&socket)?;
@@ -100,7 +108,7 @@ mod tests {
         let next = tcp::sequence(&near, Queue::Send).unwrap();
         let expected = tcp::sequence(&near, Queue::Receive).unwrap();
         drop(near);
-        Some((far, Standing { local, peer, next, expected, device: 1 }))
+        Some((far, Standing { local, peer, next, sent: next, expected, device: 1 }))
     }
 
     #[test]
@@ -110,6 +118,17 @@ mod tests {
         assert_eq!(far.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock, "closed without a word");
         reset_peer(&standing).unwrap();
         far.set_nonblocking(false).unwrap();
+        assert_eq!(far.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+
+    /// As behind a block, where what the peer answers does not arrive.
+    #[test]
+    fn a_peer_that_has_received_more_than_it_acknowledged_is_reset_without_its_answer() {
+        let Some((mut far, standing)) = orphaned() else { return };
+        // It has answered all before; an older number stands for what it has not.
+        let standing = Standing { next: standing.next.wrapping_sub(1), ..standing };
+        reset_peer(&standing).unwrap();
+        far.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
         assert_eq!(far.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
     }
 

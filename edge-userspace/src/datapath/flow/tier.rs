@@ -388,6 +388,7 @@ fn legs(pair: &FlowPair) -> [(Standing, Option<u32>); 2] {
             local: key.destination(),
             peer: key.source(),
             next: from.acked,
+            sent: to.sent().wrapping_add(to.seq_delta),
             expected: from.sent(),
             device: from.ingress,
         };
