@@ -6,12 +6,14 @@ use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream},
     process::Command,
-    thread,
+    sync::atomic::{AtomicBool, Ordering},
+    thread::{self, ScopedJoinHandle},
+    time::Duration,
 };
 
 use lab::{
     Context, Edged, Lab, Result, ensure,
-    firewall::{nft, tracked, until_untracked},
+    firewall::{nft, tracked, tracked_count, until_untracked},
     metrics::{ADMIN, Metrics},
     service::{self, Service},
     stream::{self, End, Pattern},
@@ -22,6 +24,7 @@ use lab::{
 use crate::{
     behind_firewall, echo_once,
     flow::{NAME, hello, reset_is_seen, wait_for_flows},
+    flow_abuse::source,
 };
 
 const MIB: usize = 1 << 20;
@@ -98,6 +101,54 @@ fn closed_flows_leave_nothing_in_conntrack() -> Result<()> {
         ensure!(doctor.contains("conntrack"), "{doctor}");
         Ok(())
     })
+}
+
+/// A VPS with a gigabyte tracks some 8,000 connections, one with less only 1,024.
+#[test]
+fn thousands_of_idle_connections_fit_beside_a_small_conntrack() -> Result<()> {
+    const EACH: usize = 600;
+    const SOURCES: u8 = 8;
+    const LIMIT: usize = 1024;
+    case(|lab| {
+        let _echo = service::echo(&lab.home, lab.home_at(443))?;
+        let daemon = edged(lab, "flow", 443)?;
+        let sources = (1..=SOURCES).map(|network| source(lab, network)).collect::<Result<Vec<_>>>()?;
+        let opening = AtomicBool::new(true);
+        let (opened, most) = thread::scope(|scope| {
+            let most = scope.spawn(|| {
+                let mut most = 0;
+                while opening.load(Ordering::Relaxed) {
+                    most = most.max(tracked_count(&lab.edge)?);
+                    thread::sleep(Duration::from_millis(10));
+                }
+                Ok(most)
+            });
+            let open = |source| -> Result<Vec<_>> {
+                let one = |_| {
+                    let mut stream = lab.client.connect_from(source, lab.edge.at(443))?;
+                    echo_once(&mut stream, &hello())?;
+                    Ok(stream)
+                };
+                (0..EACH).map(one).collect()
+            };
+            let opened: Vec<_> =
+                sources.into_iter().map(|source| scope.spawn(move || open(source))).collect();
+            let opened = opened.into_iter().map(joined).collect::<Result<Vec<_>>>();
+            opening.store(false, Ordering::Relaxed);
+            Ok::<_, lab::Error>((opened?, joined(most)?))
+        })?;
+        ensure!(most < LIMIT, "{most} entries at the same time");
+        wait_for_flows(&daemon, EACH * usize::from(SOURCES))?;
+        until_untracked(&lab.edge, is_ours)?;
+        for mut stream in opened.into_iter().flatten() {
+            echo_once(&mut stream, b"still there")?;
+        }
+        Ok(())
+    })
+}
+
+fn joined<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    thread.join().unwrap_or_else(|_| lab::bail!("a thread panicked"))
 }
 
 /// Sends a segment of a connection with an IP option, which no flow carries: it goes to the stack.

@@ -172,6 +172,14 @@ pub fn tracked(host: &Host) -> Result<Vec<String>> {
     Ok(all.lines().filter(|line| line.contains(" tcp ")).map(str::to_owned).collect())
 }
 
+/// How many entries connection tracking has on a host.
+pub fn tracked_count(host: &Host) -> Result<usize> {
+    let count = host.run(|| {
+        fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").context("counting what is tracked")
+    })?;
+    count.trim().parse().with_context(|| format!("nf_conntrack_count is {count:?}"))
+}
+
 /// Waits until a host tracks no connection whose entry is picked.
 pub fn until_untracked(host: &Host, which: impl Fn(&str) -> bool) -> Result<()> {
     wait::until_ok("connection tracking to forget", SOON, || {
