@@ -307,13 +307,25 @@ impl Drive<'_> {
             self.last = now;
         }
         let FlowPair { up, down, .. } = self.last;
+        // An acknowledgement that came just before the flow was there is the socket's alone to know, and no other may
+        // ever come.
+        let heard = |socket, written: u32| Ok::<_, io::Error>(written.wrapping_sub(tcp::send_queue(socket)?));
+        let Pair { client, backend } = self.pair;
         Ok(Numbers {
             received,
-            acknowledged: Sides { client: up.acked, backend: down.acked },
+            acknowledged: Sides {
+                client: later(up.acked, heard(client, self.written.client)?),
+                backend: later(down.acked, heard(backend, self.written.backend)?),
+            },
             ended: up.is_reset() || down.is_reset(),
             gone: now.is_none(),
         })
     }
+}
+
+/// The later one of two sequence numbers.
+const fn later(one: u32, other: u32) -> u32 {
+    if other.wrapping_sub(one).cast_signed() > 0 { other } else { one }
 }
 
 /// Reads what has come, 0 at the end of the stream; `None` where nothing has. An urgent byte is read alone (a read

@@ -103,7 +103,7 @@ pub enum Event {
 pub struct Numbers {
     /// The next sequence number that each socket expects.
     pub received: Sides<u32>,
-    /// What each peer has acknowledged, by the flow's account.
+    /// What each peer has acknowledged: to the flow, or to the socket before the flow was there.
     pub acknowledged: Sides<u32>,
     /// Whether a peer has reset the connection.
     pub ended: bool,

@@ -210,7 +210,10 @@ impl World {
     fn numbers(&self) -> Numbers {
         Numbers {
             received: Sides { client: self.up.received, backend: self.down.received },
-            acknowledged: Sides { client: self.down.noted, backend: self.up.noted },
+            acknowledged: Sides {
+                client: self.down.noted.max(self.down.heard),
+                backend: self.up.noted.max(self.up.heard),
+            },
             ended: false,
             gone: false,
         }
@@ -242,6 +245,11 @@ impl World {
             Action::End(_) => unreachable!("the end is not performed"),
         }
     }
+}
+
+/// What is still to be said: often nothing, so that no later acknowledgement covers an earlier one.
+fn length() -> impl Strategy<Value = u32> {
+    prop_oneof![Just(0), 1..3000_u32]
 }
 
 type Script = Vec<Vec<(bool, Step)>>;
@@ -282,7 +290,7 @@ proptest! {
     #![proptest_config(Config::with_cases(400))]
 
     #[test]
-    fn every_byte_arrives_once(script in script(), sent in 2000..5000_u32, length in 0..3000_u32,
+    fn every_byte_arrives_once(script in script(), sent in 2000..5000_u32, length in length(),
                                pending in 0..2000_u32) {
         let mut world = World::new(sent, length, pending);
         let mut machine = machine(&world);
