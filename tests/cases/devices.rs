@@ -1,13 +1,17 @@
 //! Devices as machines have them: names with a dot, bridges, VLANs, devices without a link header, and such as come
 //! later, are renamed, or are deleted and made anew. Flows are carried on them, and a block holds on every one.
 
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::{
+    net::{IpAddr, SocketAddr, TcpStream},
+    process::Command,
+};
 
 use lab::{
     Context, Edged, Host, Lab, Result,
     edged::Edgectl,
     ensure,
     hello::ClientHello,
+    metrics::{ADMIN, Metrics},
     require::{self, Need},
     service, stream,
     topology::{TUNNEL_EDGE, TUNNEL_HOME},
@@ -157,6 +161,46 @@ fn a_macvlan() -> Result<()> {
         lab.edge.sysctl(&[("net.ipv4.conf.all.arp_ignore", "1")])?;
         move_addresses(&lab.edge, "front", "mv0")?;
         flows_and_blocks(lab, "mv0")
+    })
+}
+
+/// The address of a device on its link.
+fn link_address(host: &Host, device: &str) -> Result<String> {
+    let mut ip = Command::new("ip");
+    ip.args(["-j", "link", "show", "dev", device]);
+    let links: Value = serde_json::from_str(&host.text_of(ip)?)?;
+    Ok(links[0]["address"].as_str().context("no address")?.to_owned())
+}
+
+/// The first packets of a connection come by a device that was right until a moment ago: the client still has its address.
+#[test]
+fn a_client_that_has_an_older_address_of_its_neighbour() -> Result<()> {
+    if !require::all(&[Need::Device("macvlan")]) {
+        return Ok(());
+    }
+    case(|lab| {
+        lab.edge
+            .ip(&["link", "add", "link", "front", "name", "mv0", "type", "macvlan", "mode", "private"])?;
+        lab.edge.sysctl(&[("net.ipv4.conf.all.arp_ignore", "1")])?;
+        move_addresses(&lab.edge, "front", "mv0")?;
+        let believe = |device: &str| -> Result<()> {
+            let (edge, address) = (lab.edge.v4.to_string(), link_address(&lab.edge, device)?);
+            lab.client.ip(&["neigh", "replace", &edge, "lladdr", &address, "dev", "eth0", "nud", "permanent"])
+        };
+        believe("front")?;
+        let _echo = service::echo(&lab.home, lab.home_at(443))?;
+        let route = format!("[[route]]\nhost = \"{NAME}\"\nto = \"{}\"\n", lab.home_address());
+        let daemon = Edged::plan(lab, &route).daemon("datapath = \"flow\"").daemon(ADMIN).start()?;
+        let mut stream = lab.client.connect(lab.edge.at(443))?;
+        echo_once(&mut stream, &hello())?;
+        Metrics::until(&lab.edge, "the connection to stay", |now| {
+            ensure!(now.stays("asymmetric_route") > 0, "it does not");
+            Ok(())
+        })?;
+        believe("mv0")?;
+        echo_once(&mut stream, b"by the other device")?;
+        wait_for_flows(&daemon, 1)?;
+        echo_once(&mut stream, b"as a flow")
     })
 }
 

@@ -11,6 +11,8 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use lab::{
     Context, Edged, Lab, Result, ensure,
     firewall::{nft, tracked, tracked_count, until_untracked},
@@ -22,9 +24,12 @@ use lab::{
 };
 
 use crate::{
-    behind_firewall, echo_once,
+    behind_firewall,
+    carrying::exchange,
+    echo_once,
     flow::{NAME, hello, reset_is_seen, wait_for_flows},
     flow_abuse::source,
+    rights::keeper_of,
 };
 
 const MIB: usize = 1 << 20;
@@ -232,6 +237,60 @@ fn the_operator_ends_a_flow_through_the_firewall() -> Result<()> {
         daemon.edgectl().text(&["connections", "close", &list[0]["id"].to_string()])?;
         reset_is_seen(&mut stream)?;
         ensure!(service.outcome()? == End::Reset);
+        Ok(())
+    })
+}
+
+/// A process that stands still until this is dropped.
+struct Stopped(Pid);
+
+impl Stopped {
+    fn process(pid: u32) -> Result<Self> {
+        let pid = Pid::from_raw(pid.try_into()?).context("no process")?;
+        kill_process(pid, Signal::STOP)?;
+        Ok(Self(pid))
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = kill_process(self.0, Signal::CONT);
+    }
+}
+
+#[test]
+fn streams_are_whole_while_the_keeper_stands_still() -> Result<()> {
+    const CONNECTIONS: usize = 50;
+    const LENGTH: u64 = 20 * MIB as u64;
+    let (up, down) = (Pattern::new(31), Pattern::new(32));
+    case(|lab| {
+        let service = Service::start(&lab.home, lab.home_at(443), move |mut stream| {
+            stream.read_exact(&mut vec![0; hello().len()])?;
+            exchange(&stream, down, up, LENGTH)
+        })?;
+        let mut daemon = edged(lab, "auto", 443)?;
+        let connect = || -> Result<TcpStream> {
+            let mut stream = lab.client.connect(lab.edge.at(443))?;
+            stream.write_all(&hello())?;
+            Ok(stream)
+        };
+        // Programs are attached to both devices.
+        exchange(&connect()?, up, down, LENGTH)?;
+        let keeper = Stopped::process(keeper_of(daemon.process().pid())?)?;
+        thread::scope(|scope| {
+            let clients: Vec<_> = (0..CONNECTIONS)
+                .map(|_| scope.spawn(|| exchange(&connect()?, up, down, LENGTH).context("at the client")))
+                .collect();
+            clients
+                .into_iter()
+                .try_for_each(|client| client.join().unwrap_or_else(|_| lab::bail!("a client panicked")))
+        })?;
+        for _ in 0..=CONNECTIONS {
+            service.outcome().context("at the backend")?;
+        }
+        drop(keeper);
+        let records = daemon.access_log.wait_for_count(CONNECTIONS + 1, "the connections", |_| true)?;
+        ensure!(records.iter().all(|record| record["close"] == "finished"), "{records:?}");
         Ok(())
     })
 }

@@ -130,6 +130,14 @@ impl Edge {
         }
     }
 
+    /// Readies connections for their hand-over, for as long as the daemon lives. Waits for the keeper: to be called on the
+    /// control runtime.
+    pub async fn ready_connections(&self) {
+        if let Some(flows) = &self.flows {
+            flows.tier().ready_connections().await;
+        }
+    }
+
     /// Takes note of what the programs have reported.
     pub fn flows_happened(&self, events: &mut FlowEvents) {
         if let Some(flows) = &self.flows {

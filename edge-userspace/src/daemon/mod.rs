@@ -241,6 +241,10 @@ impl Daemon {
             let edge = Arc::clone(&edge);
             async move { edge.tend_tracks().await }
         });
+        tokio::spawn({
+            let edge = Arc::clone(&edge);
+            async move { edge.ready_connections().await }
+        });
         let mut sockets = Sockets::new(inherited);
         let prepared = sockets.prepare(&settings.listeners, workers, Demand::Some)?;
         let workers = Workers::start(workers, &edge)

@@ -284,6 +284,16 @@ impl FlowTable {
         self.comparing.0.set(0, connections, 0).map_err(map("writing to", FLOW_COMPARING))
     }
 
+    /// Forgets what the programs have noted of a socket by [`Self::compare`].
+    pub fn forget_wire(&mut self, socket: impl AsFd) -> Result<(), KernelError> {
+        match self.handshake(&socket)? {
+            Some(noted) => {
+                self.note(socket, Handshake { arrives_by: 0, leaves_by: 0, translated: 0, mark: 0, ..noted })
+            }
+            None => Ok(()),
+        }
+    }
+
     fn wish(&mut self, socket: impl AsFd, wish: u32) -> Result<(), KernelError> {
         let noted = self.handshake(&socket)?.unwrap_or_default();
         self.note(socket, Handshake { wishes: noted.wishes | wish, ..noted })

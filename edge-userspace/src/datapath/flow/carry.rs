@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 
 use super::{
+    again::Again,
     confirm::{Confirmed, confirm},
     drive::{Handed, hand_over},
     round_trip::{Rest, is_stretched},
@@ -61,8 +62,13 @@ pub(in crate::datapath) fn carry<'a>(
     async move {
         let mut due = if at_once { 0 } else { WORTH_IT };
         let mut rest = Rest::default();
+        let mut again = Again::default();
         loop {
-            let is_due = |meter: &Meter| due != NEVER && (meter.on_sockets() >= due || stop.take_nudge());
+            let is_due = |meter: &Meter| {
+                due != NEVER
+                    && (meter.on_sockets() >= due
+                        || stop.take_nudge() && (again.is_time() || stop.is_last_call()))
+            };
             let turn = relay.run(meter, stop, is_due).await;
             if let Turn::End(end) = turn {
                 return Fate::Ended(relay.finish(end, meter).await);
@@ -86,12 +92,17 @@ pub(in crate::datapath) fn carry<'a>(
                 }
             }
             // Boxed: it is over soon, and the connection lives on without it.
-            let attempt = Box::pin(attempt(relay, tier, passenger, meter, stop));
+            let attempt = Box::pin(attempt(relay, again.is_first(), tier, passenger, meter, stop));
             match attempt.await {
                 Attempt::Over(fate) => return fate,
                 Attempt::Later(back) => {
                     relay = back;
                     due = (2 * meter.on_sockets()).max(WORTH_IT);
+                }
+                Attempt::Again(back) => {
+                    relay = back;
+                    again.in_vain(Instant::now());
+                    due = AT_REST;
                 }
                 Attempt::Never(back) => {
                     relay = back;
@@ -105,23 +116,38 @@ pub(in crate::datapath) fn carry<'a>(
 enum Attempt {
     Over(Fate),
     Later(Box<Relay>),
+    /// The way of its packets may be another one in a while.
+    Again(Box<Relay>),
     Never(Box<Relay>),
+}
+
+impl Attempt {
+    fn after(stay: &Stay, relay: Box<Relay>) -> Self {
+        if stay.is_passing() {
+            Self::Later(relay)
+        } else if stay.is_about_the_way() {
+            Self::Again(relay)
+        } else {
+            Self::Never(relay)
+        }
+    }
 }
 
 async fn attempt(
     mut relay: Box<Relay>,
+    is_first: bool,
     tier: &FlowTier,
     passenger: &impl Passenger,
     meter: &Meter,
     stop: &Stop,
 ) -> Attempt {
-    let survey = match confirm(tier, &mut relay, meter, stop).await {
+    let survey = match confirm(tier, &mut relay, is_first, meter, stop).await {
         Confirmed::Yes(survey) => survey,
         Confirmed::End(end) => return Attempt::Over(Fate::Ended(relay.finish(end, meter).await)),
         Confirmed::No(reason) => {
             stays(tier, &reason);
             relay.keep_alive();
-            return if reason.is_passing() { Attempt::Later(relay) } else { Attempt::Never(relay) };
+            return Attempt::after(&reason, relay);
         }
     };
     match approach(&mut relay, meter, stop).await {
@@ -140,7 +166,7 @@ async fn attempt(
             widen(&pair);
             let relay = Box::new(Relay::new(pair, Preread::default(), true));
             relay.keep_alive();
-            if reason.is_passing() { Attempt::Later(relay) } else { Attempt::Never(relay) }
+            Attempt::after(&reason, relay)
         }
     }
 }

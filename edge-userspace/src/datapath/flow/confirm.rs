@@ -35,17 +35,38 @@ pub(super) enum Confirmed {
     No(Stay),
 }
 
-/// Carries on the sockets until both legs are known.
-pub(super) async fn confirm(tier: &FlowTier, relay: &mut Relay, meter: &Meter, stop: &Stop) -> Confirmed {
-    let looked = tier.survey(relay.pair()).and_then(|survey| {
+/// Carries on the sockets until everything is readied and both legs are known. `is_first`: nobody has looked before.
+pub(super) async fn confirm(
+    tier: &FlowTier,
+    relay: &mut Relay,
+    is_first: bool,
+    meter: &Meter,
+    stop: &Stop,
+) -> Confirmed {
+    let mut survey = match tier.survey(relay.pair(), is_first) {
+        Ok(survey) => survey,
+        Err(stay) => return Confirmed::No(stay),
+    };
+    let readied = tokio::select! {
+        biased;
+        turn = relay.run(meter, stop, |_| false) => match turn {
+            Turn::End(end) => return Confirmed::End(end),
+            Turn::Due => Err(Stay::NotReady),
+        },
+        readied = tier.readied(survey) => readied,
+    };
+    let looked = readied.and_then(|()| {
+        if !is_first {
+            tier.look_anew(relay.pair())?;
+        }
+        survey.begin(relay.pair())?;
         let known = tier.compare(relay.pair(), &survey, false)?;
         // What came meanwhile is seen.
-        let comparison = if known { None } else { Some(tier.comparison()?) };
-        Ok((survey, comparison))
+        Ok(if known { None } else { Some(tier.comparison()?) })
     });
-    let (survey, comparison) = match looked {
-        Ok((survey, None)) => return Confirmed::Yes(survey),
-        Ok((survey, Some(comparison))) => (survey, comparison),
+    let comparison = match looked {
+        Ok(None) => return Confirmed::Yes(survey),
+        Ok(Some(comparison)) => comparison,
         Err(stay) => return Confirmed::No(stay),
     };
     let started = Instant::now();

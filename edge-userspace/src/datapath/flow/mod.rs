@@ -1,14 +1,16 @@
 //! The flow tier: a connection is handed to the packet path and needs neither sockets nor daemon any more.
 //!
-//! [`carry`] says when, [`survey`] and [`confirm`] whether its packets go the way that a flow's would, [`agreement`]
+//! [`carry`] says when, [`survey`] and [`confirm`] whether its packets go the way that a flow's would, [`ready`] what is done for it before, [`agreement`]
 //! with which numbers, [`handover`] in which steps, [`drive`] takes them. The packets themselves are rewritten in the kernel (`edge-ebpf/src/flow`).
 
+mod again;
 pub mod agreement;
 pub(super) mod carry;
 mod confirm;
 mod drive;
 pub mod handover;
 mod ports;
+mod ready;
 mod round_trip;
 mod stay;
 mod survey;

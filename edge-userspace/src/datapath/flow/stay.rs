@@ -37,6 +37,9 @@ pub enum Stay {
     /// A side has not shown how its packets look on the wire.
     #[error("a side was silent when it was asked")]
     Unconfirmed,
+    /// The keeper did not do in time what a hand-over takes.
+    #[error("the privileged process of edged did not ready devices and firewall for it in time")]
+    NotReady,
     /// Flows of several networks to this backend have failed a short while ago, and hardly any works.
     #[error("flows to its backend have failed, it is left alone for a while")]
     Distrusted,
@@ -76,7 +79,14 @@ impl Stay {
                 | Self::Stretched
                 | Self::Quota
                 | Self::Unconfirmed
+                | Self::NotReady
         )
+    }
+
+    /// Whether it lies in the way of the packets, which may change, or was judged by a packet out of the ordinary: looked at
+    /// again at growing intervals.
+    pub const fn is_about_the_way(&self) -> bool {
+        matches!(self, Self::Asymmetric | Self::Translated | Self::PolicyRoute | Self::Ipsec)
     }
 
     /// Its name in counters.
@@ -97,6 +107,7 @@ impl Stay {
             Self::PolicyRoute => "policy_route",
             Self::Ipsec => "ipsec",
             Self::Unconfirmed => "unconfirmed",
+            Self::NotReady => "not_ready",
             Self::Distrusted => "distrusted",
             Self::DistrustedSource => "distrusted_source",
             Self::Lossy => "lossy_client",

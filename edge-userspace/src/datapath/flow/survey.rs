@@ -43,7 +43,7 @@ pub(super) struct Survey {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Leg {
     pub(super) ends: Ends,
-    /// The index of the device that its packets use.
+    /// The index of the device that its packets leave by, and have to arrive by.
     pub(super) device: u32,
     /// The device that its socket is bound to, if any.
     bound: Option<u32>,
@@ -92,8 +92,9 @@ impl Surroundings {
 }
 
 impl FlowTier {
-    /// Looks the ways of a connection over and attaches the programs to its devices.
-    pub(super) fn survey(&self, pair: &Pair) -> Result<Survey, Stay> {
+    /// Looks the ways of a connection over. Where it `is_first`, the device of the client's SYN has to be the one that
+    /// answers leave by. Later the wire alone tells: the SYN may have come before its sender knew the way.
+    pub(super) fn survey(&self, pair: &Pair, is_first: bool) -> Result<Survey, Stay> {
         let (client, backend) = (ends_of(&pair.client)?, ends_of(&pair.backend)?);
         if !self.ports().contains(backend.local.port()) {
             return Err(Stay::Port);
@@ -114,18 +115,18 @@ impl FlowTier {
         let client_bound = bound(&pair.client)?.or(is_link_local(source).then_some(arrived));
         let backend_bound = bound(&pair.backend)?;
         let around = self.surroundings();
-        match around.way(&client, client_bound, 0) {
-            Ok(device) if device == arrived => {}
+        let leaves = match around.way(&client, client_bound, 0) {
+            Ok(device) if device == arrived || !is_first => device,
             Err(stay @ Stay::PolicyRoute) => return Err(stay),
             _ => return Err(Stay::Asymmetric),
-        }
+        };
         let device = around.way(&backend, backend_bound, 0)?;
         let survey = Survey {
             client: Leg {
                 ends: client,
-                device: arrived,
+                device: leaves,
                 bound: client_bound,
-                place: Place::Listener(client.local, arrived),
+                place: Place::Listener(client.local, leaves),
                 before: traffic(&pair.client)?,
             },
             backend: Leg {
@@ -137,18 +138,28 @@ impl FlowTier {
             },
         };
         for leg in survey.legs() {
-            if lock(&around.policies).covers(&leg.ends)? {
-                return Err(Stay::Ipsec);
-            }
             if let Some(difference) = lock(&around.memory).recall(leg.place, Instant::now()) {
                 return Err(difference.into());
             }
         }
-        let mut program = self.program();
-        for leg in survey.legs() {
-            program.attach(leg.device)?;
-        }
         Ok(survey)
+    }
+
+    /// Attaches the programs to both devices, unless an IPsec policy is for the connection. May wait for the keeper.
+    pub(super) fn attach_for(&self, survey: &Survey) -> Result<(), Stay> {
+        for ends in survey.ends() {
+            if lock(&self.surroundings().policies).covers(&ends)? {
+                return Err(Stay::Ipsec);
+            }
+        }
+        let mut program = self.program();
+        survey.legs().into_iter().try_for_each(|leg| Ok(program.attach(leg.device)?))
+    }
+
+    /// Forgets what the wire showed of a connection before.
+    pub(super) fn look_anew(&self, pair: &Pair) -> Result<(), Stay> {
+        let mut table = self.table();
+        Ok([&pair.client, &pair.backend].into_iter().try_for_each(|socket| table.forget_wire(socket))?)
     }
 
     /// Whether both legs have shown on the wire what their sockets believe. `is_late`: nothing more is waited for.
@@ -204,6 +215,18 @@ impl Drop for Comparison<'_> {
 }
 
 impl Survey {
+    /// Both connections.
+    pub(super) const fn ends(&self) -> [Ends; 2] {
+        [self.client.ends, self.backend.ends]
+    }
+
+    /// Counts from now on what the programs have to see.
+    pub(super) fn begin(&mut self, pair: &Pair) -> Result<(), Stay> {
+        self.client.before = traffic(&pair.client)?;
+        self.backend.before = traffic(&pair.backend)?;
+        Ok(())
+    }
+
     fn legs(&self) -> [&Leg; 2] {
         [&self.client, &self.backend]
     }

@@ -27,6 +27,7 @@ pub use self::older::Older;
 use super::{
     agreement::{self, Account, Leg, Mismatch},
     ports::{PortLease, Ports},
+    ready::Readying,
     stay::Stay,
     survey::{self, Surroundings, Survey},
     tracks::{self, Tracks},
@@ -99,6 +100,7 @@ pub struct FlowTier {
     older: Older,
     reasons: FlowReasons,
     surroundings: Surroundings,
+    readying: Readying,
     tracks: Tracks,
     ports: Arc<Ports>,
     trust: Mutex<Trust>,
@@ -122,6 +124,7 @@ impl FlowTier {
             older,
             reasons,
             surroundings: Surroundings::new()?,
+            readying: Readying::default(),
             tracks: Tracks::new(),
             ports: Arc::new(ports),
             trust: Mutex::default(),
@@ -225,7 +228,6 @@ impl FlowTier {
 
     /// Notes the hand-over and installs the flow.
     pub fn install(&self, pair: &FlowPair, pending: &Pending) -> Result<(), InstallError> {
-        self.tracks.loosen(&tracks::ends_of(pair));
         let mut table = self.table();
         table.begin(pair.up.id, pending)?;
         if let Err(error) = table.install(pair) {
@@ -340,6 +342,10 @@ impl FlowTier {
     /// have none.
     pub fn was_flow(&self, backend: Ends) {
         self.tracks.forget(&[backend]);
+    }
+
+    pub(super) const fn readying(&self) -> &Readying {
+        &self.readying
     }
 
     pub(super) fn tracks(&self) -> &Tracks {

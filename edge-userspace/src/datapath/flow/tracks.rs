@@ -38,8 +38,6 @@ pub(super) struct Tracks {
     /// `None` where there is no netlink for it.
     tracker: Mutex<Option<Tracker>>,
     due: Mutex<VecDeque<Due>>,
-    /// Connections that are becoming flows.
-    loose: Mutex<Vec<Ends>>,
     stirred: Notify,
 }
 
@@ -78,22 +76,10 @@ impl Tracks {
         }
     }
 
-    /// Has the firewall let pass what the sockets of a connection repeat while it becomes a flow.
-    ///
-    /// Soon, on the control runtime: what is dropped until then is repeated.
+    /// Has the firewall let pass what the sockets of connections repeat while they become flows. To be called before.
     pub(super) fn loosen(&self, ends: &[Ends]) {
-        let mut loose = lock(&self.loose);
-        if loose.len() < MOST {
-            loose.extend_from_slice(ends);
-            self.stirred.notify_one();
-        }
-    }
-
-    fn loosen_now(&self) {
-        let loose = std::mem::take(&mut *lock(&self.loose));
-        if !loose.is_empty()
-            && let Some(open) = &mut *lock(&self.tracker)
-            && let Err(error) = open.loosen(&loose)
+        if let Some(open) = &mut *lock(&self.tracker)
+            && let Err(error) = open.loosen(ends)
         {
             tracing::debug!(%error, "the firewall may drop what sockets repeat during a hand-over");
         }
@@ -128,7 +114,6 @@ impl FlowTier {
                 },
                 None => tracks.stirred.notified().await,
             }
-            tracks.loosen_now();
             let due = tracks.next_due(Instant::now());
             // One that has ended may have given its addresses to another connection.
             let still = due.iter().filter_map(|due| self.pair(&due.up_key, due.id).ok().flatten());

@@ -61,16 +61,18 @@ impl Traffic {
 }
 
 /// Judges a leg that should use `device` by what the programs noted. At the end of patience `traffic` is what the socket
-/// has sent and received while they looked: what they did not see of it went another way.
+/// has sent and received while they looked: what they did not see of it went another way. Another device is believed only
+/// then: a single packet may have taken a way that is no longer used, or be on its way through a device below.
 pub(super) fn judge(device: u32, noted: &Handshake, traffic: Option<Traffic>) -> Verdict {
     if noted.translated != 0 {
         return Verdict::Differs(Difference::Translated);
     }
-    if noted.leaves_by != 0 && noted.leaves_by != device {
-        return Verdict::Differs(Difference::OtherWay);
+    let by_another = |noted: u32| noted != 0 && noted != device;
+    if by_another(noted.leaves_by) {
+        return traffic.map_or(Verdict::Unknown, |_| Verdict::Differs(Difference::OtherWay));
     }
-    if noted.arrives_by != 0 && noted.arrives_by != device {
-        return Verdict::Differs(Difference::OtherArrival);
+    if by_another(noted.arrives_by) {
+        return traffic.map_or(Verdict::Unknown, |_| Verdict::Differs(Difference::OtherArrival));
     }
     match (noted.leaves_by != 0, noted.arrives_by != 0, traffic) {
         (true, true, _) => Verdict::Same,
@@ -134,6 +136,9 @@ mod tests {
             assert_eq!(judge(7, &half, None), Verdict::Unknown);
             // A peer that says nothing proves nothing.
             assert_eq!(judge(7, &half, Some(Traffic { received: 1, sent: 1 })), Verdict::Unknown);
+        }
+        for other in [noted(8, 7), noted(7, 8)] {
+            assert_eq!(judge(7, &other, None), Verdict::Unknown, "one packet out of the ordinary");
         }
         let translated = Handshake { translated: 1, ..noted(7, 7) };
         assert_eq!(judge(7, &translated, None), Verdict::Differs(Difference::Translated));

@@ -1,0 +1,102 @@
+//! What the keeper does for a connection before its hand-over: it attaches the programs to both devices, reads the IPsec
+//! policies, and has connection tracking believe both legs. From the hand-over on, conntrack sees only some of their
+//! packets; a firewall that drops what it takes for invalid would drop what the sockets still repeat, and the
+//! acknowledgements of it.
+//!
+//! The control runtime asks the keeper, for many connections at once. Workers wait for the answer and carry on their sockets
+//! meanwhile: a keeper that is slow delays hand-overs and no byte.
+
+use std::{sync::Mutex, time::Duration};
+
+use tokio::{
+    sync::{Notify, oneshot},
+    time::timeout,
+};
+
+use super::{
+    stay::Stay,
+    survey::Survey,
+    tier::{FlowTier, lock},
+};
+
+/// How long a worker waits. The keeper usually takes less than a millisecond.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Connections that may wait. What comes beyond is tried again later.
+const MOST: usize = 1 << 14;
+/// Connections a turn: they fit into one request to the keeper.
+const BATCH: usize = 32;
+
+/// A connection that is to be handed over.
+#[derive(Debug)]
+struct Asked {
+    survey: Survey,
+    answer: oneshot::Sender<Result<(), Stay>>,
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct Readying {
+    asked: Mutex<Vec<Asked>>,
+    stirred: Notify,
+}
+
+impl Readying {
+    fn ask(&self, survey: Survey) -> Option<oneshot::Receiver<Result<(), Stay>>> {
+        let mut asked = lock(&self.asked);
+        if asked.len() >= MOST {
+            return None;
+        }
+        let (answer, answered) = oneshot::channel();
+        asked.push(Asked { survey, answer });
+        self.stirred.notify_one();
+        Some(answered)
+    }
+
+    /// Those that wait still, in their order.
+    fn next(&self) -> Vec<Asked> {
+        let mut asked = lock(&self.asked);
+        // Whoever has given up gets nothing done.
+        asked.retain(|asked| !asked.answer.is_closed());
+        let some = asked.len().min(BATCH);
+        asked.drain(..some).collect()
+    }
+}
+
+impl FlowTier {
+    /// Has everything readied that the hand-over of this connection takes, or says why it stays on its sockets.
+    pub(super) async fn readied(&self, survey: Survey) -> Result<(), Stay> {
+        let answered = self.readying().ask(survey).ok_or(Stay::NotReady)?;
+        match timeout(PATIENCE, answered).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) | Err(_) => Err(Stay::NotReady),
+        }
+    }
+
+    /// Readies connections for their hand-over, for as long as the daemon lives. Waits for the keeper: not for workers.
+    pub async fn ready_connections(&self) {
+        let readying = self.readying();
+        loop {
+            let some = readying.next();
+            if some.is_empty() {
+                readying.stirred.notified().await;
+                continue;
+            }
+            let mut ready = Vec::with_capacity(some.len());
+            for Asked { survey, answer } in some {
+                match self.attach_for(&survey) {
+                    Ok(()) => ready.push((survey, answer)),
+                    // Who does not wait any more needs no answer, here and below.
+                    Err(stay) => drop(answer.send(Err(stay))),
+                }
+            }
+            let ends: Vec<_> = ready.iter().flat_map(|(survey, _)| survey.ends()).collect();
+            if !ends.is_empty() {
+                self.tracks().loosen(&ends);
+            }
+            for (_, answer) in ready {
+                drop(answer.send(Ok(())));
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
