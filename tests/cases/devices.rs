@@ -2,7 +2,7 @@
 //! later, are renamed, or are deleted and made anew. Flows are carried on them, and a block holds on every one.
 
 use std::{
-    net::{IpAddr, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     process::Command,
 };
 
@@ -77,8 +77,8 @@ fn flows_and_blocks(lab: &Lab, device: &str) -> Result<()> {
     let client = lab.client.v4.to_string();
     let cidr = format!("{client}/32");
     let answer = daemon.edgectl().json(&["block", "add", &client])?;
-    // Its client need not hear of it: a reset goes by the last acknowledgement that has come through.
     daemon.access_log.wait_for("the block", |record| record["close"] == "blocked")?;
+    reset_is_seen(&mut stream)?;
     ensure!(!lab.client.accepts(lab.edge.at(443)), "the source connects");
     ensure!(packets(daemon.edgectl(), &cidr)? > 0, "no packet is dropped: it was the check at accept");
     let guards = answer["devices"].as_array().context("the answer names devices")?;
@@ -119,6 +119,34 @@ fn a_vlan() -> Result<()> {
             move_addresses(host, below, vlan)?;
         }
         flows_and_blocks(lab, "front.10")
+    })
+}
+
+/// Its packets pass through the device below, whose programs carry flows of their own.
+#[test]
+fn a_vlan_beside_flows_of_the_device_below() -> Result<()> {
+    const ON_VLAN: [Ipv4Addr; 2] = [Ipv4Addr::new(198, 18, 10, 1), Ipv4Addr::new(198, 18, 10, 2)];
+    if !require::all(&[Need::Device("vlan")]) {
+        return Ok(());
+    }
+    case(|lab| {
+        let ends = [(&lab.edge, "front", "front.10"), (&lab.client, "eth0", "eth0.10")];
+        for ((host, below, vlan), address) in ends.into_iter().zip(ON_VLAN) {
+            host.ip(&["link", "add", "link", below, "name", vlan, "type", "vlan", "id", "10"])?;
+            host.ip(&["link", "set", vlan, "up"])?;
+            host.ip(&["address", "add", &format!("{address}/24"), "dev", vlan])?;
+        }
+        let _echo = service::echo(&lab.home, lab.home_at(443))?;
+        let daemon = edged(lab, "")?;
+        let mut below = echoed(lab, &daemon)?;
+        let mut above = lab.client.connect((ON_VLAN[0], 443).into())?;
+        echo_once(&mut above, &hello())?;
+        wait_for_flows(&daemon, 2)?;
+        for _ in 0..3 {
+            echo_once(&mut below, b"by the device below")?;
+            echo_once(&mut above, b"by the VLAN")?;
+        }
+        Ok(())
     })
 }
 

@@ -26,12 +26,23 @@ use crate::{
 /// `PACKET_HOST` (`linux/if_packet.h`): addressed to this machine.
 const PACKET_HOST: u32 = 0;
 
+/// The part of a VLAN tag that names the VLAN (`VLAN_VID_MASK`, `linux/if_vlan.h`).
+const VLAN_ID: u32 = 0xfff;
+
+/// Whether a packet carries the tag of a VLAN: it is another device's, above this one. One with a priority alone (VLAN 0)
+/// is this device's.
+#[inline(always)]
+pub(crate) fn is_of_vlan(skb: *mut __sk_buff) -> bool {
+    // SAFETY: the context of a program.
+    unsafe { (*skb).vlan_tci & VLAN_ID != 0 }
+}
+
 #[inline(always)]
 pub(crate) fn ingress<const L2: usize>(skb: *mut __sk_buff) -> i32 {
     // SAFETY: the context of the program.
     let (protocol, kind) = unsafe { ((*skb).protocol, (*skb).pkt_type) };
     match protocol {
-        _ if kind != PACKET_HOST => PASS,
+        _ if kind != PACKET_HOST || is_of_vlan(skb) => PASS,
         IPV4 => look::<L2, false>(skb),
         IPV6 => look::<L2, true>(skb),
         _ => PASS,

@@ -21,6 +21,7 @@ use edge_common::flow::{
 use crate::{
     PASS,
     checksum::{self, Sum},
+    forward::is_of_vlan,
     frame::{
         Frame, IPV4, IPV6, Payload, TCP_ACK, TCP_CHECKSUM, TCP_FIN, TCP_HEADER, TCP_RST, TCP_SYN, ip_header,
     },
@@ -39,8 +40,9 @@ const SHAPES: u32 = NO_TIMESTAMPS | NO_SACK | NO_WINDOW_SCALE | WITH_ECN;
 pub(crate) fn egress<const L2: usize>(skb: *mut __sk_buff) -> i32 {
     // SAFETY: the context of the program.
     let (protocol, came_from) = unsafe { ((*skb).protocol, (*skb).ingress_ifindex) };
-    // What came in by a device is forwarded or a flow's; only what starts here has none.
-    if came_from != 0 {
+    // What came in by a device is forwarded or a flow's; only what starts here has none. What carries a VLAN's tag has been
+    // seen on the VLAN's device.
+    if came_from != 0 || is_of_vlan(skb) {
         return PASS;
     }
     match protocol {

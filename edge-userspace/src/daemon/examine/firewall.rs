@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Reasons that are a matter of this machine's settings: what stands between, and how to mend it.
-const MATTERS: [(&str, &str, &str); 3] = [
+const MATTERS: [(&str, &str, &str); 5] = [
     (
         "translated",
         "NAT or SYNPROXY on this machine changes their packets",
@@ -24,6 +24,17 @@ const MATTERS: [(&str, &str, &str); 3] = [
         "ipsec",
         "an IPsec policy is for their packets",
         "nothing, if that is meant; `ip xfrm policy` shows the policies",
+    ),
+    (
+        "asymmetric_route",
+        "their packets arrive by another device than the answers leave by",
+        "compare `ip route get` for their addresses with the device that they come in by",
+    ),
+    (
+        "handshake_not_seen",
+        "edged did not see their handshakes. They were open before it started, or its listeners belong to the cgroup of an \
+         earlier start",
+        "where the number grows, give the service `Slice=edge.slice`, as the unit that comes with edged does",
     ),
 ];
 

@@ -60,7 +60,9 @@ impl Visit {
 
     /// What edged said last, for a check that failed.
     pub(super) fn journal(&mut self) -> String {
-        let said = self.machine.agent.run("journalctl -u edged -n 9000 --no-pager -o cat | grep -v '\"close\":\"finished\"' | tail -n 12");
+        let said = self.machine.agent.run(
+            "journalctl -u edged -n 9000 --no-pager -o cat | grep -v '\"close\":\"finished\"' | tail -n 12",
+        );
         said.map_or_else(
             |_| String::new(),
             |said| format!("\n    edged: {}", said.trim().replace('\n', "\n    edged: ")),
