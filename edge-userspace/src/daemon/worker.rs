@@ -15,7 +15,7 @@ use tokio::{
 use crate::{
     connection::{self, Edge},
     kernel::{admin, tcp},
-    pool::warm,
+    pool::connect::warm,
 };
 
 /// One address of one listener.

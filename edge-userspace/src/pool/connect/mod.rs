@@ -1,5 +1,8 @@
 //! Connecting to a backend: its addresses raced in order, its device bound to, the next backend where one fails.
 
+mod stock;
+pub mod warm;
+
 use std::{
     fmt,
     io::{self, ErrorKind},
@@ -21,7 +24,6 @@ use super::{
     attempts::Pool,
     backend::{Backend, Lease},
     condition::BackendState,
-    warm,
 };
 use crate::kernel::tcp;
 

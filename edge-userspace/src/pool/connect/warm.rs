@@ -26,11 +26,10 @@ use tokio::{
 };
 
 use super::{
-    backend::Backend,
-    connect::connect,
+    connect,
     stock::{Demand, Pace},
 };
-use crate::spec::Warm;
+use crate::{pool::Backend, spec::Warm};
 
 /// Time for an idle connection to be established; nobody waits for it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

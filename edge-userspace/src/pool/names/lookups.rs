@@ -10,13 +10,13 @@ use tokio::{
 };
 
 use super::{
-    backend::Backend,
-    condition::BackendState,
-    identity::BackendId,
-    names::{Memory, Schedule},
+    answers::{Memory, Schedule},
     resolve::Resolver,
 };
-use crate::spec::{BackendHost, HostName};
+use crate::{
+    pool::{Backend, BackendId, BackendState},
+    spec::{BackendHost, HostName},
+};
 
 /// The names that are being looked up. Dropping it ends that; the addresses found stay.
 #[derive(Debug)]
@@ -104,7 +104,7 @@ mod tests {
     use crate::{
         pool::{
             Backends, Pool,
-            resolve::tests::{IMPATIENT, address, ip, server},
+            names::resolve::tests::{IMPATIENT, address, ip, server},
         },
         spec::{BackendSpec, PoolSpec},
     };

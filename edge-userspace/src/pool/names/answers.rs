@@ -3,8 +3,7 @@
 
 use std::{cmp::Reverse, net::IpAddr, time::Duration};
 
-use super::location::Endpoint;
-use crate::spec::HostName;
+use crate::{pool::Endpoint, spec::HostName};
 
 /// The shortest time between two questions, for records with a TTL of 0.
 const TTL_FLOOR: Duration = Duration::from_secs(1);

@@ -1,4 +1,4 @@
-//! Asking name servers, the right ones for each name. What the answers come to is in [`names`](super::names), who
+//! Asking name servers, the right ones for each name. What the answers come to is in [`answers`](super::answers), who
 //! asks and when in [`lookups`](super::lookups).
 
 use std::{
@@ -22,11 +22,10 @@ use hickory_resolver::{
 };
 
 use super::{
-    location::Endpoint,
-    names::{self, Family, Memory, Service},
+    answers::{self, Family, Memory, Service},
     search::Search,
 };
-use crate::spec::HostName;
+use crate::{pool::Endpoint, spec::HostName};
 
 /// What the system's configuration is read from. Both are looked at before each question, so that edged may
 /// start before the network is set up.
@@ -122,7 +121,7 @@ impl Resolver {
             None => self.search.as_ref().unwrap_or(&system.search).names(name),
         };
         for meant in &names {
-            let outcome = if names::is_service(name.as_str()) {
+            let outcome = if answers::is_service(name.as_str()) {
                 self.service(&system, meant).await
             } else {
                 self.host(&system, meant, memory).await
@@ -181,7 +180,7 @@ impl Resolver {
             }),
             _ => None,
         });
-        let mut services = names::order_services(services.collect(), fastrand::f64);
+        let mut services = answers::order_services(services.collect(), fastrand::f64);
         services.truncate(MAX_TARGETS);
         let looked_up = future::join_all(services.iter().map(|service| async {
             let target = service.target.parse().map_err(|error| format!("{}: {error}", service.target))?;
@@ -193,7 +192,7 @@ impl Resolver {
             match outcome {
                 Ok(((v6, v6_ttl), (v4, v4_ttl))) => {
                     ttl = [ttl, v6_ttl, v4_ttl].into_iter().min().flatten();
-                    targets.push((service.port, names::interleave(v6.addresses(), v4.addresses())));
+                    targets.push((service.port, answers::interleave(v6.addresses(), v4.addresses())));
                 }
                 Err(error) => {
                     ttl = None;
@@ -201,7 +200,7 @@ impl Resolver {
                 }
             }
         }
-        let endpoints = names::endpoints(targets);
+        let endpoints = answers::endpoints(targets);
         if endpoints.is_empty() {
             return Err(last_error.unwrap_or_else(|| "the service has no target with an address".into()));
         }
