@@ -4,7 +4,7 @@
 
 use std::fs;
 
-/// What it is called.
+/// Its name.
 pub const NAME: &str = "edge";
 
 /// Its number; `None` where this machine has no such group.

@@ -21,8 +21,8 @@ pub const ROOM: usize = 4096;
 
 /// Reads once, up to [`ROOM`] bytes, and says how many came; 0 is the end of the stream.
 ///
-/// What comes is received on the stack and only then given memory, as much as it is: connections in the act of opening
-/// are many, and what they leave free between what stays is lost.
+/// Receives on the stack, then allocates exactly as much as arrived. Many connections are opening at any
+/// time, and the gaps between their allocations would be lost memory.
 pub async fn receive(socket: &TcpStream, received: &mut Vec<u8>) -> io::Result<usize> {
     poll_fn(|cx| {
         loop {

@@ -1,4 +1,4 @@
-//! Who counts as one source of connections, wherever sources are limited, and which sources belong together.
+//! Which addresses count as one source of connections for limits, and which sources belong together.
 
 #![forbid(unsafe_code)]
 

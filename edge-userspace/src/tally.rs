@@ -1,4 +1,4 @@
-//! What is counted of connections at one place, a route or a backend: how many there are, were, and their bytes.
+//! Counters of one route or backend: current connections, total connections, bytes.
 //!
 //! Connections on sockets report what they carried bit by bit. Those that go on as flows are counted in the kernel,
 //! and here as a whole, anew from time to time.

@@ -47,7 +47,7 @@ fn place(title: &str) -> String {
 }
 
 impl Document<'_> {
-    /// Reads a text whole: `read` gets the top table. What it makes counts only when nothing was wrong.
+    /// Reads a whole text. `read` gets the top table; its result is used only if the text has no errors.
     pub(super) fn read<T>(
         file: &str,
         text: &str,
@@ -60,7 +60,7 @@ impl Document<'_> {
             document.refuse_syntax(error);
         }
         let mut top = Section::new(&document, TOP, 0, Some(table.get_ref()));
-        // What a broken text seems to say is not worth a second complaint.
+        // A text that does not parse gets no further complaints about its contents.
         let made = errors.is_empty().then(|| read(&mut top));
         if errors.is_empty() {
             top.finish();

@@ -1,4 +1,4 @@
-//! What is wrong with a configuration, and where: the part of this module that its users meet most.
+//! Problems in a configuration, each with its place. Users meet this part of the module most.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ pub struct Problem {
     pub line: Option<usize>,
     /// The column in characters, from 1.
     pub column: Option<usize>,
-    /// What is wrong, and what was expected.
+    /// The problem, and what was expected instead.
     pub message: String,
     /// How to mend it, where that can be said.
     pub hint: Option<String>,
@@ -72,7 +72,7 @@ impl std::error::Error for ConfigError {}
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Refusal {
-    /// What is wrong.
+    /// The problem.
     pub message: String,
     /// How to mend it.
     pub hint: Option<String>,

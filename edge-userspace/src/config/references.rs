@@ -1,4 +1,4 @@
-//! What routes and tcp listeners refer to by name, and whether it is there.
+//! Names that routes and tcp listeners refer to, and whether they exist.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -92,7 +92,7 @@ impl References {
         self.listeners.iter().any(|(_, speaks)| !speaks.is_empty())
     }
 
-    /// What is spoken on any of these listeners, or on all where none is named.
+    /// The protocols of any of these listeners, or of all listeners if the list is empty.
     fn spoken(&self, listeners: &[Arc<str>]) -> Vec<Spoken> {
         let among =
             self.listeners.iter().filter(|(name, _)| listeners.is_empty() || listeners.contains(name));

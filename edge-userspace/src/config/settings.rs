@@ -1,4 +1,4 @@
-//! What a valid configuration says, and reading one.
+//! The settings of a valid configuration, and how to read them.
 
 use std::{
     collections::BTreeMap,

@@ -1,7 +1,7 @@
 //! The tables of the configuration and the keys that each may have: this file is the list of them.
 //!
-//! What a setting means and its default say the types that are made here; how a kind of value is written says the
-//! reader that is named behind the key.
+//! The types that are made here document the meaning of each setting and its default. The reader named behind
+//! a key documents how its value is written.
 
 use std::{collections::HashMap, ops::RangeInclusive, sync::Arc};
 
@@ -33,7 +33,7 @@ use crate::{
 const MAX_SOCKET_PATH: usize = 107;
 /// The largest ClientHello or request head that may be allowed for, in bytes.
 const MAX_HELLO: usize = 65536;
-/// What the first bytes of all clients may be allowed to take. The least has room for a few of the largest hellos.
+/// Bounds for the memory of all clients' first bytes. The minimum holds a few of the largest hellos.
 const HELLO_MEMORY: RangeInclusive<usize> = 1 << 20..=1 << 31;
 /// The highest rate that a limit can speak of: one a microsecond.
 const MAX_RATE: u32 = 1_000_000;
@@ -163,7 +163,7 @@ fn resolver(table: &mut Section<'_>) -> ResolverSpec {
     }
 }
 
-/// What is listened on cannot be connected from as well.
+/// A port of a listener cannot also be a local port for connections to backends.
 fn flow(table: &mut Section<'_>, listeners: &[ListenerSpec], daemon: &DaemonSettings) -> FlowSpec {
     let default = FlowSpec::default();
     let ports = table.or("ports", default.ports, |value| {

@@ -63,7 +63,7 @@ impl<'d> Value<'d> {
         self.refuse(Refusal::new(format!("expected {expected}, got {}", self.found())))
     }
 
-    /// What is there, short enough for a message.
+    /// The value found, short enough for a message.
     fn found(&self) -> String {
         match self.get() {
             DeValue::String(text) => quoted(text),

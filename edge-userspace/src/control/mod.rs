@@ -1,7 +1,7 @@
 //! How an operator steers the daemon: JSON over HTTP/1.1 on a Unix socket, and the client that `edgectl` is made of.
 //!
-//! What the daemon does behind it is the [`Operator`]'s business; nothing here knows sockets of clients, the
-//! configuration file or the kernel.
+//! The [`Operator`] decides what the daemon does for a request. This module knows neither client sockets, nor
+//! the configuration file, nor the kernel.
 
 #![forbid(unsafe_code)]
 

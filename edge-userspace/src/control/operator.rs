@@ -67,7 +67,7 @@ pub trait Operator: Send + Sync + 'static {
     fn remove_block(&self, block: RemoveBlock) -> impl Future<Output = Result<Block, Refusal>> + Send;
 }
 
-/// What kind of no it is.
+/// The kind of a refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RefusalKind {
     /// The request cannot be understood (400).
@@ -114,13 +114,13 @@ impl RefusalKind {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Refusal {
-    /// What kind of no.
+    /// Its kind.
     pub kind: RefusalKind,
     /// A stable name in `snake_case`, such as `route_exists`.
     pub code: Cow<'static, str>,
     /// One sentence, or for a configuration error the whole report.
     pub message: String,
-    /// What to do about it.
+    /// The remedy.
     pub hint: Option<String>,
 }
 

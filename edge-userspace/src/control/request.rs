@@ -78,7 +78,7 @@ fn bad_field(what: &str) -> Refusal {
     Refusal::new(RefusalKind::BadRequest, "bad_request", what)
 }
 
-/// What serde said, the field included, without the words that the framework puts around it.
+/// Serde's message, including the field, without the framework's wrapping.
 fn inner(error: &(dyn std::error::Error + 'static)) -> String {
     // The rejection, axum's own error, and then the one that knows the field.
     error.source().and_then(std::error::Error::source).unwrap_or(error).to_string()

@@ -143,7 +143,7 @@ async fn no_such_method(method: axum::http::Method, uri: Uri) -> Refusal {
         .hint("the Allow header of this answer names what it takes")
 }
 
-/// What may be long is gathered and written off the runtime, which health checks and reloads share.
+/// Collects and serialises possibly long lists off the runtime, which health checks and reloads share.
 async fn list<O: Operator, T: Serialize>(
     operator: Arc<O>,
     gather: impl FnOnce(&O) -> Result<T, Refusal> + Send + 'static,

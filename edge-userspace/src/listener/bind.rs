@@ -34,7 +34,7 @@ pub enum BindError {
     InUse {
         /// The address.
         address: SocketAddr,
-        /// Who, where it can be found.
+        /// The process that holds the port, if known.
         holder: Option<Holder>,
     },
     /// A port below 1024 without the capability.
@@ -163,7 +163,7 @@ fn socket(address: SocketAddr, v6_only: bool) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// What accepted connections inherit from their listening socket, so that it costs no call for each.
+/// Options that accepted connections inherit from their listening socket, which saves a call for each.
 pub fn tune(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(

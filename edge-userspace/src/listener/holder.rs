@@ -13,7 +13,7 @@ const LISTEN: &str = "0A";
 pub struct Holder {
     /// Its id.
     pub process: u32,
-    /// What it is called (`comm`).
+    /// Its name (`comm`).
     pub name: String,
 }
 

@@ -32,7 +32,7 @@ const QUEUE: usize = 16 * 1024;
 const FLUSH: Duration = Duration::from_secs(2);
 /// Bytes that go out with one write: some two hundred lines.
 const BUFFER: usize = 64 * 1024;
-/// Who may read a file: its owner and the group `edge`, since it names clients.
+/// Mode of the file. It names clients, so only its owner and the group `edge` may read it.
 const MODE: u32 = 0o640;
 /// Between two attempts to open a file that cannot be opened.
 const REOPEN: Duration = Duration::from_secs(5);
@@ -53,14 +53,14 @@ pub struct Record {
     pub local: SocketAddr,
     /// The listener.
     pub listener: Arc<str>,
-    /// What the client spoke, as far as it was looked at.
+    /// The client's protocol, once known.
     pub protocol: Option<Spoken>,
     /// The SNI or the Host.
     pub sni: Option<HostName>,
     /// The server name in SNI, if it cannot be a host name; escaped and truncated. Omitted otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sni_raw: Option<String>,
-    /// What the client offered, or the start of it.
+    /// The client's ALPN list, or its beginning.
     #[serde(serialize_with = "names")]
     pub alpn: AlpnList,
     /// Whether `sni` is the outer name of an Encrypted ClientHello.
@@ -92,7 +92,7 @@ pub struct Record {
     pub connect_time: Option<Duration>,
     /// Why it ended.
     pub close: &'static str,
-    /// What it is called beyond this process, as the `UNIQUE_ID` of the PROXY header.
+    /// Its globally unique name, which is also the `UNIQUE_ID` of the PROXY header.
     pub unique_id: String,
 }
 
@@ -103,7 +103,7 @@ enum Order {
     Flush(SyncSender<()>),
 }
 
-/// What must reach the writer even when the queue is full, and come back from it.
+/// Orders that must reach the writer even if the queue is full, and their answers.
 #[derive(Debug, Default)]
 struct Shared {
     dropped: AtomicU64,
@@ -257,7 +257,8 @@ impl Writer {
                 thread::sleep(GATHER);
             }
             self.obey(order);
-            // What came meanwhile goes out with one write. A flood has an end too, for the sake of what follows.
+            // One write takes all lines that arrived meanwhile. The bound keeps a flood from delaying the
+            // work below.
             for order in orders.try_iter().take(QUEUE) {
                 self.obey(order);
             }

@@ -24,7 +24,7 @@ pub fn filter(setting: Option<&str>) -> Result<EnvFilter, FilterError> {
     let wrong = |part: &str| FilterError(part.to_owned());
     for part in setting.split(',').map(str::trim) {
         let is_ours = part == "edge" || part.starts_with("edge::") || part.starts_with("edge[");
-        // What has more to it than a word is for the parser to judge.
+        // Directives with more than one word are left to the parser.
         if !is_ours && !part.contains(['=', '[', ']', '{', '}']) && part.parse::<LevelFilter>().is_err() {
             return Err(wrong(part));
         }

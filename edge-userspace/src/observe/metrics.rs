@@ -28,7 +28,7 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 pub struct Snapshot {
     /// The version of the daemon.
     pub version: &'static str,
-    /// Connections that ended, by how. What was refused is here too.
+    /// Connections that ended, by cause, refusals included.
     pub ended: Vec<Ended>,
     /// Connections that live, by listener and tier; several entries of the same kind are added up.
     pub active: Vec<(Arc<str>, Option<Tier>, u64)>,
@@ -52,7 +52,7 @@ pub struct Snapshot {
     pub reload_successful: bool,
 }
 
-/// What is known of one backend.
+/// The metrics of one backend.
 #[derive(Clone, Debug)]
 pub struct BackendCounts {
     /// Its pool.
@@ -67,7 +67,7 @@ pub struct BackendCounts {
     pub last_error: Option<SystemTime>,
 }
 
-/// What is counted of the flow tier.
+/// The counters of the flow tier.
 #[derive(Clone, Debug, Default)]
 pub struct FlowCounts {
     /// Packets, by what became of them.

@@ -1,4 +1,4 @@
-//! What the edge says about its work: the access log, metrics, times.
+//! What an operator can observe: access log, metrics, times.
 
 #![forbid(unsafe_code)]
 

@@ -1,6 +1,6 @@
 //! The TLVs behind the addresses of a version 2 header (§2.2): an octet of type, two of length, the value.
 
-/// What the client offers by ALPN.
+/// The ALPN protocol that the client offers.
 pub const ALPN: u8 = 0x01;
 /// The host name that the client asks for.
 pub const AUTHORITY: u8 = 0x02;
@@ -8,7 +8,7 @@ pub const AUTHORITY: u8 = 0x02;
 pub const CRC32C: u8 = 0x03;
 /// Padding.
 pub const NOOP: u8 = 0x04;
-/// What the first proxy calls the connection.
+/// The first proxy's id of the connection.
 pub const UNIQUE_ID: u8 = 0x05;
 /// Type and length.
 pub(crate) const TLV_HEADER: usize = 3;

@@ -8,17 +8,17 @@ use std::{
 use super::{LOCAL, PROXY, ProxySource, SIGNATURE, TCP4, TCP6, V2_FIXED, V2_MAX_SENT, tlv};
 use crate::spec::{AlpnList, HostName, ProxyProtocol, ProxyTlv, ProxyTlvs};
 
-/// What a version 2 header may say beside the addresses.
+/// Contents of a version 2 header besides the addresses.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tlvs<'a> {
-    /// What of it the receiver wants.
+    /// The TLVs that the receiver wants.
     pub wanted: ProxyTlvs,
     /// The host that the client asks for: SNI, or the host of an HTTP request.
     pub authority: Option<&'a HostName>,
-    /// What the client offers, as an exact copy of the extension (§2.2.1); which of it will be used, only the backend
-    /// will know.
+    /// The client's ALPN list, an exact copy of the extension (§2.2.1). Only the backend knows which protocol
+    /// it will choose.
     pub alpn: Option<&'a AlpnList>,
-    /// What we call the connection, at most [`tlv::MAX_UNIQUE_ID`] octets.
+    /// Our id of the connection, at most [`tlv::MAX_UNIQUE_ID`] bytes.
     pub unique_id: Option<&'a [u8]>,
     /// The TLVs of the header that came in. Its authority and ALPN stand in where we have read none. Its unique id goes
     /// before ours: it is there to recognise the connection behind several proxies. Checksum and padding are made anew.
@@ -32,7 +32,7 @@ pub struct Tlvs<'a> {
 pub struct Header {
     /// The bytes to send.
     pub bytes: Vec<u8>,
-    /// What was wanted and did not fit into [`V2_MAX_SENT`] bytes.
+    /// The wanted TLVs that did not fit into [`V2_MAX_SENT`] bytes.
     pub left_out: ProxyTlvs,
 }
 
@@ -94,7 +94,7 @@ fn v2(source: SocketAddr, destination: SocketAddr, tlvs: &Tlvs<'_>) -> Header {
         header.len() - 4..header.len()
     });
     let mut left_out = ProxyTlvs::default();
-    // What comes first stays: behind one that does not fit, no less wanted one is taken either.
+    // Earlier TLVs take precedence: once one does not fit, no less important one is added.
     for (kind, number, value) in [
         (ProxyTlv::UniqueId, tlv::UNIQUE_ID, tlvs.unique_id()),
         (ProxyTlv::Authority, tlv::AUTHORITY, tlvs.authority()),

@@ -14,11 +14,11 @@ pub struct Considered<'t, T> {
     pub rule: &'t Rule<T>,
     /// Its place in the order in which the rules were given, from 0.
     pub place: usize,
-    /// What became of it. Displays as a sentence without an end.
+    /// The result for this rule. Displays as a sentence without a full stop.
     pub outcome: Outcome,
 }
 
-/// What became of a rule that was considered.
+/// The result for a rule that was considered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It takes the connection: its host as said and all its conditions hold.
@@ -136,7 +136,7 @@ fn outranked(winner: &Conditions, other: &Conditions) -> Outranked {
     }
 }
 
-/// What a rule takes, those that it need not name included.
+/// The protocols that a rule matches, including those that it need not name.
 fn protocols(conditions: &Conditions) -> Vec<String> {
     const WEB: [Spoken; 2] = [Spoken::Tls, Spoken::Http];
     let named = if conditions.protocols.is_empty() { &WEB[..] } else { &conditions.protocols };

@@ -1,6 +1,6 @@
 //! Host, ALPN and source → route. Pure; the table is immutable and swapped whole.
 //!
-//! What a target is, the table does not know: it gives back what it was built with.
+//! The table does not know what a target is: it returns the value that it was built with.
 
 #![forbid(unsafe_code)]
 

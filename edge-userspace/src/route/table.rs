@@ -16,14 +16,14 @@ pub struct Rule<T> {
     pub target: T,
 }
 
-/// What is known about a connection when it is routed.
+/// The properties of a connection that routing uses.
 #[derive(Clone, Copy, Debug)]
 pub struct Query<'a> {
     /// The name asked for; `None` where there is none that is usable, which `*` alone matches.
     pub host: Option<&'a HostName>,
-    /// What it speaks.
+    /// The client's protocol.
     pub protocol: Spoken,
-    /// What the client offers; empty where it does not speak TLS.
+    /// The client's ALPN list; empty if it does not speak TLS.
     pub alpn: &'a AlpnList,
     /// The client's address; an IPv4-mapped one counts as IPv4.
     pub source: IpAddr,

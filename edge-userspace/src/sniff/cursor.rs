@@ -2,7 +2,7 @@
 //!
 //! Nothing here knows a protocol. Each step gives `None` when the bytes do not suffice, and then moves nowhere.
 
-/// What is left to read.
+/// The bytes left to read.
 #[derive(Clone, Copy)]
 pub(crate) struct Cursor<'a>(&'a [u8]);
 

@@ -26,7 +26,7 @@ const USUAL_FIELDS: usize = 128;
 /// The start of the HTTP/2 connection preface (RFC 9113 §3.4); no HTTP/1 request begins so.
 pub(super) const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
 
-/// What a request head says about where its connection wants to go.
+/// The parts of a request head that routing uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestHead {
     /// The host asked for, without its port; `None` without one, and for an IP literal.

@@ -18,7 +18,7 @@ pub mod tls;
 pub use raw_name::{MAX_RAW_NAME, RawName};
 pub use spoken::spoken;
 
-/// What a sniffer says of the bytes received so far.
+/// A sniffer's result for the bytes received so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sniff<T> {
     /// All that is needed is there.

@@ -15,7 +15,7 @@ pub const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 pub const YES: u8 = b'S';
 /// The answer to a request for what is not spoken; the client may ask for something else.
 pub const NO: u8 = b'N';
-/// What a session without TLS is told: an `ErrorResponse`, for there is no name in it to route it by.
+/// The answer to a session without TLS: an `ErrorResponse`. Such a session names no host to route by.
 pub const TLS_REQUIRED: &[u8] = b"E\0\0\0\x5cSFATAL\0VFATAL\0C28000\0\
     Mthis server is reached by TLS only: connect with sslmode=require\0\0";
 
@@ -30,7 +30,7 @@ const MAJOR: [u8; 2] = [0, 3];
 /// The longest message that begins a session (`MAX_STARTUP_PACKET_LENGTH` of the server).
 const LONGEST: u32 = 10000;
 
-/// What the first message asks for.
+/// The request in the first message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
     /// TLS.

@@ -17,7 +17,7 @@ use crate::proxy_protocol::{
 
 use super::{Rejection, Sniff, cursor::Cursor};
 
-/// What a header says, and how long it is.
+/// The contents of a header, and its length.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProxyHeader {
     /// Whose connection it is.

@@ -1,4 +1,4 @@
-//! What a client asks for as its server name and what can be no host name: for the log alone, never for a route.
+//! Server names that cannot be host names. They go to the log only, and never select a route.
 
 use std::fmt;
 

@@ -1,7 +1,7 @@
 //! Which protocol a client speaks, from its first bytes: for listeners that take more than one.
 //!
-//! Each protocol says yes, no or not yet of the bytes so far; no two of them say yes to the same. What none of them
-//! knows is refused as soon as all have said no.
+//! Each protocol answers yes, no or not yet to the bytes so far; no two answer yes to the same bytes. A
+//! client is refused as soon as all have answered no.
 
 use super::{Rejection, Sniff, http, postgres, tls};
 use crate::spec::Spoken;

@@ -1,9 +1,9 @@
 //! The ClientHello at the start of a TLS connection over TCP: server name, ALPN, ECH.
 //!
 //! This reads the record layer (RFC 8446 §5.1): a hello may come in any number of records, down to one byte
-//! each, and share its last record with other messages. A hello in the format of SSL 2.0 is read too. What follows that record (early data, a
-//! `change_cipher_spec`) is not looked at. Nothing is decrypted and nothing answered; [`alert`] has the bytes for
-//! a refusal.
+//! each, and share its last record with other messages. Hellos in the format of SSL 2.0 are read too. Bytes
+//! after that record (early data, a `change_cipher_spec`) are ignored. Nothing is decrypted or answered;
+//! [`alert`] has the bytes for a refusal.
 
 use std::borrow::Cow;
 
@@ -28,12 +28,12 @@ const MESSAGE_HEADER: usize = 4;
 /// headers add.
 pub const MAX_RECORDS: usize = 4096;
 
-/// What a ClientHello says about where its connection wants to go.
+/// The parts of a ClientHello that routing uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientHello {
     /// The name asked for; `None` without one, and for one that can be no host name.
     pub server_name: Option<HostName>,
-    /// What was asked for where that can be no host name, an IP literal for example.
+    /// The server name if it cannot be a host name, such as an IP literal.
     pub raw_name: Option<RawName>,
     /// The protocols offered; empty when there is no such extension.
     pub alpn: AlpnList,

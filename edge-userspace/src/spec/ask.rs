@@ -2,7 +2,7 @@
 
 use super::Spoken;
 
-/// What a check asks a backend.
+/// The question that a health check asks a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ask {
     /// Whether it listens.
@@ -18,7 +18,7 @@ pub enum Ask {
 }
 
 impl Ask {
-    /// What to ask where clients speak this.
+    /// The check that suits clients of this protocol.
     pub fn of(spoken: Spoken) -> Self {
         match spoken {
             Spoken::Tls => Self::Tls,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// (`net.ipv4.ip_local_port_range`), above those that services listen on.
 pub const FLOW_PORTS: RangeInclusive<u16> = 10_240..=32_767;
 
-/// What carries a connection's bytes, from the slowest to the fastest.
+/// The tiers that can carry a connection's bytes, from slowest to fastest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tier {
@@ -28,7 +28,7 @@ pub enum Tier {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Choice {
-    /// What serves best, by policy.
+    /// The best tier, by policy.
     #[default]
     Auto,
     /// Hand over to the packet path at once, where the connection may be.

@@ -1,4 +1,4 @@
-//! What a listener is, as the operator says it.
+//! A listener as the operator configures it.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -39,7 +39,7 @@ pub struct ListenerSpec {
     pub bind: Vec<SocketAddr>,
     /// How the first bytes are understood. Where there are `protocols`, this is [`Protocol::Tls`].
     pub protocol: Protocol,
-    /// What may be spoken where it is more than one thing, told by the first bytes; empty where it is not.
+    /// The protocols that clients may speak, recognised by their first bytes; empty if there is only one.
     pub protocols: Vec<Spoken>,
     /// How long a client may stay silent before it is taken for one of SSH that waits for its server.
     pub silence_timeout: Duration,
@@ -80,7 +80,7 @@ impl ListenerSpec {
         }
     }
 
-    /// What may be spoken; nothing on a `tcp` listener, where it does not matter.
+    /// The protocols that clients may speak; empty on a `tcp` listener, where it does not matter.
     pub fn speaks(&self) -> &[Spoken] {
         match self.protocol {
             _ if !self.protocols.is_empty() => &self.protocols,

@@ -1,4 +1,5 @@
-//! What the operator says, and the words for what clients ask: plain data, how it is read and written, its defaults.
+//! The operator's settings and the properties that clients request: plain data, with parsing, printing and
+//! defaults.
 //!
 //! Every other room may know this one; it knows none of them.
 

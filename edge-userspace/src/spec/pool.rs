@@ -1,4 +1,4 @@
-//! What a pool and its backends are, as the operator says it.
+//! A pool and its backends as the operator configures them.
 
 use std::{fmt, net::IpAddr, str::FromStr, sync::Arc, time::Duration};
 
@@ -38,7 +38,7 @@ pub enum ProxyProtocol {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HealthKind {
-    /// What the pool's routes speak; `tcp` where nothing is known of that.
+    /// The protocols of the pool's routes; `tcp` if none is known.
     #[default]
     Auto,
     /// Not checked.
@@ -58,7 +58,7 @@ pub enum HealthKind {
 /// The health check of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HealthSpec {
-    /// What is done.
+    /// The kind of check.
     pub kind: HealthKind,
     /// Time between two checks of one backend.
     pub interval: Duration,
@@ -232,7 +232,7 @@ impl PoolSpec {
     }
 }
 
-/// What `to` of a route or a tcp listener says.
+/// The value of `to` in a route or a tcp listener.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(from = "Written", into = "Written")]
 pub enum Target {
@@ -256,7 +256,7 @@ impl Target {
     /// How [`Target::Refuse`] is written. No pool can have this name.
     pub const REFUSE: &str = "refuse";
 
-    /// What one text means.
+    /// The meaning of a single text.
     pub fn from_text(text: &str) -> Self {
         if text == Self::REFUSE { Self::Refuse } else { Self::One(text.into()) }
     }

@@ -21,7 +21,7 @@ pub enum Spoken {
 }
 
 impl Spoken {
-    /// What the configuration, the API and the logs call it.
+    /// The name in the configuration, the API and the logs.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tls => "tls",

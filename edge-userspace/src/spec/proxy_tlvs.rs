@@ -10,9 +10,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub enum ProxyTlv {
     /// The host that the client asks for.
     Authority,
-    /// What the client offers by ALPN.
+    /// The client's ALPN list.
     Alpn,
-    /// What the connection is called in the access log, or by the proxy before us.
+    /// The id of the connection in the access log, or the one that the proxy before us gave it.
     UniqueId,
     /// A checksum of the header.
     Crc32c,

@@ -1,4 +1,4 @@
-//! What a route is, as the operator says it.
+//! A route as the operator configures it.
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 

@@ -1,4 +1,4 @@
-//! What is said at run time and must survive a restart: routes, drained backends, blocks.
+//! Changes made at run time that must survive a restart: routes, drained backends, blocks.
 //!
 //! It is kept as TOML with the `[[route]]` of the configuration, to be read and mended by hand. This file is about
 //! what it says; [`StateStore`] is about keeping it.
@@ -30,13 +30,14 @@ use crate::spec::{BackendAddress, RouteSpec};
 /// The layout that is written. A larger one is refused: it may say what this version would lose.
 const VERSION: u32 = 1;
 
-/// What the file begins with.
+/// The first lines of the file.
 const HEAD: &str = "\
 # What edgectl changed while edged ran: routes, drained backends and blocks. edged writes this file; change it only
 # while edged is stopped, and keep the last line, which shows that nothing is cut off.
 ";
 
-/// What the file ends with. A cut TOML text is often a good one that says less; without this line it is not.
+/// The last line of the file. A truncated TOML text is often still valid; the missing last line shows the
+/// loss.
 const END: &str = "# end";
 
 /// Everything that is said at run time.

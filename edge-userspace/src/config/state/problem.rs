@@ -1,4 +1,4 @@
-//! What can be wrong with the state on disk, and what was mended: words for the log and the status.
+//! Faults of the state on disk, and repairs: texts for the log and the status.
 
 use std::{fmt, io, path::PathBuf};
 
@@ -7,7 +7,7 @@ use std::{fmt, io, path::PathBuf};
 pub struct Recovery {
     /// The file that was damaged.
     pub file: PathBuf,
-    /// What was wrong with it; `None` where it was not there.
+    /// The fault; `None` if the file did not exist.
     pub reason: Option<String>,
     /// Where it was moved.
     pub kept: Option<PathBuf>,
@@ -21,7 +21,7 @@ pub enum StateError {
     /// A call that failed.
     #[error("cannot {action} {}: {}", path.display(), why(source))]
     Io {
-        /// What was tried.
+        /// The attempted action.
         action: &'static str,
         /// On what.
         path: PathBuf,
@@ -60,9 +60,9 @@ pub enum StateError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault of the file.
         file: String,
-        /// What is wrong with the backup.
+        /// The fault of the backup.
         backup: String,
     },
     /// The thread that writes ended before it was done, as when the daemon ends.
@@ -84,7 +84,7 @@ impl StateError {
     }
 }
 
-/// What failed, and how to mend it.
+/// The cause of the failure, and the remedy.
 fn why(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::StorageFull => "the disk is full; make room on it".to_owned(),

@@ -35,14 +35,14 @@ pub struct StateStore {
     lock: Option<fs::File>,
 }
 
-/// What [`StateStore::open`] finds.
+/// The result of [`StateStore::open`].
 #[derive(Debug)]
 pub struct Opened {
     /// Keeps the directory.
     pub store: StateStore,
-    /// What was kept.
+    /// The state on disk.
     pub state: State,
-    /// What was mended on the way, for the log and the status.
+    /// The repair, if one was needed, for the log and the status.
     pub recovery: Option<Recovery>,
     /// Why nothing can be kept at the moment.
     pub obstacle: Option<StateError>,
@@ -238,7 +238,7 @@ fn lock(dir: &Path) -> Result<(Option<fs::File>, Option<StateError>), StateError
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
             let mut text = String::new();
-            // Who it is only helps: where it cannot be read, the refusal stands without it.
+            // The process id is only a help: if it cannot be read, the refusal comes without it.
             let _ = file.take(32).read_to_string(&mut text);
             let process = Some(text.trim().to_owned()).filter(|process| !process.is_empty());
             return Err(StateError::Busy { dir: dir.to_owned(), process });

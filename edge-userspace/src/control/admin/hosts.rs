@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, Uri, header::HOST, uri::Authority};
 
 use crate::spec::HostName;
 
-/// What a request asks for that is not ours.
+/// A requested host that is not ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Misdirected {
     /// Another name.
@@ -46,7 +46,7 @@ fn is_ours(host: &str, names: &[HostName]) -> bool {
         || own_name().is_some_and(|own| name_is(&own))
 }
 
-/// What this machine is called.
+/// This machine's host name.
 fn own_name() -> Option<String> {
     rustix::system::uname().nodename().to_str().ok().map(str::to_owned).filter(|name| !name.is_empty())
 }

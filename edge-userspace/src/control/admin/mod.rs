@@ -46,18 +46,18 @@ pub struct Health {
     pub draining: bool,
     /// Listeners that no client can reach.
     pub closed: Vec<Arc<str>>,
-    /// What is not as it is configured, each in a line.
+    /// Parts of the configuration that are not in effect, one per line.
     pub troubles: Vec<String>,
 }
 
-/// What is shown, and the last answers: however many ask, each is gathered once at a time.
+/// The data shown, and the last answers. Each answer is gathered once at a time for all who request it.
 struct Admin<O> {
     observed: Arc<O>,
     metrics: Shared<Bytes>,
     overview: Shared<Bytes>,
 }
 
-/// What the dashboard shows: no clients, since whoever reaches this address may read it.
+/// The contents of the dashboard. It shows no clients, because anyone who reaches this address may read it.
 #[derive(Debug, Serialize)]
 struct Overview {
     status: Status,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Timestamp;
 use crate::spec::BackendAddress;
 
-/// What a backend is good for now.
+/// The current state of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackendState {
@@ -30,7 +30,7 @@ pub struct Backend {
     pub to: BackendAddress,
     /// The address it has now; `null` while its name is not resolved.
     pub address: Option<Arc<str>>,
-    /// What it is good for.
+    /// Its current state.
     pub state: BackendState,
     /// Since when.
     pub since: Timestamp,

@@ -29,13 +29,13 @@ pub struct Block {
 pub struct Guard {
     /// The device.
     pub device: Arc<str>,
-    /// What keeps them out there.
+    /// The mechanism on this device.
     pub by: GuardedBy,
     /// Why their packets are not dropped there; `null` where they are.
     pub reason: Option<String>,
 }
 
-/// What keeps blocked sources out. At accept they are refused in any case.
+/// Mechanisms that keep blocked sources out. The check at accept applies in any case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GuardedBy {

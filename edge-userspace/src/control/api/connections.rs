@@ -18,7 +18,7 @@ pub struct Connection {
     pub listener: Arc<str>,
     /// The name the client asked for.
     pub host: Option<HostName>,
-    /// What the client offered.
+    /// The client's ALPN list.
     pub alpn: Vec<Arc<str>>,
     /// The host of the route; `null` before there is one and on a tcp listener.
     pub route: Option<Arc<str>>,
@@ -27,7 +27,7 @@ pub struct Connection {
     /// The tunnel that the backend must be reached through; `null` for a flow whose backend has left the configuration.
     #[serde(default)]
     pub device: Option<Arc<str>>,
-    /// What the backend is good for by now; `null` before it is connected, and for a flow whose backend has left the
+    /// The backend's current state; `null` before it is connected, and for a flow whose backend has left the
     /// configuration. A connection stays with its backend when that goes down.
     #[serde(default)]
     pub backend_state: Option<BackendState>,

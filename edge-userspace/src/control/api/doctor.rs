@@ -1,4 +1,4 @@
-//! What the daemon found when it looked at itself and its surroundings.
+//! The daemon's findings about itself and its environment.
 
 use std::sync::Arc;
 
@@ -21,11 +21,11 @@ pub enum CheckStatus {
 /// One thing looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Check {
-    /// What was looked at, in few words.
+    /// The subject of the check, in a few words.
     pub name: Arc<str>,
     /// How it is.
     pub status: CheckStatus,
-    /// What was found.
+    /// The finding.
     pub message: String,
     /// How to mend it.
     pub remedy: Option<String>,

@@ -30,17 +30,17 @@ pub use status::{
 /// The body of every answer that is not a success.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
-    /// What went wrong.
+    /// The error.
     pub error: ErrorDetail,
 }
 
-/// What went wrong, for a script, for a reader, and how to mend it.
+/// An error: a code for scripts, a message for people, and a remedy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorDetail {
     /// A stable name in `snake_case`.
     pub code: String,
     /// One sentence, or for a configuration error the whole report.
     pub message: String,
-    /// What to do about it.
+    /// The remedy.
     pub hint: Option<String>,
 }

@@ -156,7 +156,7 @@ pub enum TargetError {
     Address(String),
 }
 
-/// What the texts of `to` mean: one is a pool or an address, several are addresses.
+/// Parses the texts of `to`: one is a pool or an address, several are addresses.
 pub fn parse_target<S: AsRef<str>>(texts: &[S]) -> Result<Target, TargetError> {
     match texts {
         [] => Err(TargetError::Empty),
@@ -230,10 +230,10 @@ pub struct RemovedRoutes {
 pub struct TestRoute {
     /// The name it asks for; none means no SNI or no Host.
     pub host: Option<HostName>,
-    /// What it speaks; none means what the listener does, the first of several.
+    /// The client's protocol; `None` means the listener's, the first of several.
     #[serde(default)]
     pub protocol: Option<Spoken>,
-    /// What it offers.
+    /// The client's ALPN list.
     #[serde(default, deserialize_with = "fields::one_or_many")]
     pub alpn: Vec<Arc<str>>,
     /// Its address; none means an address that no `from` names.
@@ -254,21 +254,21 @@ pub struct RouteTest {
     pub host: Option<HostName>,
     /// The listener.
     pub listener: Arc<str>,
-    /// What is spoken.
+    /// The protocol.
     pub protocol: Spoken,
-    /// What is offered.
+    /// The ALPN list.
     pub alpn: Vec<Arc<str>>,
     /// The client's address.
     pub from: Option<IpAddr>,
     /// The route that wins.
     pub route: Option<Route>,
-    /// What such a client gets, in words.
+    /// The result for such a client, in words.
     pub outcome: String,
     /// The routes looked at, in the order of precedence.
     pub considered: Vec<Considered>,
     /// The backends that would be tried, the first one first.
     pub backends: Vec<Backend>,
-    /// What each backend answered; `null` where not asked for.
+    /// The probe of each backend; `null` if not requested.
     pub probe: Option<Vec<Probe>>,
 }
 
@@ -314,7 +314,7 @@ pub struct ProbeStep {
     pub name: Arc<str>,
     /// How it went.
     pub status: CheckStatus,
-    /// What was seen.
+    /// The finding.
     pub message: String,
     /// How long it took, in milliseconds.
     pub duration_ms: Option<f64>,

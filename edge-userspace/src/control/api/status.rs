@@ -22,11 +22,12 @@ pub struct Status {
     pub draining: bool,
     /// The configuration that runs.
     pub config: ConfigStatus,
-    /// What may carry.
+    /// The available tiers.
     pub datapath: DatapathStatus,
-    /// Who accepts.
+    /// The listeners.
     pub listeners: Vec<ListenerStatus>,
-    /// What is not as it is configured and may pass by itself, each in a line; those of listeners are among it.
+    /// Parts of the configuration that are not in effect and may recover without a change, one per line;
+    /// those of listeners included.
     #[serde(default)]
     pub troubles: Vec<String>,
     /// Connections of all listeners.
@@ -85,12 +86,12 @@ pub struct ReloadStatus {
     pub error: Option<String>,
 }
 
-/// What may carry.
+/// The tiers that may be used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatapathStatus {
-    /// What the operator allows.
+    /// The tiers that the operator allows.
     pub allowed: Choice,
-    /// What this machine can do.
+    /// The tiers that this machine supports.
     pub tiers: Vec<TierStatus>,
     /// Flows that other versions of edged handed over, as long as there are any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -104,7 +105,7 @@ pub struct OtherLayout {
     pub layout: Arc<str>,
     /// How many there are; none where they cannot be counted.
     pub flows: Option<u64>,
-    /// Whether they are listed, counted and closed like others. What is not readable goes on all the same.
+    /// Whether they are listed, counted and closed like others. Unreadable flows continue to work too.
     pub readable: bool,
 }
 
@@ -126,7 +127,7 @@ pub struct ListenerStatus {
     pub name: Arc<str>,
     /// How it understands the first bytes.
     pub protocol: Protocol,
-    /// What may be spoken, where the first bytes tell; empty where `protocol` does.
+    /// The protocols that are recognised by their first bytes; empty if `protocol` names the only one.
     #[serde(default)]
     pub protocols: Vec<Spoken>,
     /// Where it accepts.
@@ -149,7 +150,7 @@ pub struct BindTrouble {
     pub bind: SocketAddr,
     /// It is listened on, and clients are accepted once the machine has it.
     pub listening: bool,
-    /// What is wrong.
+    /// The cause.
     pub reason: String,
 }
 
@@ -208,6 +209,6 @@ pub struct ReloadReport {
     pub pools: u64,
     /// Routes, the runtime ones included.
     pub routes: u64,
-    /// What took effect but is not as it should be, and what needs a restart.
+    /// Settings that took effect incompletely, and settings that need a restart.
     pub warnings: Vec<String>,
 }

@@ -13,7 +13,7 @@ use crate::{
     control::api::ReloadReport,
 };
 
-/// What `config check --json` prints.
+/// The output of `config check --json`.
 #[derive(Serialize)]
 struct Checked<'a> {
     file: String,

@@ -49,7 +49,7 @@ fn lines(report: &DoctorReport, output: Output) -> Vec<String> {
     lines
 }
 
-/// What can be seen without the daemon.
+/// Findings that need no daemon.
 fn from_outside(error: &ClientError, config: &Path) -> DoctorReport {
     let mut checks = vec![
         Check::new("edged", CheckStatus::Fail, error.to_string())

@@ -50,7 +50,7 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// What this process was started with.
+    /// The style for this process's terminal and environment.
     pub(super) fn new(json: bool) -> Self {
         let terminal = io::stdout().is_terminal();
         let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());

@@ -2,7 +2,7 @@
 
 use super::style::{Colour, paint, printable};
 
-/// What stands where there is no value.
+/// Stands for a missing value.
 pub(super) const NONE: &str = "-";
 
 /// One column.

@@ -71,7 +71,7 @@ async fn look(
     Ok(())
 }
 
-/// What was seen at one time.
+/// A sample of one moment.
 struct Look {
     time: Instant,
     status: Status,

@@ -59,7 +59,7 @@ impl Rejection {
         match self {
             Self::Malformed(_) => Some(AlertDescription::DecodeError),
             Self::UnexpectedMessage => Some(AlertDescription::UnexpectedMessage),
-            // What OpenSSL answers to a message that is larger than it takes.
+            // The alert that OpenSSL sends for a message above its limit.
             Self::TooLarge | Self::TooManyRecords => Some(AlertDescription::IllegalParameter),
             Self::TlsOnHttp => Some(AlertDescription::HandshakeFailure),
             Self::HttpOnTls

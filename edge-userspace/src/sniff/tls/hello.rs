@@ -1,8 +1,8 @@
 //! The body of a ClientHello (RFC 8446 §4.1.2, RFC 5246 §7.4.1.2): the few fields that steer a connection.
 //!
-//! Every length is checked and the message must come out even: what we read from it must be what the backend
-//! will read, so a hello that two parsers could take for two things is refused. What the fields mean for a
-//! handshake (ciphers, keys, versions) is the backend's affair and is not judged here.
+//! Every length is checked, and the message must have no bytes left over. We must read what the backend will
+//! read, so a hello that two parsers could interpret differently is refused. Fields that matter only to the
+//! handshake (ciphers, keys, versions) are not judged here: that is the backend's task.
 
 use super::ClientHello;
 use crate::{

@@ -25,7 +25,7 @@ impl Dir {
         names
     }
 
-    /// What an error or a recovery says, with `DIR` for the directory.
+    /// The text of an error or a recovery, with `DIR` for the directory.
     fn said(&self, what: &impl ToString) -> String {
         what.to_string().replace(self.0.path().to_str().unwrap(), "DIR")
     }
@@ -217,7 +217,7 @@ fn what_cannot_be_written_now_is_told_from_what_is_wrong() {
     for number in [libc::EROFS, libc::ENOSPC, libc::EDQUOT, libc::EACCES] {
         assert!(error("create", number).is_unwritable(), "{number}");
     }
-    // What cannot be read may hold routes.
+    // An unreadable file may hold routes.
     assert!(!error("read", libc::EACCES).is_unwritable());
     assert!(!error("make the directory", libc::ENOTDIR).is_unwritable());
 }
