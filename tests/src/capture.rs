@@ -1,4 +1,4 @@
-//! What goes over a device, by tcpdump: one line a packet.
+//! Captures the packets on a device with tcpdump: one line per packet.
 
 use std::{
     process::Command,

@@ -10,7 +10,7 @@ use crate::{Host, certificates::Authority, wait::SOON};
 /// Chromium starts slowly on a loaded machine.
 const BROWSER: Duration = Duration::from_secs(90);
 
-/// Who fetches what from where.
+/// A fetch: the client, the server and the URL.
 #[derive(Clone, Copy)]
 pub struct Fetch<'a> {
     /// The client's host.
@@ -134,7 +134,7 @@ fn bracketed(address: SocketAddr) -> String {
     }
 }
 
-/// What follows the head of an answer.
+/// The body of an answer, behind its head.
 fn body(answer: &[u8]) -> Result<Vec<u8>> {
     let start = answer.windows(4).position(|four| four == b"\r\n\r\n");
     let start = start.with_context(|| format!("no HTTP answer: {}", String::from_utf8_lossy(answer)))?;

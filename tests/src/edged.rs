@@ -32,7 +32,7 @@ pub struct Edged {
     pub access_log: AccessLog,
 }
 
-/// What the daemon is started with.
+/// The settings that the daemon is started with.
 #[derive(Clone, Debug)]
 pub struct EdgedPlan<'a> {
     lab: &'a Lab,
@@ -125,7 +125,7 @@ impl EdgedPlan<'_> {
         let mut words = self.before.iter().map(PathBuf::from).chain([edged]);
         let mut command = Command::new(words.next().context("no program")?);
         command.args(words).arg("--config").arg(&self.files.config);
-        // What daemons have in the kernel is shared by all namespaces of the machine, unless they are told apart.
+        // All namespaces of the machine share bpffs, so each daemon gets its own directory for pins.
         command.arg("--pins").arg(self.lab.pins());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         self.lab.edge.spawn("edged", command)
@@ -133,7 +133,7 @@ impl EdgedPlan<'_> {
 
     /// Starts the daemon and waits until it answers.
     pub fn start(self) -> Result<Edged> {
-        // What a killed daemon left would answer no one, but must not look ready either.
+        // A killed daemon leaves a socket that nobody serves; it must not make the next one look ready.
         let _ = fs::remove_file(&self.files.control);
         let mut process = self.spawn()?;
         let control = self.files.control.clone();

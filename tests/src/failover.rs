@@ -31,7 +31,7 @@ impl Visit {
     }
 }
 
-/// What became of the clients.
+/// The results of all clients.
 #[derive(Debug)]
 pub struct Visits(Vec<Visit>);
 
@@ -118,7 +118,8 @@ impl Visits {
         self.0.iter().map(|visit| visit.took).max().unwrap_or_default()
     }
 
-    /// What half of them took at most: a machine that was busy for a moment does not show in it. `None` of nobody.
+    /// The median duration, which a machine that was busy for a moment does not change. `None` without
+    /// clients.
     pub fn usual(&self) -> Option<Duration> {
         let mut all: Vec<_> = self.0.iter().map(|visit| visit.took).collect();
         all.sort_unstable();

@@ -99,8 +99,8 @@ pub fn ufw(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// What `iptables-save` says on a machine with Docker 24: one container on the default bridge, its port 80 published as
-/// 8080.
+/// The output of `iptables-save` on a machine with Docker 24: one container on the default bridge, with its
+/// port 80 published as 8080.
 const DOCKER: &str = "
 *filter
 :INPUT ACCEPT [0:0]

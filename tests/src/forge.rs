@@ -23,13 +23,13 @@ const QUIET: Duration = Duration::from_millis(300);
 /// A connection as one of its ends names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tuple {
-    /// Who is said to send.
+    /// The pretended sender.
     pub source: SocketAddr,
-    /// Who receives.
+    /// The receiver.
     pub destination: SocketAddr,
 }
 
-/// What a forged segment says it is.
+/// The type that a forged segment pretends to have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A bare acknowledgement.
@@ -59,7 +59,7 @@ impl Kind {
 pub struct Numbers {
     /// The sequence number that is expected next.
     pub seq: u32,
-    /// What the sender acknowledges.
+    /// The acknowledged sequence number.
     pub ack: u32,
 }
 
@@ -86,7 +86,7 @@ impl Tuple {
     }
 }
 
-/// Who sends forged segments.
+/// A sender of forged segments.
 #[derive(Debug)]
 pub struct Forger {
     socket: Socket,
@@ -132,7 +132,7 @@ impl Forger {
     }
 }
 
-/// Who sees the segments that come to a host.
+/// A receiver that sees all segments that come to a host.
 #[derive(Debug)]
 pub struct Observer {
     socket: Socket,

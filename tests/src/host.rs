@@ -93,7 +93,7 @@ impl Host {
         self.ip(&["link", "set", device, "gso_max_segs", "1"])?;
         let mut tc = Command::new("tc");
         tc.args(["-n", self.namespace.name(), "qdisc", "replace", "dev", device, "root", "netem"]);
-        // What is on its way at 100 ms must fit.
+        // The queue must hold all packets in flight at 100 ms.
         tc.args(["limit", "100000"]).args(line.split_whitespace());
         self.text_of(tc).map(drop)
     }

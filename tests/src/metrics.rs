@@ -1,4 +1,4 @@
-//! What the daemon counts, as Prometheus reads it.
+//! The daemon's counters, as Prometheus reads them.
 
 use std::{
     io::{Read, Write},

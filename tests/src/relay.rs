@@ -24,7 +24,7 @@ use crate::Host;
 const TICK: Duration = Duration::from_millis(100);
 /// Larger than any datagram.
 const LARGEST: usize = 65536;
-/// What the kernel keeps while a thread is not at hand: a burst of a bulk transfer.
+/// The kernel's buffer while the relay thread is not scheduled: a burst of a bulk transfer.
 const QUEUE: usize = 4 << 20;
 
 /// A line. It ends when the value goes.
@@ -42,7 +42,7 @@ struct Shared {
     largest: AtomicUsize,
     cut: AtomicBool,
     stopped: AtomicBool,
-    /// Who sends on the near side.
+    /// The sender on the near side.
     sender: Mutex<Option<SocketAddr>>,
 }
 
@@ -158,7 +158,7 @@ fn send_later(to: &UdpSocket, up: bool, shared: &Shared, due: &Receiver<(Instant
 }
 
 fn send(to: &UdpSocket, up: bool, shared: &Shared, datagram: &[u8]) {
-    // What is lost is lost, as on any line.
+    // A lost packet stays lost, as on any line.
     if up {
         let _ = to.send(datagram);
     } else if let Some(sender) = *shared.sender.lock().unwrap_or_else(PoisonError::into_inner) {

@@ -1,4 +1,5 @@
-//! What a case needs of the machine, probed before it starts. A skip is always printed with its reason.
+//! The features that a case needs of the machine, probed before it starts. A skip is always printed with its
+//! reason.
 
 use std::{env, fs, io::Write, path::PathBuf, process::Command};
 

@@ -69,7 +69,7 @@ impl Router {
         Ok(())
     }
 
-    /// What the link towards the edge carries from now on, both ways.
+    /// Sets the MTU of the link towards the edge from now on, in both directions.
     pub fn set_near_mtu(&self, edge: &Host, device: &str, octets: u32) -> Result<()> {
         set_mtu([(&self.host, NEAR), (edge, device)], octets)
     }

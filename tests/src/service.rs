@@ -64,7 +64,7 @@ impl<T: Send + 'static> Service<T> {
         self.accepted.load(Ordering::SeqCst)
     }
 
-    /// What the next connection to end gave; waits for it.
+    /// Waits for the next connection to end, and returns its result.
     pub fn outcome(&self) -> Result<T> {
         self.outcome_within(SOON)
     }

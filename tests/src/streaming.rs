@@ -66,7 +66,7 @@ impl Streaming {
     pub fn wait_for_more(&self, bytes: u64) -> Result<()> {
         let goal = self.back.load(Ordering::Relaxed) + bytes;
         wait::until("the stream to go on", SOON, || {
-            // What has gone wrong is said at the end.
+            // Errors are reported at the end.
             let is_there = self.back.load(Ordering::Relaxed) >= goal || self.receiving.is_finished();
             is_there.then_some(())
         })

@@ -44,7 +44,7 @@ where
     Ok(map.pin(path)?)
 }
 
-/// What is in the kernel's tables.
+/// The contents of the kernel's tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entries {
     /// Entries of the table of flows, two a flow.

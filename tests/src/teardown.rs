@@ -1,5 +1,5 @@
-//! What must go when a lab goes: the list is kept outside the [`Lab`](crate::Lab), so that a signal handler and
-//! the next run can remove what a case could not.
+//! The resources to remove when a lab ends. The list is kept outside the [`Lab`](crate::Lab), so that a
+//! signal handler and the next run can remove what a case left behind.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +17,7 @@ use signal_hook::{
 
 use crate::{netns, wireguard};
 
-/// What a lab leaves on the machine.
+/// Resources of a lab that remain on the machine.
 #[derive(Debug, Default)]
 pub(crate) struct Remains {
     pub(crate) sockets: Vec<PathBuf>,

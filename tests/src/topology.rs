@@ -34,7 +34,7 @@ use crate::{
     wireguard::{self, FIRST, SECOND, Tunnel},
 };
 
-/// What the names of all namespaces and directories of labs begin with.
+/// Prefix of the names of all lab namespaces and directories.
 const PREFIX: &str = "edge-lab-";
 
 /// The edge as home sees it on the link.
@@ -60,7 +60,7 @@ pub const SECOND_EDGE_V6: Ipv6Addr = Ipv6Addr::new(0xfd64, 1, 0, 0, 0, 0, 0, 1);
 /// Home inside the second tunnel, IPv6.
 pub const SECOND_HOME_V6: Ipv6Addr = Ipv6Addr::new(0xfd64, 1, 0, 0, 0, 0, 0, 2);
 
-/// What kind of lab is wanted.
+/// The options of a lab.
 #[derive(Clone, Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "each is asked for on its own")]
 pub struct Plan {

@@ -27,7 +27,7 @@ use crate::{
 /// Where wireguard-go has its sockets, one for each device name, whatever the namespace.
 pub(crate) const SOCKETS: &str = "/var/run/wireguard";
 
-/// What the names of devices begin with; the lab's tag and the letters for the end follow.
+/// Prefix of device names; the lab's tag and the letters for the end follow.
 pub(crate) const PREFIX: &str = "wg";
 
 /// One of the tunnels that a lab may have.

@@ -193,7 +193,7 @@ fn account(record: &Value) -> String {
     )
 }
 
-/// What passes the VPS on the client's side, as tcpdump there has it.
+/// The packets on the VPS's link to clients, as tcpdump there shows them.
 struct Wire {
     tcpdump: Process,
     file: PathBuf,

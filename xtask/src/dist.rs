@@ -23,7 +23,7 @@ use crate::{
 pub(crate) const TARGETS: &[&str] = &["x86_64-unknown-linux-musl", "aarch64-unknown-linux-musl"];
 /// The programs.
 pub(crate) const PROGRAMS: &[&str] = &["edged", "edgectl"];
-/// What goes beside them.
+/// Files beside the programs.
 const FILES: &[&str] =
     &["README.md", "CHANGELOG.md", "LICENSE-MIT", "LICENSE-APACHE", "docs", "examples", "packaging"];
 
@@ -35,7 +35,7 @@ pub(crate) struct Dist {
 }
 
 impl Dist {
-    /// What a run of the tests makes: the archive for this machine.
+    /// The task as a run of the tests performs it: only the archive for this machine.
     pub(crate) fn own() -> Self {
         Self {
             target: TARGETS.iter().filter(|target| is_own(target)).map(|&target| target.to_owned()).collect(),

@@ -44,7 +44,7 @@ pub(crate) struct Fuzz {
 }
 
 impl Fuzz {
-    /// What a run of the tests does: every target for a few seconds.
+    /// The task as a run of the tests performs it: every target for a few seconds.
     pub(crate) fn briefly() -> Self {
         Self { targets: Vec::new(), seconds: 5 }
     }

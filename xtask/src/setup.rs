@@ -1,4 +1,4 @@
-//! What the tasks need on the machine, installed where it is missing. Quick when everything is there.
+//! Installs the packages that the tasks need, if they are missing. Quick when everything is installed.
 
 use std::{
     env, fs,
@@ -106,7 +106,7 @@ pub(crate) fn packages(wanted: &[&str]) -> Result<()> {
         command
     };
     run(apt().arg("update")).context("apt-get update (is there a network?)")?;
-    // What is there belongs to the machine and stays, even where something does not fit beside it.
+    // Installed packages belong to the machine and stay, even if a wanted one conflicts with them.
     run(apt().args(["install", "--no-install-recommends", "--no-remove"]).args(&missing))
         .with_context(|| format!("installing {}", missing.join(" ")))?;
     drop(policy);

@@ -13,7 +13,7 @@ const MINUTES: u64 = 6;
 /// Slow clients of a day, however long it is.
 const SLOW_CLIENTS: usize = 100_000;
 
-/// What is fixed in a rehearsal.
+/// The fixed values of a rehearsal.
 const REHEARSED: (u64, Duration, usize) = (11, Duration::from_secs(40), 2400);
 
 #[derive(Args, Default)]

@@ -35,11 +35,11 @@ pub(crate) struct Test {
     case: Option<String>,
 }
 
-/// What is tried of the static programs for this machine: what depends on the C library. Bytes through each tier, names
-/// by DNS, hellos in every cut, a daemon that gives up rights.
+/// Cases for the static programs of this machine: those that depend on the C library. They cover bytes
+/// through each tier, names by DNS, hellos in every cut, and a daemon that drops its rights.
 const STATIC: &[&str] =
     &["hellos::", "carrying::copy::bytes", "carrying::splice::bytes", "carrying::flow::bytes", "names::"];
-/// What is tried of those that are emulated, where BPF cannot be had: the socket tiers.
+/// Cases for emulated programs, without BPF: the socket tiers.
 const EMULATED: &[&str] = &["hellos::", "carrying::copy::bytes", "carrying::splice::bytes"];
 
 /// Tests counted over all runners, and how each step went.
@@ -48,12 +48,12 @@ struct Tally {
     passed: u64,
     failed: u64,
     steps: Vec<(String, bool, Duration)>,
-    /// What failed tests said, those included that passed when they were run again.
+    /// The output of failed tests, including those that passed when they were repeated.
     said: Vec<String>,
     unsteady: Vec<String>,
 }
 
-/// What a run of Rust's test runner printed, as far as it is of use afterwards.
+/// The useful parts of the output of Rust's test runner.
 #[derive(Default)]
 struct Report {
     passed: u64,
@@ -159,8 +159,8 @@ impl Tally {
         self.take(report);
     }
 
-    /// Runs cases of the lab, and those that failed once more, alone: they race with real programs on a machine
-    /// that others may use too. What passes then is not a failure of the run, but it is told at its end.
+    /// Runs lab cases, and repeats failed ones once, alone: they race with real programs on a machine that
+    /// others may use too. A case that then passes is no failure of the run, but the run lists it at its end.
     fn cases(&mut self, name: &str, lab: &Lab) {
         let (mut first, mut second, mut unsteady) = (Report::default(), Report::default(), Vec::new());
         self.step(name, || {
@@ -276,7 +276,7 @@ impl Report {
     }
 }
 
-/// What a closing line of Rust's test runner counts: `test result: ok. 12 passed; 0 failed; …`.
+/// The counts in a closing line of Rust's test runner: `test result: ok. 12 passed; 0 failed; …`.
 fn counts(line: &str) -> Option<(u64, u64)> {
     let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
     let mut counts = counts.split("; ");

@@ -1,9 +1,10 @@
 //! When to copy and when to splice. Pure: fed with what each step moved and how long it took.
 //!
-//! Copy is right for small reads. Once reads are large and sustained, splice is tried, and kept only if it moves
-//! a byte in less time here and now: where packets arrive unaggregated (no GRO), every packet takes a pipe slot
-//! of its own and copy wins. Measuring both on the live stream needs no assumption about the machine. What is compared is
-//! processor time: while all processors are busy, a step on the clock of the wall is mostly somebody else's.
+//! Copy is right for small reads. Once reads are large and sustained, splice is tried, and kept only if it
+//! moves a byte in less time here and now: if packets arrive unaggregated (no GRO), every packet takes a pipe
+//! slot of its own and copy wins. Measuring both on the live stream needs no assumption about the machine.
+//! The measure is processor time: on a busy machine most of the wall-clock time of a step belongs to other
+//! work.
 
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ const FADED: u32 = 16;
 /// Bytes carried by copy after splice lost, before it is tried again: conditions change.
 const RETRY_AFTER: u64 = 256 << 20;
 
-/// Who moves the bytes.
+/// The method that moves the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Carrier {
     Copy,
@@ -49,7 +50,7 @@ impl Cost {
     }
 }
 
-/// What moving bytes cost in the present run of large steps.
+/// The cost of moving bytes in the present run of large steps.
 #[derive(Debug, Default)]
 struct Costs {
     copy: Cost,

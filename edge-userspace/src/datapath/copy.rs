@@ -32,7 +32,7 @@ thread_local! {
 #[derive(Debug, Default)]
 pub(super) struct Copy {
     rest: Option<Box<Rest>>,
-    /// What was read last was the last: the source's FIN is known to stand behind it.
+    /// The last read reached the end: the source's FIN is known to follow it.
     is_last: bool,
 }
 

@@ -43,7 +43,7 @@ impl Fault {
     }
 }
 
-/// What one step of a carrier did.
+/// The result of one step of a carrier.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// This many bytes reached the destination's socket or are kept for it.

@@ -75,7 +75,7 @@ pub fn carry<'a>(
     meter: &'a Meter,
     stop: &'a Stop,
 ) -> impl Future<Output = Fate> + Send + 'a {
-    // What is not usual is boxed, so that other connections do not pay for its size.
+    // Futures of the rarer tiers are boxed, so that other connections do not pay for their size.
     match (choice, tiers.sockmap(), tiers.flow()) {
         (Choice::Sockmap, Some(sockmap), _) => {
             let carried = sockmap::carry(pair, preread, Arc::clone(sockmap), meter, stop);
@@ -92,7 +92,7 @@ pub fn carry<'a>(
     }
 }
 
-/// What became of a connection.
+/// The outcome of carrying a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// It has ended.
@@ -121,12 +121,12 @@ pub trait Passenger: Sync {
     fn common_label(&self) -> Option<String>;
 }
 
-/// What a flow carries along for its account.
+/// The part of a connection's description that its flow keeps for accounting.
 #[derive(Clone, Debug, Default)]
 pub struct Ticket {
     /// The connection's number.
     pub id: u64,
-    /// What is known of it beside its packets, as text; the same for flows of which the same is known.
+    /// The description as text; flows with the same description share it.
     pub label: String,
     /// When it was accepted, `CLOCK_MONOTONIC` in nanoseconds.
     pub accepted: u64,
@@ -147,7 +147,7 @@ impl Passenger for Ticket {
 /// The two ends of a connection through the edge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// Who connected to us.
+    /// The side that connected to us.
     Client,
     /// Whom we connected to.
     Backend,

@@ -36,16 +36,17 @@ const GROWTH: u32 = 16;
 /// Pipes that a thread takes between two looks whether that is so.
 const LOOK: u32 = 1024;
 
-/// What each pipe asks for, so that as many as there are share what the kernel grants: beyond
-/// `fs.pipe-user-pages-soft` a new one gets two pages and no more (`alloc_pipe_info`), and splices a third as fast.
+/// The size requested for each pipe, so that all pipes share what the kernel grants. Beyond
+/// `fs.pipe-user-pages-soft` a new pipe gets only two pages (`alloc_pipe_info`) and splices at a third of the
+/// speed.
 static SHARE: AtomicUsize = AtomicUsize::new(SIZE);
 /// When the share changed or was refused.
 static CHANGED: Mutex<Option<Instant>> = Mutex::new(None);
 
-/// What is the matter beyond `fs.pipe-user-pages-soft`.
+/// The warning for a machine that has reached `fs.pipe-user-pages-soft`.
 pub const SMALL_PIPES: &str =
     "pipes for splice get 64 KiB and not 1 MiB, which takes up to two thirds of its speed";
-/// And what mends it.
+/// The remedy.
 pub const LARGER_PIPES: &str = "give edged CAP_SYS_RESOURCE, or raise fs.pipe-user-pages-soft (sysctl): other \
                                 programs of this user may have used it up";
 

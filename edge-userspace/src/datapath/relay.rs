@@ -44,7 +44,7 @@ impl Pair {
     }
 }
 
-/// What goes to the backend before anything else.
+/// Bytes that go to the backend before any others.
 #[derive(Debug, Default)]
 pub struct Preread {
     /// Our own header, if any, then the client's first bytes.
@@ -55,7 +55,7 @@ pub struct Preread {
     pub hold: Hold,
 }
 
-/// What somebody wants to have back.
+/// A claim that is released when it is dropped.
 pub type Hold = Option<Box<dyn Any + Send + Sync>>;
 
 /// Carries a connection to its end on sockets, by copy and, where `choice` allows it, by splice.
@@ -96,7 +96,7 @@ pub(super) struct Relay {
 pub(super) enum Turn {
     /// It is over; [`Relay::finish`] has the last word.
     End(End),
-    /// What was waited for has come, neither direction has ended, and nothing is held between the sockets.
+    /// The awaited moment has come, neither direction has ended, and no data is held between the sockets.
     Due,
 }
 
@@ -187,7 +187,7 @@ impl Relay {
         .await
     }
 
-    /// What is left to do with the sockets once it is over.
+    /// Closes or resets the sockets once it is over.
     pub(super) async fn finish(&mut self, end: End, meter: &Meter) -> End {
         let Self { pair: Pair { client, backend }, up, down } = self;
         match end {

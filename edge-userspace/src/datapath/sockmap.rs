@@ -1,9 +1,9 @@
 //! The `sockmap` tier: the kernel carries between the two sockets; this task looks on and acts at the turns.
 //!
 //! It wakes when a side closes or resets, and when the kernel has left a direction to user space because its
-//! reader was too slow. What the turn is, [`judge`] says from numbers alone; a close is passed on only when every
+//! reader was too slow. [`judge`] decides what to do from numbers alone; a close is passed on only when every
 //! byte before it is accounted for. A direction that was left to user space is carried by `copy` to its end:
-//! `splice(2)` would not see what the kernel keeps for it.
+//! `splice(2)` would not see the data that the kernel keeps for it.
 
 mod spilled;
 
@@ -49,7 +49,7 @@ pub(super) async fn carry(
     meter: &Meter,
     stop: &Stop,
 ) -> End {
-    // What user space has goes before what the kernel carries.
+    // Bytes that user space holds go before those that the kernel carries.
     if !send_first(&pair.backend, &mut preread, meter) {
         return relay::carry(pair, preread, Choice::Auto, meter, stop).await;
     }
@@ -210,7 +210,7 @@ impl Seen {
     }
 }
 
-/// What is to be done for a direction.
+/// The action for a direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     /// Nothing.

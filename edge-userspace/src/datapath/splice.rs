@@ -21,7 +21,7 @@ pub(super) struct Splice {
     pipe: Option<Box<Pipe>>,
 }
 
-/// What one step did.
+/// The result of one step.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Spliced {
     /// This many bytes reached the destination's socket or are in the pipe.

@@ -40,7 +40,7 @@ impl Entry {
     }
 }
 
-/// What the trie has to follow.
+/// The changes that the trie must follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
     /// This prefix, blocked so.
@@ -49,7 +49,7 @@ pub(super) enum Change {
     Remove(Prefix, u32),
 }
 
-/// What replacing the lists comes to.
+/// The changes that a new set of lists requires.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Replaced {
     pub(super) changes: Vec<Change>,

@@ -112,7 +112,7 @@ impl Watched {
     }
 }
 
-/// What tells that a file was written or replaced.
+/// The metadata that shows whether a file was written or replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     inode: (u64, u64),

@@ -1,6 +1,6 @@
-//! Who is kept out: blocks of the operator, lists of prefixes, and sources that connect too fast. Decides; the kernel's
-//! side is [`ShieldProgram`], which drops their packets before the stack, and [`BlockedSources`] stands behind it at
-//! accept: on devices that take no program, and on machines without XDP.
+//! Blocked sources: the operator's blocks, lists of prefixes, and sources that connect too fast. This module
+//! decides. In the kernel [`ShieldProgram`] drops their packets before the stack. [`BlockedSources`] checks
+//! again at accept, for devices that take no program and machines without XDP.
 //!
 //! The program is attached only while there is something to drop, because even a packet that passes it costs,
 //! and several drivers give up offloads for it.
@@ -85,7 +85,7 @@ pub struct Blocked {
     pub list: Option<Arc<str>>,
 }
 
-/// What came of loading lists.
+/// The result of loading lists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Loaded {
     /// Prefixes that the lists name now and did not before.
@@ -109,7 +109,7 @@ pub struct Shield {
     sources: Arc<BlockedSources>,
 }
 
-/// What the operator wanted of a prefix at some moment, to go back to.
+/// The operator's setting for a prefix at some moment, to restore it.
 #[derive(Clone, Copy, Debug)]
 pub struct Before {
     prefix: Prefix,
@@ -135,7 +135,7 @@ impl Shield {
         }
     }
 
-    /// Who is blocked, for whoever accepts.
+    /// The blocked sources, for the accept loops.
     pub fn sources(&self) -> &Arc<BlockedSources> {
         &self.sources
     }
@@ -175,7 +175,7 @@ impl Shield {
         Ok(list)
     }
 
-    /// What the operator wants of a prefix now, for [`Self::go_back`].
+    /// The operator's current setting for a prefix, for [`Self::go_back`].
     pub fn before(&self, net: IpNet) -> Before {
         let prefix = net.into();
         Before { prefix, until: self.ledger.operators(prefix) }
@@ -236,7 +236,7 @@ impl Shield {
     /// Blocks what these lists name, beside what the operator blocked. Each prefix comes with the name of its
     /// list; what holds an address of `spare` is left out.
     ///
-    /// What lists named before and do not name now is let in, unless `is_partial`.
+    /// Unblocks prefixes that the previous lists named and these do not, unless `is_partial`.
     pub fn load_prefixes(
         &mut self,
         prefixes: impl IntoIterator<Item = (IpNet, Arc<str>)>,
@@ -336,7 +336,7 @@ impl Shield {
         Ok(self.ledger.next_expiry().map(|until| Duration::from_nanos(until.saturating_sub(now))))
     }
 
-    /// What the kernel counted since the maps were made.
+    /// The kernel's counters since the maps were created.
     pub fn counters(&self) -> Result<Counters, KernelError> {
         self.program.as_ref().map_or_else(|| Ok(Counters::default()), ShieldProgram::counters)
     }
@@ -422,7 +422,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// What is blocked on a machine without XDP, and until when.
+    /// The blocks on a machine without XDP, and their ends.
     fn held(shield: &Shield) -> Vec<(String, Option<SystemTime>)> {
         shield.blocked().unwrap().into_iter().map(|block| (block.net.to_string(), block.until)).collect()
     }

@@ -1,4 +1,4 @@
-//! Who is blocked, for whoever accepts connections: a snapshot that is looked into without a lock and swapped in whole.
+//! The blocked sources for the accept loops: a snapshot that is read without a lock and replaced as a whole.
 //!
 //! It stands behind the programs in the kernel. Packets that come by a device which takes no program, or by one that has
 //! just appeared, meet it at accept.

@@ -1,4 +1,4 @@
-//! What no block may cut off. Pure.
+//! Addresses that no block may cut off. Pure.
 
 use std::net::IpAddr;
 

@@ -78,7 +78,7 @@ fn load(shield: &mut Shield, lists: &Lists, spare: &[IpAddr]) -> bool {
     }
 }
 
-/// What a thread that panicked left is still what the kernel has.
+/// A panic does not invalidate the data: it still matches the kernel's maps.
 fn lock(shield: &Mutex<Shield>) -> std::sync::MutexGuard<'_, Shield> {
     shield.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -22,7 +22,7 @@ pub(super) async fn ask(device: &str) -> io::Result<Vec<Peer>> {
     Ok(serde_json::from_str(&answer.map_err(io::Error::other)??)?)
 }
 
-/// What the keeper does for [`ask`]: the peers, written down. Not to be called within a runtime.
+/// The keeper's part of [`ask`]: serialises the peers. Must not be called within a runtime.
 pub fn describe(device: &str) -> io::Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     Ok(serde_json::to_string(&runtime.block_on(directly(device))?)?)

@@ -1,5 +1,5 @@
-//! What WireGuard in the kernel says of its peers: generic netlink, `WG_CMD_GET_DEVICE` (`uapi/linux/wireguard.h`,
-//! Linux 5.6). Needs `CAP_NET_ADMIN`.
+//! Reads the peers of the kernel's WireGuard through generic netlink, `WG_CMD_GET_DEVICE`
+//! (`uapi/linux/wireguard.h`, Linux 5.6). Needs `CAP_NET_ADMIN`.
 
 use std::{
     io,

@@ -15,7 +15,7 @@ use rtnetlink::{
 use super::state::Device;
 use crate::kernel::interfaces;
 
-/// What may change the way to a backend.
+/// Multicast groups for all changes that may affect the path to a backend.
 const GROUPS: [MulticastGroup; 7] = [
     MulticastGroup::Link,
     MulticastGroup::Ipv4Ifaddr,
@@ -28,8 +28,8 @@ const GROUPS: [MulticastGroup; 7] = [
 /// Messages taken off the socket in one go. A flood is then looked at in steps, which is soon enough.
 const MAX_DRAIN: usize = 4096;
 
-/// A notice that something changed. What it was is not read: what matters is asked for afterwards, so nothing is
-/// lost when the kernel had to drop notices.
+/// Notices that something has changed. Their contents are not read: the state is queried afterwards, so
+/// nothing is lost if the kernel had to drop notices.
 pub(super) struct Events {
     socket: TokioSocket,
 }

@@ -29,12 +29,12 @@ pub mod fuzzing {
 
     use super::{Peer, kernel_wireguard, uapi};
 
-    /// What a WireGuard in user space answers; `None` if it is incomplete, an error or malformed.
+    /// Parses the answer of a user-space WireGuard; `None` if it is incomplete, an error or malformed.
     pub fn user_space_peers(answer: &str) -> Option<Vec<Peer>> {
         uapi::parse(answer)
     }
 
-    /// What WireGuard in the kernel answers, in parts.
+    /// Parses the answer of the kernel's WireGuard, which comes in parts.
     pub fn kernel_peers(parts: &[WireguardMessage]) -> Vec<Peer> {
         kernel_wireguard::gather(parts)
     }

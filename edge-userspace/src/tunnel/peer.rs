@@ -56,7 +56,7 @@ struct Doubt {
     sent: u64,
     /// When it was first seen that something had been sent since.
     tried: Option<Instant>,
-    /// What had been sent at the last look, and since when that is so.
+    /// The bytes sent as of the last look, and since when the count has not changed.
     last: (u64, Instant),
     silent: bool,
 }
@@ -67,8 +67,8 @@ impl Vigil {
         Self { limit, peers: Vec::new(), doubts: HashMap::new() }
     }
 
-    /// What the device says at `now`, or `wall` by the clock on the wall, which is what handshakes are noted
-    /// in.
+    /// Takes in the device's peers at `now`. `wall` is the same moment on the wall clock, which handshake
+    /// times use.
     pub(super) fn observe(&mut self, now: Instant, wall: SystemTime, peers: Vec<Peer>) {
         let mut before = std::mem::take(&mut self.doubts);
         for peer in &peers {
@@ -96,7 +96,7 @@ impl Vigil {
         self.peers = peers;
     }
 
-    /// What speaks against reaching `address` through the device.
+    /// The reason why `address` cannot be reached through the device.
     pub(super) fn fault(&self, address: IpAddr) -> Option<Fault> {
         let nets = self.peers.iter().flat_map(|peer| peer.allowed.iter().map(move |net| (net, peer)));
         let best = nets.filter(|(net, _)| net.contains(&address)).max_by_key(|(net, _)| net.prefix_len());

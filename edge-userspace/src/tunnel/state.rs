@@ -1,4 +1,4 @@
-//! What is known of the tunnels at one moment, and what speaks against a way through them. Pure.
+//! The state of the tunnels at one moment, and faults of the paths through them. Pure.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -36,7 +36,7 @@ pub struct Way {
     pub address: Option<IpAddr>,
 }
 
-/// What is wrong with a way.
+/// A fault of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// There is no such device.
@@ -51,7 +51,7 @@ pub enum Fault {
     Silent(Duration),
 }
 
-/// What is known at one moment.
+/// The state at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tunnels {
     /// Every device, by name.
@@ -62,7 +62,7 @@ pub struct Tunnels {
 }
 
 impl Tunnels {
-    /// What speaks against this way; `None` also where nothing is known yet.
+    /// The fault of this path; `None` also if nothing is known yet.
     pub fn fault(&self, way: &Way) -> Option<Fault> {
         match self.devices.get(&way.device) {
             None => Some(Fault::Gone),
@@ -78,7 +78,7 @@ impl Tunnels {
 }
 
 impl Way {
-    /// What is wrong, in words for the operator.
+    /// The fault, in words for the operator.
     pub fn explain(&self, fault: Fault) -> String {
         format!("{}", Explained { way: self, fault })
     }

@@ -1,5 +1,5 @@
-//! What a WireGuard in user space (wireguard-go, boringtun) says of its peers: the cross-platform interface over a
-//! Unix socket (<https://www.wireguard.com/xplatform/>).
+//! Reads the peers of a user-space WireGuard (wireguard-go, boringtun) through the cross-platform interface
+//! over a Unix socket (<https://www.wireguard.com/xplatform/>).
 
 use std::{
     io,
@@ -67,7 +67,7 @@ pub(super) fn parse(answer: &str) -> Option<Vec<Peer>> {
             handshake = (0, 0);
             continue;
         }
-        // What comes before the first peer is about the device.
+        // The lines before the first peer describe the device.
         let Some(peer) = peers.last_mut() else { continue };
         match key {
             "endpoint" => peer.endpoint = value.parse().ok(),

@@ -33,7 +33,7 @@ const UNEASY: Duration = Duration::from_secs(1);
 /// Before events are asked for again after the kernel closed the socket on us.
 const REOPEN: Duration = Duration::from_secs(5);
 
-/// What is to be watched, and how it is judged.
+/// The devices and peers to watch, and how to judge them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Wanted {
     ways: BTreeSet<Way>,
@@ -82,7 +82,8 @@ impl Watcher {
         });
     }
 
-    /// What is known; changes when a device or the verdict on a way does. Empty before the first look.
+    /// The current state. It changes with a device or with the verdict on a path. Empty before the first
+    /// look.
     pub fn tunnels(&self) -> watch::Receiver<Arc<Tunnels>> {
         self.tunnels.clone()
     }
@@ -116,7 +117,7 @@ async fn run(
     loop {
         let wanted = wishes.borrow_and_update().clone();
         if judged.replace(wanted.options) != Some(wanted.options) {
-            // What was seen was measured by another limit.
+            // Earlier observations used another limit.
             sight.vigils.clear();
         }
         let seen = sight.look(&wanted).await;
@@ -155,7 +156,7 @@ async fn run(
     }
 }
 
-/// What looks.
+/// The watcher's view of devices and peers.
 struct Sight {
     netlink: Handle,
     vigils: HashMap<Arc<str>, Vigil>,

@@ -86,7 +86,7 @@ impl Caddy {
         Self::start(host, &newer("caddy").context("no newer Caddy")?, on, |_| text)
     }
 
-    /// Who asked for what, as the log of [`Caddy::behind_proxy`] has it: the path and the client.
+    /// The path and client of each request, from the log of [`Caddy::behind_proxy`].
     pub fn clients(&self) -> Result<Vec<[String; 2]>> {
         let log = self.process.whole_log()?;
         let requests =

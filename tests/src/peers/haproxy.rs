@@ -69,8 +69,8 @@ impl Haproxy {
         Self::start(host, on, &text)
     }
 
-    /// Who asked for what, as the log of [`Haproxy::behind_proxy`] has it: the path, the client, the address that it
-    /// had connected to, and the TLVs AUTHORITY and `UNIQUE_ID`.
+    /// Each request in the log of [`Haproxy::behind_proxy`]: the path, the client, the address that it
+    /// connected to, and the TLVs AUTHORITY and `UNIQUE_ID`.
     pub fn clients(&self) -> Result<Vec<[String; 5]>> {
         words_after(&self.process.whole_log()?, "client-log ")
     }

@@ -51,8 +51,8 @@ impl Nginx {
         Ok(nginx)
     }
 
-    /// Who asked for what, as the log of [`Nginx::behind_proxy`] has it: the path, the client and the address that it
-    /// had connected to.
+    /// Each request in the log of [`Nginx::behind_proxy`]: the path, the client and the address that it
+    /// connected to.
     pub fn clients(&self) -> Result<Vec<[String; 3]>> {
         words_after(&self.process.whole_log()?, "client-log ")
     }

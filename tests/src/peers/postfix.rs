@@ -14,7 +14,7 @@ use crate::{Host, process::Process, require::find, wait::SOON};
 
 /// Where Debian's package has its daemons.
 const DAEMONS: &str = "/usr/lib/postfix/sbin";
-/// What its daemons keep in the queue directory.
+/// The directories that its daemons keep in the queue directory.
 const QUEUES: [&str; 15] = [
     "pid", "public", "private", "maildrop", "incoming", "active", "hold", "deferred", "defer", "bounce",
     "corrupt", "flush", "saved", "trace", "data",
@@ -63,7 +63,7 @@ impl Postfix {
         Ok(Self { _process: process, log })
     }
 
-    /// What it has written about its clients so far.
+    /// Its log of clients so far.
     pub fn log(&self) -> Result<String> {
         match fs::read_to_string(&self.log) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),

@@ -64,7 +64,7 @@ impl Postgres {
         Ok(Self { process })
     }
 
-    /// What it has written so far.
+    /// Its log so far.
     pub fn log(&self) -> Result<String> {
         self.process.whole_log()
     }

@@ -45,7 +45,7 @@ impl Sshd {
         Ok(Self { process, key: client })
     }
 
-    /// What it has written so far.
+    /// Its log so far.
     pub fn log(&self) -> Result<String> {
         self.process.whole_log()
     }

@@ -1,4 +1,4 @@
-//! What the edge holds before the day and after it, and how far the two may differ. Pure.
+//! The edge's resources before the day and after it, and how far the two may differ. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -73,7 +73,7 @@ impl Item {
         self == Self::FreePorts
     }
 
-    /// What it is called in the report.
+    /// Its name in the report.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Resident => "resident memory, KiB",
@@ -96,7 +96,7 @@ impl Item {
         }
     }
 
-    /// What a number of it is divided by in the report.
+    /// The divisor for its figures in the report.
     const fn unit(self) -> u64 {
         match self {
             Self::Resident | Self::KeeperResident | Self::KernelMemory => 1024,
@@ -105,19 +105,19 @@ impl Item {
     }
 }
 
-/// The figures of one moment. What could not be read is not in it.
+/// The figures of one moment. Figures that could not be read are missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
     /// The numbers.
     pub counts: BTreeMap<Item, u64>,
-    /// What is pinned, by path.
+    /// The pins, by path.
     pub pins: BTreeSet<String>,
 }
 
 /// A line of the balance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// What was counted.
+    /// The counted resource.
     pub item: Item,
     /// Before the day.
     pub before: u64,

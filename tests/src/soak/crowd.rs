@@ -23,14 +23,14 @@ const HOLD: Duration = Duration::from_secs(2);
 /// The longest that the edge waits for a hello (`hello_timeout`) by its default, and the time to close thousands.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What became of slow clients.
+/// The results of slow clients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Crowd {
-    /// Who tried.
+    /// Clients that tried to connect.
     pub came: usize,
-    /// Who was cut off by the edge before he left.
+    /// Clients that the edge cut off before they left.
     pub cut: usize,
-    /// Who was still there at the end of his wave's patience; none should be.
+    /// Clients that were still connected at the end of their wave's patience; there should be none.
     pub stuck: usize,
 }
 

@@ -113,7 +113,7 @@ impl<'a> Day<'a> {
         let mut plan = Edged::plan(self.lab, &body(self.lab))
             .on_disk(self.disk.path())
             .daemon(ADMIN)
-            // What the tiers of the routes allow at most; sockmap is only for the route that names it.
+            // The highest tier for routes that set none; only the route that names sockmap uses it.
             .daemon("datapath = \"auto\"")
             .daemon("drain_timeout = \"2s\"");
         if let Some(cgroup) = self.cgroup {
@@ -339,7 +339,7 @@ impl<'a> Day<'a> {
                 name.starts_with("edged-keeper")
             });
             if died.is_err() && keeper {
-                // It bore it. What it could not do meanwhile is excused all the same.
+                // The edge survived. Losses during the disturbance are excused all the same.
                 self.edged = Some(edged);
                 return Ok(": edged bore it");
             }

@@ -55,12 +55,12 @@ const FIRST_PORT: u16 = 1001;
 const STACK: usize = 192 * 1024;
 /// Longer than a client lets a connection rest.
 const PATIENCE: Duration = Duration::from_mins(3);
-/// What a service answers after an upload that is as it was sent.
+/// A service's answer after an upload that arrived unchanged.
 pub(super) const WHOLE: u8 = b'w';
-/// The same after one that is not.
+/// The answer after an upload that arrived changed.
 const BROKEN: u8 = b'b';
 
-/// What a visitor wants of a service.
+/// The kinds of service that a visitor can request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wish {
     /// All that comes back, and FIN for FIN.
@@ -79,10 +79,10 @@ pub(super) enum Wish {
 
 const WISHES: [Wish; 6] = [Wish::Echo, Wish::Download, Wish::Upload, Wish::Both, Wish::Trickle, Wish::Abort];
 
-/// What a visitor sends behind its hello.
+/// A visitor's request, sent behind its hello.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Order {
-    /// What is wanted.
+    /// The requested service.
     pub(super) wish: Wish,
     /// The seed of the patterns; that to the client has the next one.
     pub(super) seed: u64,
@@ -157,7 +157,7 @@ impl<'a> Home<'a> {
         self.live.load(Ordering::SeqCst) as u64
     }
 
-    /// What services found wrong with what they got.
+    /// Corruption that services found in the data that they received.
     pub(super) fn broken(&self) -> Vec<String> {
         lock(&self.broken).clone()
     }

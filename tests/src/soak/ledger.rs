@@ -1,5 +1,5 @@
-//! What was done to the edge, which connections were lost, and whether the one explains the other. Pure, but for the
-//! lock around it.
+//! Records disturbances and lost connections, and decides whether the one explains the other. Pure, except
+//! for the lock around it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,7 +24,7 @@ pub enum Stage {
     Carried,
 }
 
-/// What its client saw.
+/// The end of a connection as its client saw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Symptom {
     /// Nobody listened.
@@ -50,7 +50,7 @@ pub struct Loss {
     pub host: &'static str,
     /// The backend that carried it, else those that might have.
     pub backends: Vec<usize>,
-    /// What the client did.
+    /// The client's activity.
     pub doing: &'static str,
     /// From connecting on.
     pub began: Duration,
@@ -58,7 +58,7 @@ pub struct Loss {
     pub failed: Duration,
     /// How far it had come.
     pub stage: Stage,
-    /// What the client saw.
+    /// The end as the client saw it.
     pub symptom: Symptom,
     /// The same in the words of the error.
     pub error: String,
@@ -114,7 +114,7 @@ pub enum Reach {
 /// A trouble that somebody made.
 #[derive(Clone, Debug)]
 pub struct Incident {
-    /// What it is to its victims.
+    /// The cause that its victims are excused by.
     pub cause: Cause,
     /// Whom it hits.
     pub reach: Reach,
@@ -145,7 +145,7 @@ impl Incident {
     }
 }
 
-/// What the access log has about a client: how it was carried, and how it ended.
+/// A client's line in the access log: how the connection was carried, and how it ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// The tier.
@@ -215,7 +215,7 @@ pub struct Ledger {
     written: Mutex<Written>,
 }
 
-/// What is written in a ledger.
+/// The entries of a ledger.
 #[derive(Clone, Debug, Default)]
 pub struct Written {
     /// Troubles in the order of their beginnings.

@@ -142,7 +142,7 @@ fn carried(lab: &Lab) -> Result<TcpStream> {
     let order = Order { wish: Wish::Echo, seed: 0, length: 0 };
     stream.write_all(&[ClientHello::new(FLOW.host).records(), order.bytes()].concat())?;
     stream.read_exact(&mut [0])?;
-    // What a hand-over looks at is traffic both ways.
+    // A hand-over compares packets of both directions.
     stream.write_all(b"x")?;
     stream.read_exact(&mut [0])?;
     Ok(stream)
@@ -162,7 +162,7 @@ pub(super) fn settle(lab: &Lab, edged: &Edged, home: &Home<'_>, patience: Durati
             && sockets(&lab.edge).is_ok_and(|sockets| sockets <= 2)
     };
     if make_older {
-        // What has been closed is forgotten after a minute, which a rehearsal has not.
+        // The kernel forgets closed flows after a minute, longer than a rehearsal lasts.
         thread::sleep(Duration::from_secs(2));
         let _ = table::age(lab, Duration::from_mins(1));
     }
@@ -170,7 +170,8 @@ pub(super) fn settle(lab: &Lab, edged: &Edged, home: &Home<'_>, patience: Durati
     let _ = wait::until_true("the edge to settle", patience, is_settled);
 }
 
-/// What edged lists and the edge's sockets when nobody is there any more, for who has to find out why.
+/// The connections that edged lists and the edge's sockets after all clients have left, for the search of a
+/// leak.
 pub(super) fn leftovers(lab: &Lab, edged: &Edged) -> Result<Vec<String>> {
     let listed = edged.edgectl().list("connections")?;
     if listed.is_empty() {

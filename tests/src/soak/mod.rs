@@ -75,8 +75,8 @@ impl Soak {
     ///
     /// # Errors
     ///
-    /// The machine cannot do it, or the edge could not be brought back after an event. What the edge did wrong is in
-    /// the report.
+    /// Fails if the machine cannot do it, or if the edge could not be restored after an event. Faults of the
+    /// edge are in the report.
     pub fn run(&self, say: &(dyn Fn(&str) + Sync)) -> Result<Report> {
         for need in [Need::Namespaces, Need::Tunnel] {
             if let Some(reason) = need.missing() {
@@ -277,7 +277,7 @@ fn allow<T>(
         .ok()
 }
 
-/// What the access log has about clients that lost their connections.
+/// The access-log lines of clients that lost their connections.
 fn records(log: &AccessLog, losses: &[ledger::Loss]) -> Result<BTreeMap<SocketAddr, Record>> {
     let wanted: BTreeSet<SocketAddr> = losses.iter().filter_map(|loss| loss.client).collect();
     let mut found = BTreeMap::new();

@@ -1,4 +1,5 @@
-//! What the daemon stands on and a run can spoil: a small disk, a cgroup with a limit of memory, and a clock.
+//! The daemon's environment, which a run can disturb: a small disk, a cgroup with a memory limit, and a
+//! clock.
 
 use std::{
     fs,
@@ -97,7 +98,7 @@ impl Cgroup {
         Ok(cgroup)
     }
 
-    /// What runs the daemon in it, see [`EdgedPlan::by`](crate::EdgedPlan::by).
+    /// The command that runs the daemon in it, see [`EdgedPlan::by`](crate::EdgedPlan::by).
     pub(super) fn runner(&self) -> [String; 4] {
         let script = "echo $$ > \"$0/cgroup.procs\" && exec \"$@\"";
         ["sh".into(), "-c".into(), script.into(), self.directory.display().to_string()]
@@ -184,7 +185,8 @@ impl Clock {
             .with_context(|| format!("writing {}", self.file.display()))
     }
 
-    /// What the daemon is started with. Monotonic time is the kernel's, as after any step of the wall clock.
+    /// The daemon's environment variables. Monotonic time stays the kernel's, as after any step of the wall
+    /// clock.
     pub(super) fn environment(&self) -> [(&'static str, String); 5] {
         [
             ("LD_PRELOAD", self.library.display().to_string()),

@@ -1,4 +1,4 @@
-//! What a run has to say at its end.
+//! The report at the end of a run.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -21,7 +21,7 @@ pub struct Report {
     pub took: Duration,
     /// How often each event happened.
     pub events: BTreeMap<Event, usize>,
-    /// What the machine does not allow, and why.
+    /// Parts that the machine does not allow, and why.
     pub skipped: Vec<String>,
     /// Connections that ended as their clients wanted, by what these did.
     pub served: BTreeMap<&'static str, u64>,

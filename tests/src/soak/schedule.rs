@@ -103,7 +103,7 @@ impl fmt::Display for Event {
 pub struct Entry {
     /// When it begins at the earliest, from the start of the day.
     pub at: Duration,
-    /// What happens.
+    /// The event.
     pub event: Event,
     /// How long the trouble lasts, where it is one that lasts.
     pub lasts: Duration,
@@ -135,7 +135,7 @@ pub struct Wave {
     pub leave: Leave,
 }
 
-/// What happens on one day.
+/// The events of one day.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schedule {
     /// Events in order. The first round has each event once and is always completed.

@@ -26,7 +26,7 @@ use crate::{
 /// Bytes of most transfers; one in eight is sixteen times as large.
 const TRANSFER: u64 = 256 * 1024;
 
-/// What a visitor does.
+/// The activities of a visitor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Short,
@@ -76,7 +76,7 @@ impl Kind {
     }
 }
 
-/// What the resting ones do, in the report.
+/// The name of resting visitors' activity in the report.
 const RESTING: &str = "resting";
 
 /// Those that come.
@@ -228,7 +228,7 @@ impl Visit {
     }
 }
 
-/// What the edge answers instead of the backend.
+/// An answer that came from the edge instead of the backend.
 #[derive(Debug)]
 struct Alert;
 

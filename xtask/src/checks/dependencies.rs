@@ -1,5 +1,5 @@
-//! What is linked into the programs: its licences, where it comes from, and which faults of it are known, by
-//! cargo-deny and `deny.toml`.
+//! Checks the crates that are linked into the programs with cargo-deny and `deny.toml`: their licences, their
+//! sources, and known vulnerabilities.
 
 use std::{
     env, fs,

@@ -15,7 +15,7 @@ use crate::{
     setup,
 };
 
-/// What it takes beside the lab's packages.
+/// Packages that it needs besides the lab's.
 const PACKAGES: &[&str] = &["qemu-user-static"];
 /// Made to be compiled quickly: nothing of what is shipped is measured here.
 const PROFILE: &str = "emulated";

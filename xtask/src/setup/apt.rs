@@ -12,10 +12,10 @@ use anyhow::{Context, Result, bail};
 
 use crate::command::{output, run};
 
-/// What Debian signs its suites with, newer ones included.
+/// The keys that Debian signs its suites with, newer ones included.
 pub(crate) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// What dpkg knows to be installed.
+/// dpkg's list of installed packages.
 const STATUS: &str = "/var/lib/dpkg/status";
 
 /// An apt with files of its own in place of the machine's.

@@ -77,7 +77,8 @@ pub(super) fn fits(wanted: &[&str]) -> Result<bool> {
     Ok(wanted.iter().all(|package| is_installed(package)) || removals(wanted)?.is_empty())
 }
 
-/// What apt would remove to install packages. Nothing where apt cannot say, which an installation says better.
+/// The packages that apt would remove to install these. Empty if apt cannot tell; the installation then
+/// reports the error better.
 fn removals(wanted: &[&str]) -> Result<Vec<String>> {
     if !Path::new("/usr/bin/apt-get").exists() {
         return Ok(Vec::new());

@@ -1,4 +1,4 @@
-//! What runs inside: the first process of the machine, and the script that runs the tests.
+//! The programs inside the machine: its first process, and the script that runs the tests.
 
 use std::{env, path::Path};
 
@@ -17,7 +17,8 @@ pub(super) const END: &str = "== end";
 /// Deadlines are multiplied by this: without the processor's help everything takes ten to thirty times as long.
 const PATIENCE: u32 = 4;
 
-/// What the daemon and the tests use. A kernel loads some of them by itself, others only when asked.
+/// Kernel modules that the daemon and the tests use. A kernel loads some of them by itself, others only on
+/// request.
 const MODULES: &str = "veth tun wireguard sch_netem sch_ingress cls_bpf 8021q bonding bridge macvlan";
 
 /// The first process: the host's files, read only, below what is written here; then `script`.

@@ -17,7 +17,7 @@ use crate::{
 /// Depends on the newest kernel of its suite.
 const PACKAGE: &str = "linux-image-cloud-amd64";
 
-/// What it takes to reach the host's files: the rest is loaded from there.
+/// Modules needed to reach the host's files; the others are loaded from there.
 const FIRST_MODULES: &[&str] = &["virtio_pci", "virtiofs", "overlay"];
 
 /// A kernel by the name that users give it, and the suite that has it.
@@ -61,7 +61,7 @@ impl Kernel {
         Ok(Self { version: version(&root)?, folder })
     }
 
-    /// What the emulator boots.
+    /// The kernel image that the emulator boots.
     pub(super) fn image(&self) -> PathBuf {
         self.root().join("boot").join(format!("vmlinuz-{}", self.version))
     }

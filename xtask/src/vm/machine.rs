@@ -17,7 +17,7 @@ use super::{emulator::Emulator, kernel::Kernel};
 
 /// Memory of the machine.
 const MEMORY: &str = "3G";
-/// Whoever works on this machine meanwhile comes first.
+/// Other work on this machine has priority.
 const NICENESS: u8 = 10;
 
 /// A machine that runs. Dropping it turns it off.
@@ -58,7 +58,7 @@ impl Machine {
         qemu.arg("-kernel").arg(kernel.image()).arg("-initrd").arg(initramfs);
         qemu.args(["-append", "console=ttyS0 panic=-1 mitigations=off nokaslr"]);
         qemu.args(["-serial", &format!("file:{}", console.display()), "-serial", "stdio"]);
-        // What this emulator cannot do of that model is nothing to worry about.
+        // The emulator's complaints about missing features of that processor model are harmless.
         let complaints = File::create(kernel.folder.join("qemu.log"))?;
         qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(complaints);
         let mut qemu = qemu.spawn().context("starting the emulator")?;

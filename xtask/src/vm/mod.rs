@@ -31,7 +31,7 @@ use self::{
 };
 use crate::{run::build, setup};
 
-/// What it takes beside the lab's.
+/// Packages that it needs besides the lab's.
 const PACKAGES: &[&str] = &["busybox-static", "kmod", "xz-utils"];
 
 /// How much of what the kernel said is shown of a machine that failed.
@@ -130,7 +130,7 @@ impl Vm {
         self.system
     }
 
-    /// What a run of the tests does in place of any machine: the quick tests on the oldest kernel.
+    /// The task as a run of the tests performs it, without any machine: the quick tests on the oldest kernel.
     pub(crate) fn rehearsal() -> Self {
         Self { kernel: RELEASES[..1].to_vec(), quick: true, limit: 20, ..Self::default() }
     }

@@ -1,4 +1,4 @@
-//! What the tests inside a machine said, and the table of all machines.
+//! The results of the tests inside a machine, and the table of all machines.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ struct Counts {
     failed: usize,
 }
 
-/// What a line of the tests means to the one who watches.
+/// The meaning of a line of test output for a reader.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Said<'a> {
     /// A test went well, or not.

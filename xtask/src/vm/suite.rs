@@ -34,7 +34,7 @@ impl Tier {
         }
     }
 
-    /// What a test is about, by its suite and its own name.
+    /// The topic of a test, by its suite and its own name.
     pub(super) fn of(suite: &str, test: &str) -> Self {
         let names = |tier: &Self| [suite, test].iter().any(|name| name.contains(tier.name()));
         Self::ALL.into_iter().find(names).unwrap_or(Self::Other)
@@ -46,11 +46,11 @@ impl Tier {
 pub(super) enum Wanted {
     /// All that is worth it.
     All,
-    /// What says within minutes whether every tier carries.
+    /// The tests that show within minutes whether every tier works.
     Quick,
     /// The tests whose name contains this.
     Matching(String),
-    /// What measures instead of testing.
+    /// Measurements instead of tests.
     Figures,
 }
 
@@ -135,7 +135,7 @@ impl Suite {
         Ok(suites)
     }
 
-    /// What the runner of this suite is told.
+    /// The arguments for the runner of this suite.
     pub(super) fn arguments(&self, wanted: &Wanted) -> Vec<String> {
         let mut arguments = vec!["--test-threads=2".to_owned()];
         let chosen: &[&str] = match wanted {

@@ -1,5 +1,5 @@
-//! What is checked on a machine, in the order of its life. Each check ends with the same questions: is edged active, does
-//! a new connection come through, does SSH answer.
+//! The checks of a machine, in the order of its life. Each ends with the same questions: is edged active,
+//! does a new connection succeed, does SSH answer?
 
 use std::{net::TcpStream, thread, time::Duration};
 
@@ -24,7 +24,7 @@ pub(super) struct Check {
     pub(super) name: &'static str,
     /// Whether the checks after it need what it does.
     pub(super) is_needed: bool,
-    /// What was found; nothing where it was not tried.
+    /// The finding; empty if the check was not tried.
     pub(super) run: fn(&mut Visit) -> Result<String>,
 }
 
@@ -58,7 +58,7 @@ impl Visit {
         Ok(Self { machine, has_earlier })
     }
 
-    /// What edged said last, for a check that failed.
+    /// The last lines of edged's journal, for a failed check.
     pub(super) fn journal(&mut self) -> String {
         let said = self.machine.agent.run(
             "journalctl -u edged -n 9000 --no-pager -o cat | grep -v '\"close\":\"finished\"' | tail -n 12",
@@ -92,7 +92,7 @@ impl Visit {
         wait::until_true(what, SOON, || agent.attempt(script).is_ok_and(|(code, _)| code == 0))
     }
 
-    /// What has to hold after everything.
+    /// The conditions that must hold after every check.
     fn lives(&mut self) -> Result<()> {
         self.until("edged to be active", "systemctl is-active edged")?;
         let clients = &self.machine.clients;

@@ -1,5 +1,5 @@
-//! What stands behind the edge, in a namespace of the machine's own: home, at the other end of a WireGuard tunnel of the
-//! kernel's. Units of systemd, so that it is there again after a reboot; nothing depends on edged, nor edged on it.
+//! Home, in a network namespace of the guest, at the other end of a tunnel of the kernel's WireGuard. It
+//! consists of systemd units, so that it returns after a reboot. Neither it nor edged depends on the other.
 
 /// Installs home and its tunnel and starts them. Afterwards 100.64.0.2 is home, as in the README.
 pub(super) const INSTALL: &str = r#"

@@ -16,7 +16,7 @@ use crate::{
     setup::apt::{KEYRING, archive},
 };
 
-/// What is installed beside the base system.
+/// Packages besides the base system.
 const PACKAGES: &[&str] = &[
     "conntrack",
     "dbus",
@@ -50,7 +50,7 @@ pub(crate) struct Debian {
 pub(crate) const RELEASES: &[Debian] =
     &[Debian { number: "12", suite: "bookworm" }, Debian { number: "13", suite: "trixie" }];
 
-/// What a machine boots.
+/// The disk image and kernel that a machine boots.
 pub(super) struct Image {
     pub(super) kernel: PathBuf,
     pub(super) initramfs: PathBuf,

@@ -33,7 +33,7 @@ use crate::{
     setup,
 };
 
-/// What is wanted of the machines.
+/// The options of a run.
 pub(super) struct Plan<'a> {
     /// Releases; none means all.
     pub(super) releases: &'a [Debian],

@@ -98,7 +98,7 @@ impl Drop for Clients {
     }
 }
 
-/// What is written comes back.
+/// Checks that the peer echoes the bytes.
 pub(super) fn echoes(stream: &mut TcpStream, bytes: &[u8]) -> Result<()> {
     stream.write_all(bytes)?;
     let mut back = vec![0; bytes.len()];
