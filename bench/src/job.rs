@@ -1,10 +1,10 @@
-//! What a client process is told to do and what it answers: JSON on its command line and its standard output.
+//! The jobs of a client process and its answers: JSON on its command line and its standard output.
 
 use std::{net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// What a client process is to do. Times are in milliseconds.
+/// A job for a client process. Times are in milliseconds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "job", rename_all = "kebab-case")]
 pub enum Job {
@@ -50,7 +50,7 @@ pub enum Job {
     },
 }
 
-/// What [`Job::Hold`] prints when all its connections are open.
+/// The line that [`Job::Hold`] prints when all its connections are open.
 pub const HELD: &str = "held";
 
 /// A job and where it goes.
@@ -60,7 +60,7 @@ pub struct Errand {
     pub to: SocketAddr,
     /// The server name in the ClientHello.
     pub name: String,
-    /// What to do.
+    /// The job.
     pub job: Job,
 }
 
@@ -84,7 +84,7 @@ pub enum HelloSize {
     PostQuantum,
 }
 
-/// What came of a job.
+/// The result of a job.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
     /// From the first connection's start to the last one's end.

@@ -9,7 +9,7 @@ use lab::hello::ClientHello;
 
 use crate::job::HelloSize;
 
-/// What the service is to do on a connection.
+/// The service's behaviour on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
     /// Send this many octets and close.

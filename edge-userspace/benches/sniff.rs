@@ -1,4 +1,4 @@
-//! What it costs to learn where a connection wants to go: hellos and heads of real clients, whole and byte by byte.
+//! The cost of finding a connection's destination: hellos and heads of real clients, whole and byte by byte.
 
 use std::hint::black_box;
 

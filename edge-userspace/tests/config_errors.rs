@@ -1,4 +1,4 @@
-//! What the author of a configuration reads: for bad ones the exact words, for the examples nothing.
+//! The messages for the author of a configuration: exact texts for bad ones, none for the examples.
 
 use std::{fmt::Write as _, fs, net::SocketAddr, path::Path, time::Duration};
 

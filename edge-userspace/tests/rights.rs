@@ -1,6 +1,6 @@
-//! What an attacker can do who owns the daemon, and what not: each row of the table in docs/security.md, tried by a
-//! thread that has given up what the daemon gives up. Rights, filters and the view of files belong to threads, so that
-//! a thread of this program stands for the daemon.
+//! What an attacker who controls the daemon can do. A thread that has dropped the daemon's rights tries each
+//! row of the table in docs/security.md. Rights, filters and the view of files belong to threads, so a thread
+//! of this program can stand for the daemon.
 //!
 //! A program of its own: the thread that keeps `CAP_NET_ADMIN` is one a process.
 #![expect(unsafe_code, reason = "system calls that no library should make")]
@@ -31,7 +31,7 @@ use rtnetlink::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// What root has in a row of the table, before anything is given up: the attempt must be one that can succeed.
+/// Root's access in a row of the table, before anything is dropped: the attempt must be able to succeed.
 const CORE_PATTERN: &str = "/proc/sys/kernel/core_pattern";
 
 /// The error of a system call with these arguments, which must not succeed.
@@ -73,7 +73,7 @@ impl Scene {
         fs::set_permissions(scene.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         for directory in ["etc", "state", "run", "log", "elsewhere"] {
             fs::create_dir(scene.path(directory)).unwrap();
-            // What the modes allow is what the confinement alone can refuse.
+            // File modes that allow the access leave only the confinement to refuse it.
             fs::set_permissions(scene.path(directory), fs::Permissions::from_mode(0o777)).unwrap();
             fs::write(scene.path(directory).join("file"), "text").unwrap();
             let open = fs::Permissions::from_mode(0o666);
@@ -207,7 +207,7 @@ fn files(scene: &Scene) {
     is_denied("reading /etc/shadow", File::open("/etc/shadow"));
     is_denied("writing /etc/shadow", write_to("/etc/shadow"));
     is_denied("setting core_pattern", write_to(CORE_PATTERN));
-    // Who has CAP_NET_ADMIN may by the modes.
+    // File modes would allow this to a thread with CAP_NET_ADMIN.
     is_denied("setting ip_forward", write_to("/proc/sys/net/ipv4/ip_forward"));
     for memory in ["/proc/kcore", "/dev/mem", "/dev/kmem", "/proc/1/mem"] {
         is_denied(memory, File::open(memory));

@@ -67,7 +67,7 @@ impl Shield {
         }
     }
 
-    /// What becomes of a packet; that it leaves unchanged is checked on the way.
+    /// The verdict on a packet. Also checks that the packet is unchanged.
     fn verdict(&self, packet: &[u8]) -> u32 {
         self.verdict_of("shield", packet)
     }

@@ -174,7 +174,7 @@ fn a_block_holds_until_it_is_lifted_and_through_a_restart() {
         assert!(lab.connects(port));
         assert!(matches!(shield.unblock(net), Err(ShieldError::NotBlocked(_))));
 
-        // What an interface that is gone leaves does no harm.
+        // A removed interface leaves nothing that does harm.
         shield.block(net, None, &[]).unwrap();
         drop(shield);
         assert!(kernel::uninstall(&lab.pins).unwrap());
@@ -186,7 +186,7 @@ fn a_block_holds_until_it_is_lifted_and_through_a_restart() {
     });
 }
 
-/// What keeps blocked sources out on a device.
+/// The mechanism that keeps blocked sources out on a device.
 fn hook(shield: &Shield, device: &str) -> Option<Hook> {
     shield.guards().into_iter().find(|guard| &*guard.device == device).unwrap().hook
 }
@@ -338,7 +338,7 @@ fn a_hundred_thousand_prefixes_are_loaded_at_once() {
     });
 }
 
-/// What this thread has used so far: says the same on a busy machine.
+/// The processor time of this thread so far, which does not depend on other load.
 fn processor_time() -> Duration {
     clock_gettime(ClockId::ThreadCPUTime).try_into().unwrap()
 }

@@ -42,7 +42,7 @@ struct Hello {
     extensions: Vec<Extension>,
     /// Sizes of its records, taken in turn.
     records: Vec<usize>,
-    /// What follows the last record.
+    /// The bytes behind the last record.
     behind: Vec<u8>,
 }
 
@@ -77,7 +77,7 @@ impl Hello {
     }
 }
 
-/// What the reader must find in a well-formed hello.
+/// The expected result for a well-formed hello.
 #[derive(Clone, Debug)]
 struct Expected {
     server_name: Option<String>,
@@ -175,7 +175,7 @@ fn record_sizes() -> impl Strategy<Value = Vec<usize>> {
     ]
 }
 
-/// What may stand behind a hello without being a part of its last record.
+/// Bytes that may follow a hello outside its last record.
 fn behind() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         4 => Just(vec![]),
@@ -415,7 +415,7 @@ fn compare(wire: &[u8]) -> Result<(), TestCaseError> {
         (oracle @ Oracle::Accepts { .. }, Sniff::Incomplete) => {
             prop_assert!(false, "we wait for more, rustls has {:?}", oracle);
         }
-        // What can be no host name is no reason for us to refuse, and is no name to route by.
+        // A name that cannot be a host name is no reason to refuse the client, but is not used for routing.
         (
             Oracle::Refuses(Error::InvalidMessage(InvalidMessage::InvalidServerName)),
             Sniff::Complete(hello),

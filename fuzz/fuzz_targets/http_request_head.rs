@@ -24,7 +24,7 @@ fuzz_target!(|bytes: &[u8]| {
         }
         Sniff::Incomplete => assert!(bytes.len() < max),
         Sniff::Rejected(rejection) => {
-            // Whoever speaks HTTP is told why.
+            // An HTTP client gets a reason.
             let is_other = matches!(rejection, Rejection::TlsOnHttp | Rejection::UnknownProtocol);
             assert!(rejection.http_answer().is_some() != is_other);
         }

@@ -10,7 +10,7 @@ fuzz_target!(|bytes: &[u8]| {
     let passport = Passport::read(&String::from_utf8_lossy(bytes));
     let text = passport.text();
     assert!(text.len() <= LABEL_BYTES);
-    // What did not fit was left out; the rest is a fixed point.
+    // Fields that did not fit were left out; the rest is a fixed point.
     let again = Passport::read(&text);
     assert_eq!(again.text(), text);
     assert_eq!(

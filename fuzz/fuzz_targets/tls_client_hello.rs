@@ -18,7 +18,7 @@ fuzz_target!(|wire: &[u8]| {
     match &whole {
         Sniff::Complete(hello) => {
             assert!(hello.wire_len <= wire.len() && hello.wire_len <= ClientHelloReader::max_wire(max));
-            // What follows the last record does not matter, and without the last byte nothing is decided.
+            // Bytes behind the last record do not matter, and without the last byte nothing is decided.
             assert_eq!(client_hello(&wire[..hello.wire_len], max), whole);
             assert_eq!(client_hello(&wire[..hello.wire_len - 1], max), Sniff::Incomplete);
         }

@@ -1,5 +1,5 @@
-//! What the kernel's WireGuard says of its peers, in parts as a long answer comes: no panic, and a peer in several parts
-//! is one.
+//! Parses the answers of the kernel's WireGuard, split into parts like a long answer: no panic, and a peer in
+//! several parts is one peer.
 //!
 //! The attributes are made here and not read from bytes: the netlink library panics over an empty `WGALLOWEDIP_A_CIDR_MASK`,
 //! which the kernel never sends.
@@ -14,7 +14,7 @@ use netlink_packet_wireguard::{
     WireguardPeer, WireguardPeerAttribute, WireguardTimeSpec,
 };
 
-/// What the input decides; zeros where it has ended.
+/// Decisions taken from the input; zeros after its end.
 struct Choices<'a>(std::slice::Iter<'a, u8>);
 
 impl Choices<'_> {

@@ -1,4 +1,4 @@
-//! Who may use which name: a route that is for a client and refuses it, so that no other route is tried.
+//! Access by name: a route that matches a client and refuses it, so that no other route is tried.
 
 use std::io::Write;
 

@@ -29,7 +29,7 @@ fn edged(lab: &Lab, protocols: &str) -> Result<Edged> {
     )
 }
 
-/// What curl complains of; the status of an answer counts as a complaint.
+/// curl's error; an HTTP error status counts as one.
 fn curl(lab: &Lab, arguments: &[&str]) -> Result<String> {
     let mut curl = Command::new("curl");
     curl.args(["-sS", "--max-time", "10", "-w", "%{http_code}"]).args(arguments);

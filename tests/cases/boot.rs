@@ -1,5 +1,5 @@
-//! What is not there yet when edged starts, as after a reboot: it serves what it can, says what is missing, and takes it
-//! up when it comes.
+//! Things that are missing when edged starts, as after a reboot: it serves what it can, reports what is
+//! missing, and takes it up later.
 
 use std::{
     fs,
@@ -98,7 +98,7 @@ fn addresses_that_come_later_are_served_from_then_on() -> Result<()> {
             ensure!(status["troubles"].as_array().is_some_and(Vec::is_empty), "{status}");
             Ok(())
         })?;
-        // What home's way carries is announced there as on the other listeners.
+        // The listener announces the MSS of the path home, like the other listeners.
         let mss = |name: &str| {
             let listeners = status["listeners"].as_array().into_iter().flatten();
             listeners.filter(|one| one["name"] == *name).find_map(|one| one.get("mss").cloned())

@@ -120,7 +120,7 @@ fn without_a_known_session_all_that_may_be_meant_are_told() -> Result<()> {
             hidden.accepted() + denied.accepted() == 0,
             "a database that the client may not use was told"
         );
-        // What is longer than it says is none.
+        // A message with bytes behind its stated length is no CancelRequest.
         let mut stream = lab.client.connect(lab.edge.at(443))?;
         stream.write_all(&[&cancel(4)[..], b"x"].concat())?;
         stream::read_to_end(&mut stream)?;

@@ -122,7 +122,7 @@ fn mariadb_does_not_shut_the_edge_out() -> Result<()> {
         let greeting = Mariadb::first_packet(&mut client)?;
         ensure!(greeting.contains("MariaDB") && !greeting.contains("blocked"), "{greeting}");
         drop(client);
-        // What checks as whole connections would have come to.
+        // Checks with complete connections would have led to this.
         wait::until_ok("the edge to be shut out", SOON, || {
             let mut own = lab.edge.connect(lab.home_at(3306))?;
             let answer = Mariadb::first_packet(&mut own)?;
@@ -140,7 +140,7 @@ fn unnoticed(
     break_off: fn(TcpStream) -> Result<()>,
     log: impl Fn() -> Result<String>,
 ) -> Result<()> {
-    // What the lab's own look at the port left there is written by then.
+    // The log line of the lab's own look at the port is written by then.
     let control = |what: &str| -> Result<String> {
         let before = log()?.len();
         break_off(lab.edge.connect(to)?)?;

@@ -7,7 +7,7 @@ use crate::case;
 /// A route that is right, to go with what is wrong.
 const ROUTE: &str = "[[route]]\nhost = \"a.example\"\nto = \"100.64.0.2\"\n";
 
-/// What is written, and what is said: the place, and what helps.
+/// A wrong file, and the parts of its error: the place, and the remedy.
 const WRONG: &[(&str, &[&str])] = &[
     ("x = \n", &[":1:5: ", "must be quoted"]),
     ("[[rout]]\nhost = \"a\"\n", &[":1:3: ", "unknown key `rout`", "did you mean `route`?"]),

@@ -1,4 +1,4 @@
-//! What the operator steers at run time with `edgectl`, and what it says.
+//! The operator's commands at run time, and the output of `edgectl`.
 
 use std::process::Command;
 
@@ -41,7 +41,7 @@ fn a_route_is_added_listed_tested_and_removed() -> Result<()> {
         for field in ["listener", "alpn", "from", "datapath", "connections", "bytes_up", "bytes_down"] {
             ensure!(new.get(field).is_some(), "no {field}: {new}");
         }
-        // What the client has got already may be counted a moment later.
+        // Bytes that the client has already received may be counted a moment later.
         edgectl.until(&["routes", "list"], |routes| {
             let new = routes.as_array().into_iter().flatten().find(|route| route["host"] == "new.example");
             ensure!(new.context("not listed")?["bytes_down"] == 5, "{routes}");
@@ -92,7 +92,7 @@ fn connections_are_listed_and_closed() -> Result<()> {
         let hello = lab::hello::ClientHello::new("file.example").alpn(&["h2"]).records();
         let mut live = lab.client.connect(lab.edge.at(443))?;
         crate::echo_once(&mut live, &hello)?;
-        // What the client has got already may be counted a moment later.
+        // Bytes that the client has already received may be counted a moment later.
         let list = edged.edgectl().until(&["connections", "list"], |list| {
             let counted = ["bytes_up", "bytes_down"].iter().all(|bytes| list[0][bytes] == hello.len());
             ensure!(counted && list.as_array().is_some_and(|list| list.len() == 1), "{list}");

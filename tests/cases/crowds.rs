@@ -1,5 +1,5 @@
-//! What a crowd may take from the rest as the daemon ships: places, and memory for first bytes. Nothing here is
-//! configured but what makes a case short.
+//! The share of connections and first-byte memory that a crowd can take from others with the default limits.
+//! The configuration changes only what makes a case short.
 
 use std::{
     io::Write,

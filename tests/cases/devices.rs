@@ -43,7 +43,7 @@ fn rename(host: &Host, from: &str, to: &str) -> Result<()> {
     host.ip(&["link", "set", to, "up"])
 }
 
-/// What keeps blocked sources out on a device, by the status.
+/// The mechanism that keeps blocked sources out on a device, from the status.
 fn guard(status: &Value, device: &str) -> Option<String> {
     let guards = status["shield"].as_array()?;
     let guard = guards.iter().find(|guard| guard["device"] == device)?;
@@ -284,7 +284,7 @@ fn the_tunnel_home_is_left_to_the_check_at_accept() -> Result<()> {
         ensure!(status["rejected"]["blocked"].as_u64() > Some(0), "{}", status["rejected"]);
         let doctor = String::from_utf8(daemon.edgectl().run(&["doctor"])?.stdout)?;
         ensure!(doctor.contains(&format!("shield on {device}")), "{doctor}");
-        // What home sends is not dropped.
+        // Packets from home are not dropped.
         let mut other = lab.client.connect(lab.edge.at(443))?;
         echo_once(&mut other, &hello())
     })

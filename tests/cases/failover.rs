@@ -1,4 +1,4 @@
-//! What clients notice when a backend, a tunnel or a home router dies, and when it comes back.
+//! The effect on clients when a backend, a tunnel or a home router dies, and when it returns.
 
 use std::{
     io::Write,
@@ -55,7 +55,7 @@ fn patient(pool: &str, health: &str) -> String {
     pool.replace(HEALTH, &format!("{health}\nconnect_timeout = \"40s\""))
 }
 
-/// Who began when it was visible was served by the other way, and not after an attempt by the first one.
+/// Clients that connected after the failure was visible used the other path, without an attempt on the first.
 fn moved_at_once(late: &Visits) -> Result<()> {
     ensure!(late.failed().is_empty(), "{:?} of {}", late.failed().first(), late.all().len());
     ensure!(late.all().iter().all(|visit| visit.answer == Some(b'm')), "somebody went by the first tunnel");
@@ -84,7 +84,7 @@ fn ten_thousand_clients_see_no_killed_backend() -> Result<()> {
         })?;
         visits.say("kill -9 of a backend", killed, visible);
         ensure!(visits.all().iter().any(|visit| visit.answer == Some(HANDSHAKE)), "nginx answered nobody");
-        // Whoever had nginx on the line, or in the queue of its port, loses it with nginx; nobody else may.
+        // Clients that were connected to nginx or waited in its queue are lost with it; no others may be.
         let failed = visits.failed();
         ensure!(failed.len() <= 16, "{} failed", failed.len());
         let late = visits.since(visible).failed();
@@ -138,7 +138,7 @@ fn a_dead_tunnel_moves_clients_to_the_other_and_back() -> Result<()> {
         })?;
         gone.say("kill -9 of a tunnel", killed, visible);
         moved_at_once(&gone.since(visible))?;
-        // What was on the line by a device that is gone cannot come back: its client is told at once.
+        // Connections through a vanished device cannot recover: their clients are reset at once.
         let own = live.local_addr()?;
         let (_, end) = stream::read_to_end(&mut live)?;
         ensure!(end == End::Reset, "{end:?}");

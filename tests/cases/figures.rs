@@ -1,5 +1,6 @@
-//! What a lossy line to the client costs each way to carry: measured, not tested. On sockets a lost packet is repeated
-//! by the edge, near the client; in a flow and by plain forwarding, by home. `cargo xtask vm --figures` runs this.
+//! The cost of a lossy client line for each tier: measured, not tested. On sockets the edge, near the client,
+//! retransmits a lost packet; in a flow and with plain forwarding, home does. `cargo xtask vm --figures` runs
+//! this.
 
 use std::{
     io::{Read, Write},
@@ -37,7 +38,7 @@ fn figures_of_a_lossy_line_to_the_client() -> Result<()> {
     }
     Lab::plan().forwarding().case(|lab| {
         for host in [&lab.client, &lab.edge, &lab.home] {
-            // What one connection has learned of a line is not for the next.
+            // A connection must not inherit what an earlier one has learned about the line.
             host.sysctl(&[("net.ipv4.tcp_no_metrics_save", "1")])?;
         }
         let _source = Service::start(&lab.home, lab.home_at(443), |mut stream| {

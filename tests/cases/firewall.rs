@@ -66,7 +66,7 @@ pub(crate) fn echo_bulk(stream: &TcpStream, bytes: &[u8]) -> Result<()> {
     })
 }
 
-/// What is tracked of connections from or to port 443 of home or of the edge.
+/// Conntrack entries of connections from or to port 443 of home or of the edge.
 fn is_ours(entry: &str) -> bool {
     entry.contains("dport=443 ")
 }
@@ -295,7 +295,7 @@ fn streams_are_whole_while_the_keeper_stands_still() -> Result<()> {
     })
 }
 
-/// What is to come of connections.
+/// The expected outcome for connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     /// They become flows.

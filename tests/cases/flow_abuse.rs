@@ -1,4 +1,5 @@
-//! What hostile and vanished peers can take from others in the flow tier: the tier itself, and the ports towards home.
+//! Harm that hostile and vanished peers could do to others in the flow tier: taking the tier itself, or the
+//! ports towards home.
 
 use std::{
     io::{Read, Write},
@@ -191,7 +192,7 @@ fn idle_flows_are_kept_alive_and_stay_idle() -> Result<()> {
         wait::until_true("activity to be seen", SOON, || {
             wait_for_flows(&daemon, 1).is_ok_and(|flows| idle(&flows) < Some(10.0))
         })?;
-        // What is idle for too long ends, although its peers answer.
+        // An idle flow ends at the limit although its peers answer.
         table::age(lab, 2 * OLDER)?;
         let record = daemon.access_log.wait_for_host(NAME)?;
         ensure!(record["close"] == "idle_timeout", "{record}");
@@ -210,7 +211,7 @@ fn silence(host: &Host, port: u16) -> Result<()> {
     host.text_of(nft).map(drop)
 }
 
-/// What it answers arrives nowhere: a reset counts at once or not at all.
+/// The client's answers arrive nowhere: a reset takes effect at once or not at all.
 #[test]
 fn a_client_that_has_not_acknowledged_all_is_cut_without_its_answer() -> Result<()> {
     case(|lab| {

@@ -1,5 +1,5 @@
-//! Who is not a flow's client or backend can neither cut nor move it: forged segments from everywhere, at rest and in a
-//! stream. Only a reset with the exact number ends it, which is TCP's own rule.
+//! An off-path attacker can neither end nor move a flow: forged segments from everywhere, at rest and during
+//! a stream. Only a reset with the exact number ends it, which is TCP's own rule.
 
 use std::{
     io::{Read, Write},
@@ -125,7 +125,7 @@ fn at_rest(v6: bool) -> Result<()> {
                 for kind in Kind::ALL {
                     forger.send(tuple, kind, numbers.moved(distance, 0))?;
                 }
-                // What nobody has sent is acknowledged.
+                // These segments acknowledge data that nobody has sent.
                 for kind in [Kind::Ack, Kind::Fin, Kind::RstAck] {
                     forger.send(tuple, kind, numbers.moved(distance, 1 << 30))?;
                 }
@@ -201,7 +201,7 @@ fn storms_on_a_streams_addresses_change_nothing() -> Result<()> {
         let victim = Victim::new(lab, false, service::send_back)?;
         let before = victim.metrics()?;
         let [client, home] = victim.ways();
-        // Who sends, whose packets they are to be, and who sees how far those are.
+        // The attacker, the host whose packets it forges, and the host that sees the real numbers.
         let attackers = [(client.0, client), (home.0, home), (home.0, client), (client.0, home)];
         let streaming = Streaming::start(victim.stream.try_clone()?)?;
         let attacked = thread::scope(|scope| {
@@ -263,7 +263,7 @@ fn an_exact_reset_cuts_and_both_sides_are_told() -> Result<()> {
             let way = if of_client { client } else { home };
             let numbers = victim.at_rest(way)?;
             Forger::on(way.0, way.1.source)?.send(way.1, Kind::Rst, numbers)?;
-            // Who gets it is told by it; who is said to have sent it, when they speak.
+            // The receiver learns of it from the segment, the pretended sender when they next exchange data.
             if of_client {
                 ensure!(victim.service.outcome()? == End::Reset);
                 victim.stream.write_all(b"still there?")?;

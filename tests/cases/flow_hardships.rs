@@ -1,6 +1,5 @@
-//! What a network, a client and an operator do to flows in the open: links that narrow, packets that are lost while the
-//! daemon is killed, ports that are used again at once, ends that come long before the end, and kills in the middle of
-//! hand-overs.
+//! Ordinary hardships of flows: links that narrow, packets lost while the daemon is killed, ports that are
+//! reused at once, a FIN long before the end of the data, and kills during hand-overs.
 
 use std::{
     collections::HashSet,
@@ -69,7 +68,7 @@ fn every_link_narrows(v6: bool) -> Result<()> {
             let before = Metrics::read(&lab.edge)?.fate(fate);
             fall()?;
             streaming.wait_for_more(2 * MIB)?;
-            // What came since then may have been beyond the link before.
+            // Packets that arrived since then may have crossed the link before.
             Metrics::until(&lab.edge, "somebody to be told", |now| {
                 ensure!(now.fate(fate) > before, "no {fate}");
                 Ok(())
@@ -247,11 +246,12 @@ fn a_flow_goes_on_after_the_backends_fin() -> Result<()> {
     after_fin(false)
 }
 
-/// What became of one end of a connection whose edge was killed: how many bytes came, and whether they were all.
+/// The result at one end of a connection whose edge was killed: how many bytes arrived, and whether they were
+/// all.
 fn exchange_or_end(stream: &TcpStream, send: Pattern, receive: Pattern, length: u64) -> Result<(u64, bool)> {
     thread::scope(|scope| {
         scope.spawn(|| {
-            // Who cannot send is told the same when it reads.
+            // A side that cannot send gets the same error when it reads.
             if send.send(&mut &*stream, length, Pace::Uneven).is_ok() {
                 let _ = stream.shutdown(Shutdown::Write);
             }

@@ -1,4 +1,4 @@
-//! What bounds the flow tier, and what there is at the bounds: ports, labels, and the end of the daemon.
+//! The limits of the flow tier, and its behaviour at them: ports, labels, and the end of the daemon.
 
 use std::{
     net::{IpAddr, TcpStream},
@@ -98,7 +98,7 @@ fn names_without_number_leave_room_for_what_is_known_of_flows() -> Result<()> {
         for flow in &flows {
             ensure!(flow["route"] == "*.example" && flow["listener"] == "https", "{flow}");
         }
-        // What has a label keeps it, and shares it.
+        // A connection that has a label keeps and shares it.
         let shared = named[0]["host"].as_str().context("no host")?.to_owned();
         streams.push(open(&shared)?);
         let flows = wait_for_flows(&daemon, 21)?;

@@ -188,7 +188,7 @@ os.execv(sys.argv[1], sys.argv[1:])
             let doctor = daemon.edgectl().run(&["doctor"])?;
             let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
             ensure!(doctor.contains("Slice=edge.slice"), "{doctor}");
-            // Whoever comes later is seen.
+            // Later connections are seen.
             let mut stream = connect(lab)?;
             stream.write_all(b"later")?;
             wait_for_flows(&daemon, 1).map(drop)
@@ -220,7 +220,7 @@ fn where_clients_of_several_networks_have_shown_that_flows_fail() -> Result<()> 
         })?;
         let stream = lab.client.connect_from(source(lab, 3)?, lab.edge.at(443))?;
         drop(served(lab, stream, "distrusted", 0)?);
-        // What is a flow goes on.
+        // Existing flows continue.
         streams.iter_mut().try_for_each(|stream| echo_once(stream, b"still there"))
     })
 }

@@ -1,4 +1,4 @@
-//! What the daemon does without the kernel's help, and what it leaves there when it is killed.
+//! The daemon without the kernel's help, and the state that it leaves in the kernel when it is killed.
 
 use std::net::TcpStream;
 

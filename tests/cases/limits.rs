@@ -153,7 +153,7 @@ fn refused_clients_do_not_pile_up() -> Result<()> {
             std::io::Write::write_all(&mut stream, &ClientHello::new("unknown.example").records())?;
             stream::read_to_end(&mut stream).map(drop)
         };
-        // What is opened with the first client is no leak.
+        // Descriptors that the first client causes to be opened are no leak.
         refused()?;
         let before = edged.process().descriptors()?;
         (0..300).try_for_each(|_| refused())?;

@@ -47,7 +47,7 @@ fn under_load(
         let changed = (0..times).try_for_each(|index| {
             let before = served.load(Ordering::Relaxed);
             change(index)?;
-            // Who has failed says so at the end.
+            // A failed client reports it at the end.
             wait::until_true("clients beside the change", SOON, || {
                 let is_over = clients.iter().all(thread::ScopedJoinHandle::is_finished);
                 is_over || served.load(Ordering::Relaxed) >= before + BESIDE

@@ -32,7 +32,7 @@ const SERVERS: &[Need] = &[
 const NAME: &str = "a.proxy.example";
 /// A name that would not fit into the 107 bytes that nginx before 1.23.2 takes: by default there is none in the header.
 const SUFFIX: &str = "a-longer-name-than-most.proxy.example";
-/// What HAProxy logs of a header.
+/// TLVs that HAProxy logs.
 const TLVS: &str = "proxy_tlvs = [\"authority\", \"alpn\", \"unique_id\", \"crc32c\"]";
 /// The header of version 2 that all begin with.
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
@@ -231,7 +231,7 @@ fn a_listed_proxy_is_believed_byte_by_byte() -> Result<()> {
             (b"PROXY TCP6 2001:db8::9 2001:db8::1 4712 443\r\n".to_vec(), "[2001:db8::9]:4712"),
             (header_v2("203.0.113.9:4713".parse()?, edge, b"\xe0\0\x03own", 0), "203.0.113.9:4713"),
             (header_v2("[2001:db8::9]:4714".parse()?, edge_v6, b"", 0), "[2001:db8::9]:4714"),
-            // What listens on [::] sees IPv4 so.
+            // A listener on [::] sees IPv4 clients in this form.
             (header_v2("[::ffff:203.0.113.9]:4715".parse()?, edge_v6, b"", 0), "203.0.113.9:4715"),
         ] {
             let mut stream = lab.client.connect_from(CLIENT_SECOND.into(), lab.edge.at(443))?;
@@ -317,7 +317,7 @@ fn other_headers_are_reset_and_counted() -> Result<()> {
     })
 }
 
-/// What comes before the hello.
+/// The bytes before the hello.
 fn header_before(lab: &Lab, edge: SocketAddr, hello: &[u8], port: u16) -> Result<Vec<u8>> {
     let length = hello.len();
     let service = Service::start(&lab.home, lab.home_at(port), move |mut stream| {
@@ -412,7 +412,7 @@ fn doctor_tells_who_expects_another_header() -> Result<()> {
     })
 }
 
-/// What the doctor has to say in [`doctor_tells_who_expects_another_header`].
+/// The findings that doctor must report in [`doctor_tells_who_expects_another_header`].
 fn headers_are_told(lab: &Lab, report: &serde_json::Value) -> Result<()> {
     let checks = report["checks"].as_array().context("no checks")?;
     let about = |port: u16| -> Vec<_> {

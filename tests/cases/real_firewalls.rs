@@ -93,7 +93,7 @@ fn beside_docker() -> Result<()> {
             firewall::docker(&lab.edge, &lab.home)?;
             let container = SocketAddr::from((CONTAINER, 443));
             flows_hold(lab, if to_container { container } else { lab.home_at(443) })?;
-            // What Docker publishes is served as before, by the same devices.
+            // Docker's published ports are served as before, through the same devices.
             let _published = service::echo(&lab.home, (CONTAINER, 80).into())?;
             let mut stream = lab.client.connect(lab.edge.at(8080))?;
             echo_once(&mut stream, b"published")

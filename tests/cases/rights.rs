@@ -1,5 +1,5 @@
-//! What the daemon gives up: both processes have no more rights than docs/security.md says, and the daemon lives on
-//! without the one that keeps them.
+//! Dropped rights: both processes have no more rights than docs/security.md says, and the daemon survives the
+//! end of its keeper.
 
 use std::{collections::BTreeMap, fs, net::SocketAddr, os::fd::OwnedFd, path::Path, process::Command};
 
@@ -26,7 +26,7 @@ const PERFMON: u64 = 1 << 38;
 const BPF: u64 = 1 << 39;
 /// The mode of seccomp with a filter.
 const FILTERED: &str = "2";
-/// What doctor looks at here.
+/// Checks of doctor that this module reads.
 const CHECKS: [&str; 6] =
     ["user", "system calls", "files", "netlink", "configuration file", "privileged process"];
 
@@ -56,8 +56,8 @@ impl Status {
         Ok(u64::from_str_radix(self.get(set)?, 16)?)
     }
 
-    /// That nothing but these capabilities is to be had, now or later. What the bounding set has beside them is to be had
-    /// by running a program alone, and of no use with `no_new_privs`.
+    /// The process can obtain no capabilities but these, now or later. Further ones in the bounding set could
+    /// only be gained by running a program, which `no_new_privs` makes useless.
     fn has_no_more_than(&self, allowed: u64, bounding: u64) -> Result<()> {
         for (set, allowed) in
             [("CapInh", 0), ("CapPrm", allowed), ("CapEff", allowed), ("CapBnd", bounding), ("CapAmb", 0)]
@@ -82,7 +82,7 @@ fn is_there(pid: u32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
 }
 
-/// What doctor says of these checks, by name.
+/// Doctor's findings for these checks, by name.
 fn doctor(edged: &Edged) -> Result<BTreeMap<String, (String, String)>> {
     let output = edged.edgectl().run(&["doctor", "--json"])?;
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).context("doctor's report")?;
@@ -153,7 +153,7 @@ fn the_daemon_goes_on_without_its_keeper_and_says_so() -> Result<()> {
         let _service = service::named(&lab.home, lab.home_at(443), "one")?;
         let mut edged = Edged::start(lab, &body(lab))?;
         let keeper = keeper_of(edged.process().pid())?;
-        // What is sent to the whole service is not for the keeper.
+        // A signal to the whole service does not stop the keeper.
         kill(keeper, Signal::TERM)?;
         kill(keeper, Signal::HUP)?;
         ensure!(doctor(&edged)?["privileged process"].0 == "ok");
@@ -332,7 +332,8 @@ fn who_owns_the_daemon_can_ask_for_single_entries_of_connection_tracking() -> Re
             }
             ensure!(is_there(), "it was forgotten");
 
-            // What it can have: an entry for some seconds, which no rule about ports believes.
+            // The daemon can obtain this much: an entry for some seconds, which rules about ports do not
+            // accept.
             let (local, peer) = (SocketAddr::from((lab.edge.v4, 9999)), SocketAddr::from((lab.client.v4, 9)));
             let admitted = connection(&local.to_string(), &peer.to_string());
             ensure!(ask(&json!({ "AdmitTrack": { "connection": admitted } }))? == done);

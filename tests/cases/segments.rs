@@ -1,4 +1,4 @@
-//! What clients are asked to send fits into the tunnels behind the listener.
+//! The MSS announced to clients fits into the tunnels behind the listener.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ fn announced(lab: &Lab, capture: &Capture) -> Result<u16> {
     mss.ok_or_else(|| lab::Error::msg(format!("no MSS: {line}")))
 }
 
-/// What the kernel notes of the edge's connections (`advmss` of ss).
+/// The kernel's MSS for the edge's connections (`advmss` of ss).
 fn noted(lab: &Lab) -> Result<Vec<String>> {
     let mut ss = std::process::Command::new("ss");
     ss.args(["-tinH", "sport", "=", ":443"]);

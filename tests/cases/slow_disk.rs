@@ -16,7 +16,7 @@ use lab::{
 
 use crate::greeting;
 
-/// What strace(1) adds to each fsync, of which a change takes three.
+/// The delay that strace(1) adds to each fsync; a change needs three.
 const DELAY: Duration = Duration::from_secs(3);
 /// The service manager's patience: shorter than one fsync.
 const WATCHDOG: Duration = Duration::from_millis(2500);

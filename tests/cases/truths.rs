@@ -1,4 +1,4 @@
-//! What lists, metrics and the access log say is what happened.
+//! Lists, metrics and the access log agree with what happened.
 
 use std::{
     fs,

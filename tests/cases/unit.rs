@@ -1,4 +1,4 @@
-//! What is installed beside the programs, as the systemd of this machine reads it (Debian 12 has 252).
+//! The files installed beside the programs, as this machine's systemd reads them (Debian 12 has 252).
 
 use std::{
     fs,
@@ -96,7 +96,7 @@ fn a_broken_file_fails_the_reload_and_the_journal_gets_its_place() -> Result<()>
         let edged = Edged::start(lab, &route)?;
         edged.edgectl().text(&arguments)?;
         edged.rewrite(&format!("{route}datapth = \"copy\"\n"))?;
-        // What a failed ExecReload says goes to the journal, and its status fails the job.
+        // The output of a failed ExecReload goes to the journal, and its status fails the job.
         let said = edged.edgectl().refused(1, &arguments)?;
         let line = fs::read_to_string(edged.config())?.lines().position(|line| line.contains("datapth"));
         let place = format!("edge.toml:{}:1: ", line.context("the line")? + 1);

@@ -55,7 +55,7 @@ fn id_of(flows: &[Value], stream: &TcpStream) -> Result<String> {
     Ok(found.with_context(|| format!("{client} has no flow"))?["id"].to_string())
 }
 
-/// What `status` says of other layouts.
+/// Other layouts in `status`.
 fn others(edged: &Edged) -> Result<Value> {
     Ok(edged.edgectl().json(&["status"])?["datapath"]["others"].take())
 }
@@ -207,7 +207,7 @@ fn flows_of_an_older_layout_time_out_and_go_with_their_route() -> Result<()> {
     })
 }
 
-/// What the guide says is to be done before a version that stays root is put back.
+/// The guide's instructions for a downgrade to a version that stays root.
 fn belongs_to_root(state: &Path) -> Result<()> {
     for entry in std::fs::read_dir(state)? {
         chown(entry?.path(), Some(0), Some(0))?;

@@ -156,7 +156,7 @@ fn what_stands_behind_arrives_at_once(tier: &str) -> Result<()> {
         let edged = edged(lab, tier, "")?;
         let (mut client, mut home) = carried(lab, &edged, &listener, tier)?;
         for text in SCRIPTS {
-            // What is skipped may be last: a byte of ours shows where it was.
+            // A skipped byte may be the last: a byte of ours marks its place.
             let text = format!("{text}.");
             at_one_look(&edged, &lab.client, &client.try_clone()?, || say(&mut client, text.as_bytes()))?;
             let got = up_to_the_dot(&mut home).with_context(|| format!("{text} from the client"))?;

@@ -1,4 +1,4 @@
-//! Whoever looks all flows over — a scraper, `edgectl`, the daemon itself — keeps no client waiting.
+//! Scans of all flows (by a scraper, `edgectl` or the daemon itself) delay no client.
 
 use std::{
     sync::mpsc::{RecvTimeoutError, channel},

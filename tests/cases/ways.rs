@@ -181,7 +181,7 @@ fn doctor_finds_a_black_hole_and_says_the_remedy() -> Result<()> {
             "{coalescing}"
         );
 
-        // What is below the tunnel carries less than it promises, as on a mobile line.
+        // The line below the tunnel carries less than the tunnel promises, as mobile lines do.
         tunnel.relay()?.lose_above(1350);
         let broken = find(&checks()?, &hello)?;
         ensure!(broken["status"] == "fail", "{broken}");

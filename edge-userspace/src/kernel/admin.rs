@@ -1,15 +1,16 @@
-//! Who has `CAP_NET_ADMIN`, and what it is good for.
+//! Which threads have `CAP_NET_ADMIN`, and what an attacker could do with it.
 //!
-//! The daemon keeps this capability for `TCP_REPAIR` and larger send buffers. The same capability would let whoever owns
-//! the daemon change routes, addresses and the firewall by netlink. For a change by netlink the kernel wants it of who
-//! sends and, unless the message names where it goes, of who opened the socket (`__netlink_ns_capable`,
-//! `net/netlink/af_netlink.c`). So the threads are of two kinds:
+//! The daemon keeps this capability for `TCP_REPAIR` and larger send buffers. The same capability would let
+//! an attacker who controls the daemon change routes, addresses and the firewall through netlink. For a
+//! change by netlink the kernel requires it of the sending thread and, unless the message names a
+//! destination, of the thread that opened the socket (`__netlink_ns_capable`, `net/netlink/af_netlink.c`).
+//! There are therefore two kinds of threads:
 //!
-//! - One thread, and the worker threads that it starts, have the capability. They may open no netlink sockets and send
-//!   nothing with an address (seccomp).
-//! - All others have it not, and open the netlink sockets.
+//! - One thread, and the worker threads that it starts, have the capability. They may neither open netlink
+//!   sockets nor send anything with an address (seccomp).
+//! - All others lack it, and open the netlink sockets.
 //!
-//! Whatever a thread does with whatever socket, one of the two halves is missing.
+//! Whichever thread and socket an attacker combines, one of the two conditions fails.
 
 use std::{
     io,

@@ -10,7 +10,7 @@ use caps::{CapSet, errors::CapsError};
 use rustix::thread::set_no_new_privs;
 use thiserror::Error;
 
-/// What the daemon or its keeper does after the start and needs a right for.
+/// Tasks of the daemon or its keeper that need a right after the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Duty {
     /// Binding ports below 1024 at a reload.
@@ -63,7 +63,7 @@ pub fn keep_only(duties: &[Duty]) -> Result<HashSet<Capability>, CapabilityError
     let keep: HashSet<_> = duties.iter().flat_map(|duty| duty.capabilities()).copied().collect();
     set_no_new_privs(true)?;
     let permitted = caps::read(None, CapSet::Permitted)?;
-    // Who has become another user has them permitted, and none effective.
+    // After a change of user the capabilities are permitted, but none is effective.
     caps::set(None, CapSet::Effective, &permitted)?;
     // The bounding set can be changed only while CAP_SETPCAP is still there. A thread without it has a bounding
     // set that is of no use to it either: with no_new_privs nothing is gained through it.

@@ -148,7 +148,7 @@ impl Conntrack {
     /// it would drop a reset or a question that has no socket behind it as invalid. Does nothing where nothing was ever
     /// tracked.
     pub fn admit(&mut self, ends: &Ends) -> io::Result<()> {
-        // What is there expects other numbers.
+        // The existing entry expects other numbers.
         self.forget(&[*ends])?;
         if !self.tracks() {
             return Ok(());
@@ -175,9 +175,9 @@ impl Conntrack {
         self.missing().map(drop)
     }
 
-    /// Has the tracker believe these connections whatever their windows: while a connection becomes a flow, it sees only
-    /// some of its packets, and a firewall would drop as invalid what a socket still repeats. What is not tracked is left
-    /// alone.
+    /// Disables the tracker's window checks for these connections. While a connection becomes a flow, the
+    /// tracker sees only some of its packets, and a firewall would drop as invalid what a socket still
+    /// retransmits. Untracked connections are left alone.
     pub fn loosen(&mut self, connections: &[Ends]) -> io::Result<()> {
         if !self.tracks() {
             return Ok(());

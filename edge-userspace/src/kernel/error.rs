@@ -1,4 +1,4 @@
-//! What the kernel can refuse, with the call that it refused.
+//! Failures of kernel calls, each with the name of the call.
 
 use std::{fmt::Write as _, io, path::PathBuf};
 
@@ -27,7 +27,7 @@ pub enum KernelError {
     /// A file of the BPF filesystem, or an object file.
     #[error("{call} {path}")]
     File {
-        /// What was tried.
+        /// The attempted action.
         call: &'static str,
         /// With which file.
         path: PathBuf,
@@ -53,7 +53,7 @@ pub enum KernelError {
     /// A program was refused or could not be attached.
     #[error("{call} the {program} program")]
     Program {
-        /// What was tried.
+        /// The attempted action.
         call: &'static str,
         /// The program.
         program: &'static str,
@@ -63,7 +63,7 @@ pub enum KernelError {
     /// A map was refused, or an access to it.
     #[error("{call} the map {map}")]
     Map {
-        /// What was tried.
+        /// The attempted action.
         call: &'static str,
         /// The map.
         map: &'static str,

@@ -1,4 +1,4 @@
-//! What was found when looking at the kernel, in words for the operator.
+//! Findings about the kernel, in words for the operator.
 
 /// How a thing stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,11 +16,11 @@ pub enum State {
 /// One thing looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// What was looked at, in few words.
+    /// The subject, in a few words.
     pub name: &'static str,
     /// How it stands.
     pub state: State,
-    /// What was found.
+    /// The finding.
     pub message: String,
     /// How to mend it, where anything is to be mended.
     pub remedy: Option<String>,

@@ -47,7 +47,7 @@ const ARPHRD_IP6GRE: u16 = 823;
 const ETHERNET_TUNNELS: [&str; 8] =
     ["tun", "vxlan", "geneve", "gretap", "ip6gretap", "erspan", "ip6erspan", "wireguard"];
 
-/// What a device's packets begin with where programs see them.
+/// The header that a device's packets begin with where programs see them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Framing {
     /// An Ethernet header.
@@ -86,7 +86,7 @@ pub struct Interface {
     pub index: u32,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
-    /// What it reaches by them: address and length of the prefix.
+    /// The networks that it reaches by them: address and prefix length.
     pub networks: Vec<IpNet>,
     /// The largest packet that it carries, in bytes.
     pub mtu: u32,
@@ -98,7 +98,7 @@ pub struct Interface {
     pub is_wireguard: bool,
     /// Whether nobody else's packets come by it.
     pub is_loopback: bool,
-    /// What its packets begin with.
+    /// The header that its packets begin with.
     pub framing: Framing,
     /// Whether it hands its packets to a bridge, bond or team, which has the addresses.
     pub is_port: bool,

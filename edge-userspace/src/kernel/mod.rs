@@ -1,9 +1,9 @@
 //! The kernel's side of the edge: what it can do, BPF programs loaded and pinned, maps as typed handles, and
 //! every system call that needs `unsafe`.
 //!
-//! Everything above is safe Rust and knows none of this; nothing here knows routes, connections or TOML. What
-//! the kernel refuses becomes a missing part and a [`Finding`] that says how to mend it, never an exit: the
-//! socket tiers need nothing from here.
+//! Everything above is safe Rust and knows none of this; nothing here knows routes, connections or TOML. A
+//! refusal by the kernel disables one part and becomes a [`Finding`] with a remedy, never an exit: the socket
+//! tiers need nothing from here.
 
 pub mod admin;
 mod arrival;
@@ -66,7 +66,7 @@ pub use sockmap::{DEFAULT_CREDIT, Joined, JoinedSocket, NotJoined, Progress, Soc
 pub use tracker::Tracker;
 pub use xfrm::{IpsecPolicies, IpsecSource, Policies};
 
-/// What the daemon wants of the kernel.
+/// The parts that the daemon wants from the kernel.
 #[derive(Clone, Debug)]
 pub struct Wanted {
     /// Where the BPF objects come from.
@@ -85,7 +85,7 @@ impl Default for Wanted {
     }
 }
 
-/// What the kernel gave.
+/// The parts that the kernel granted.
 #[derive(Debug, Default)]
 pub struct Kernel {
     /// The program of the shield, loaded, and attached where an earlier daemon left it attached.
@@ -98,7 +98,7 @@ pub struct Kernel {
     pub older: Vec<OlderFlows>,
     /// Flows that programs of layouts unknown to this version carry.
     pub unread: Vec<UnreadFlows>,
-    /// What is wanted and missing, and why.
+    /// The wanted parts that are missing, and why.
     pub findings: Vec<Finding>,
 }
 
@@ -147,7 +147,8 @@ impl Kernel {
         }
     }
 
-    /// What a keeper keeps: the programs. The maps stay here, and so do the handles, which ask the [`keeper`] from now on.
+    /// The programs, for the keeper. The maps stay here, and so do the handles, which send requests to the
+    /// [`keeper`] from now on.
     pub fn wards(&mut self) -> keeper::Wards {
         let mut flow = None;
         if let Some(mut program) = self.flow.take() {

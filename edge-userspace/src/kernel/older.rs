@@ -1,8 +1,8 @@
 //! Flows in tables of other layouts. The programs that an earlier daemon attached go on carrying them, behind this
 //! version's own; nothing is ever added to such a table, and when it is empty it goes.
 //!
-//! What this version can read, it shows as if it were its own: entries, reports and counters are translated on the way
-//! out, keys on the way in. What it cannot read is counted and left alone.
+//! A layout that this version can read appears as if it were its own: entries, reports and counters are
+//! translated on the way out, keys on the way in. Flows of an unreadable layout are only counted.
 
 mod table;
 mod v2;
@@ -154,7 +154,7 @@ impl OlderFlows {
         self.table.count(reason)
     }
 
-    /// What its programs report; to be taken once.
+    /// The reports of its programs; to be taken once.
     pub fn events(&self) -> Result<FlowEvents, KernelError> {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner).take();
         let ring = ring.ok_or(KernelError::Incomplete { object: super::flow::OBJECT, part: FLOW_EVENTS })?;
@@ -182,7 +182,7 @@ impl OlderFlows {
         }
     }
 
-    /// Takes its programs off all devices. What they have reported so far can still be read.
+    /// Detaches its programs from all devices. Their reports so far can still be read.
     pub fn detach(&self) -> Result<(), KernelError> {
         match keeper() {
             Some(keeper) => keeper.ask(&Request::DetachOlder { layout: self.layout.clone() }).map(drop),

@@ -1,7 +1,7 @@
 //! Where maps and links are pinned, so that they outlive the daemon and the next one finds them.
 //!
-//! The path holds the version of the layout and a fingerprint of what it means: `/sys/fs/bpf/edge/v3-0123abcd/flow/…`.
-//! What another version left stays beside it: see [`older`](super::older).
+//! The path holds the version of the layout and a fingerprint of its meaning:
+//! `/sys/fs/bpf/edge/v3-0123abcd/flow/…`. Pins of other versions stay beside it: see [`older`](super::older).
 
 use std::{
     fs, io,
@@ -29,7 +29,7 @@ pub(super) struct Pins {
 /// The directory of another layout's pins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct OtherLayout {
-    /// What it is called, `v2`.
+    /// Its name, such as `v2`.
     pub(super) name: String,
     pub(super) directory: PathBuf,
 }
@@ -44,7 +44,7 @@ impl Pins {
         Ok(Self { root: root.to_owned(), directory })
     }
 
-    /// What daemons of other versions left, sorted by name.
+    /// Layouts that daemons of other versions left, sorted by name.
     pub(super) fn others(&self) -> Result<Vec<OtherLayout>, KernelError> {
         let entries = fs::read_dir(&self.root).map_err(failed("reading", &self.root))?;
         let mut others: Vec<_> = entries
@@ -89,7 +89,7 @@ fn own_name() -> String {
     format!("v{LAYOUT}-{MEANING:08x}")
 }
 
-/// What is gone already is as good as removed.
+/// A pin that is already gone counts as removed.
 pub(super) fn removed(path: &Path, outcome: io::Result<()>) -> Result<(), KernelError> {
     match outcome {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("removing", path)(error)),

@@ -63,8 +63,8 @@ fn holder(file: &File) -> Option<u32> {
     find(&fs::read_to_string("/proc/locks").ok()?, major(found.dev()), minor(found.dev()), found.ino())
 }
 
-/// Who holds the flock of an inode, in the text of `proc_locks(5)`: `1: FLOCK  ADVISORY  WRITE 4711 00:1f:42 0 EOF`. 0 stands
-/// for a process of another PID namespace.
+/// The holder of an inode's flock, in the text of `proc_locks(5)`:
+/// `1: FLOCK  ADVISORY  WRITE 4711 00:1f:42 0 EOF`. 0 stands for a process of another PID namespace.
 fn find(locks: &str, major: u32, minor: u32, inode: u64) -> Option<u32> {
     let wanted = format!("{major:02x}:{minor:02x}:{inode}");
     locks.lines().find_map(|line| {

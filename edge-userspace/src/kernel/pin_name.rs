@@ -1,4 +1,4 @@
-//! What the pins of links are called: by the number of the device, `device-7` and `device-7-ingress`.
+//! The names of link pins, by the number of the device: `device-7` and `device-7-ingress`.
 //!
 //! Not by its name. The BPF filesystem refuses names with a dot (`bpf_lookup`), as every VLAN has one; two names may
 //! meet once they are escaped; and a link follows its device when that is renamed, while the next device of that name
@@ -12,7 +12,7 @@ use std::{
 
 use super::link_device::device_of;
 
-/// What pins of links begin with, and what they began with when they had the device's name in them.
+/// Prefixes of link pins: the current one, and that of pins that contained the device's name.
 const PREFIXES: [&str; 2] = ["device-", "link-"];
 
 /// The pin of the link on this device; `hook` where there may be several.

@@ -1,4 +1,4 @@
-//! What this kernel can do, and what this process may, in words. Nothing is left behind in the kernel.
+//! The features of this kernel and the rights of this process, in words. Leaves nothing behind in the kernel.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use caps::Capability;
 
 use super::{Finding, State, capability, pin};
 
-/// What was found.
+/// A finding.
 #[derive(Clone, Debug)]
 pub struct Probe {
     /// Everything looked at, in the order to read it.
@@ -87,7 +87,7 @@ pub fn probe() -> Probe {
     Probe { findings, cgroup, tcx: tcx == Ok(true) }
 }
 
-/// What the kernel lacks for a part; `None` when nothing.
+/// The feature that the kernel lacks for a part; `None` if it has all.
 fn lacks(part: Part, has_cgroup: bool) -> Option<String> {
     for &program in part.programs() {
         match is_program_supported(program) {

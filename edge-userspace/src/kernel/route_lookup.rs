@@ -12,7 +12,7 @@ use rtnetlink::{
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
 
-/// What decides on the way of a packet.
+/// The properties of a packet that decide its route.
 #[derive(Clone, Copy, Debug)]
 pub struct RouteQuestion {
     /// Where it comes from; `None` before that is known.
@@ -121,7 +121,7 @@ impl RouteLookup {
             let (octets, _) = self.socket.recv_from_full()?;
             let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&octets)
                 .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-            // What is left of a question that was given up.
+            // A late answer to a query that was given up.
             if answer.header.sequence_number != self.sequence {
                 continue;
             }

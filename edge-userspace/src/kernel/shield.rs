@@ -1,5 +1,5 @@
 //! The shield's programs and maps as a typed handle: blocked prefixes, the limit on SYNs, counters, and the
-//! devices they are attached to. What to block, for how long and on which devices is decided in `shield`, not here.
+//! devices they are attached to. `shield` decides what to block, for how long and on which devices.
 //!
 //! Minimum kernel: 5.9; tc links, for a device whose XDP hook is taken, came with 6.6.
 
@@ -122,7 +122,7 @@ enum Hands {
     Keeper(Entrusted),
 }
 
-/// What is known of the devices while the keeper attaches to them.
+/// The state of the devices while the keeper attaches to them.
 #[derive(Default)]
 struct Entrusted {
     watched: Vec<Interface>,
@@ -256,7 +256,7 @@ impl ShieldProgram {
     pub fn blocks(&self) -> Result<Vec<(Prefix, Block)>, KernelError> {
         let entries = self.blocks.iter().map(|entry| {
             let (key, block) = entry?;
-            // What is longer was not written by this program.
+            // A longer prefix was not written by this program.
             let length = u8::try_from(key.prefix_len()).unwrap_or(128).min(128);
             Ok((Prefix { octets: key.data(), length }, block))
         });
@@ -286,7 +286,7 @@ impl ShieldProgram {
         self.packets.set(counter, zeroes, 0).map_err(map("writing to", BLOCK_PACKETS))
     }
 
-    /// What all CPUs counted since the maps were made.
+    /// The sum over all CPUs since the maps were created.
     pub fn counters(&self) -> Result<Counters, KernelError> {
         let values = self.counters.get(&0, 0).map_err(map("reading", COUNTERS))?;
         Ok(values.iter().fold(Counters::default(), |sum, cpu| Counters {

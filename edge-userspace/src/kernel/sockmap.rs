@@ -84,7 +84,7 @@ pub enum NotJoined {
     Refused(#[from] KernelError),
 }
 
-/// What the kernel carried of one direction.
+/// The kernel's counts for one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Octets redirected.
@@ -249,13 +249,14 @@ impl Sockmap {
             return Err(map("writing to", SOURCES)(error).into());
         }
         if let Err(error) = sources.insert(one.cookie, first.as_raw_fd(), 0) {
-            // What the verdict has taken of the second cannot be given back, so only the first stays outside.
+            // Data of the second that the verdict has taken cannot be returned, so only the first stays
+            // outside.
             tracing::debug!(%error, "a connection that ended while it was handed over");
             joined.first.outside.store(true, Ordering::Release);
             notice.give();
         }
         drop(sources);
-        // What was queued before has no event to come.
+        // Data that was queued before has no event to come.
         tcp::set_receive_low_water(first, 1)?;
         tcp::set_receive_low_water(second, 1)?;
         rooms.0.keep();
@@ -388,7 +389,7 @@ impl Drop for Joined {
 }
 
 impl JoinedSocket {
-    /// What the kernel carried of what this socket received.
+    /// The kernel's counts for the data that this socket received.
     pub fn progress(&self) -> io::Result<Progress> {
         let leg = lock(&self.sockmap.legs).get(&self.cookie, 0).map_err(io::Error::other)?;
         Ok(Progress {

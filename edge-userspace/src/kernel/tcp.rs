@@ -1,5 +1,5 @@
-//! What the kernel knows of a TCP connection, and the options that hand one over. For what rustix does not
-//! have; everything else is called where it is needed.
+//! The kernel's information about a TCP connection, and the options that hand one over. Only what rustix
+//! lacks is here; everything else is called directly.
 #![expect(unsafe_code, reason = "getsockopt, setsockopt and ioctl by number, each with its own size checked")]
 
 use std::{
@@ -35,9 +35,9 @@ const TCPOPT_TIMESTAMP: u32 = 8;
 /// One of a socket's two queues, as `TCP_REPAIR_QUEUE` numbers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Queue {
-    /// What was received; its sequence number is `rcv_nxt`.
+    /// The receive queue; its sequence number is `rcv_nxt`.
     Receive = 1,
-    /// What is to be sent; its sequence number is `write_seq`, which is `snd_nxt` when nothing is queued.
+    /// The send queue; its sequence number is `write_seq`, which equals `snd_nxt` if nothing is queued.
     Send = 2,
 }
 
@@ -46,7 +46,8 @@ pub enum Queue {
 pub struct TcpInfo {
     /// The state, as in `net/tcp_states.h`: 1 is ESTABLISHED, 8 is `CLOSE_WAIT`.
     pub state: u8,
-    /// What was agreed: [`TcpInfo::TIMESTAMPS`], [`TcpInfo::SACK`], [`TcpInfo::WINDOW_SCALE`], [`TcpInfo::ECN`].
+    /// The negotiated options: [`TcpInfo::TIMESTAMPS`], [`TcpInfo::SACK`], [`TcpInfo::WINDOW_SCALE`],
+    /// [`TcpInfo::ECN`].
     pub options: u8,
     /// The shift of the windows that the peer announces.
     pub send_scale: u8,

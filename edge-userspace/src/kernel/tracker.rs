@@ -14,7 +14,7 @@ use super::{
 /// How long the answer to whether anything is tracked at all counts.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// What changes the entries of connections. See [`Conntrack`] for what each change means.
+/// Changes to conntrack entries. See [`Conntrack`] for their meaning.
 #[derive(Debug)]
 pub enum Tracker {
     /// By a socket of its own.

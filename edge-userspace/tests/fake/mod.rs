@@ -26,7 +26,7 @@ pub(crate) fn then() -> Timestamp {
     Timestamp(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000))
 }
 
-/// What the daemon of the imagination has.
+/// The state of the imaginary daemon.
 #[derive(Default)]
 pub(crate) struct Fake {
     state: Mutex<State>,

@@ -13,12 +13,12 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 /// The loopback device, in every network namespace.
 pub(crate) const LOOPBACK: u32 = 1;
 
-/// The verdicts of tc (`linux/pkt_cls.h`). What is no flow's is left to whoever comes next: `TC_ACT_UNSPEC`.
+/// The verdicts of tc (`linux/pkt_cls.h`). Packets of no flow are left to the next program: `TC_ACT_UNSPEC`.
 pub(crate) const PASSED: u32 = u32::MAX;
 pub(crate) const DROPPED: u32 = 2;
 pub(crate) const REDIRECTED: u32 = 7;
 
-/// What a packet looks like from outside.
+/// A packet as seen from outside.
 #[derive(Clone, Copy)]
 pub(crate) struct Arrival {
     pub(crate) device: u32,

@@ -13,7 +13,7 @@ use crate::{
 
 const FAMILIES: [(bool, bool); 4] = [(false, false), (true, true), (false, true), (true, false)];
 
-/// What a router of the packet's family says when it is too big, with `kept` bytes of its TCP header.
+/// The message of a router that finds the packet too big, with `kept` bytes of its TCP header.
 pub(crate) fn too_big(packet: &Packet, mtu: u16, kept: usize) -> Vec<u8> {
     let frame = packet.frame();
     let inside = &frame[ETHERNET..transport(&frame) + kept];
@@ -36,7 +36,7 @@ pub(crate) fn too_big(packet: &Packet, mtu: u16, kept: usize) -> Vec<u8> {
     }
 }
 
-/// What a message says to the sender of a packet.
+/// The contents of a message, for the sender of a packet.
 #[derive(Debug, PartialEq)]
 struct Told {
     from: IpAddr,

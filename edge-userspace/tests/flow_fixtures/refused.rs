@@ -1,4 +1,4 @@
-//! What is not a flow's packet, or not in order, is passed or dropped as it is, and counted.
+//! Packets that belong to no flow or are malformed are passed or dropped unchanged, and counted.
 
 use edge_common::flow::FlowReason;
 

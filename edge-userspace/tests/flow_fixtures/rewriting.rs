@@ -7,7 +7,7 @@ use crate::{
     packet::{ACK, Choice, FIN, PSH, Packet, SYN, assert_checksums, without_checksums},
 };
 
-/// What the packet must become, by meaning.
+/// The expected packet, by meaning.
 pub(crate) fn reference(packet: &Packet, pair: &Pair, flow: &Flow) -> Packet {
     let is_up = packet.source == pair.client;
     let (source, destination) = if is_up { (pair.back, pair.backend) } else { (pair.front, pair.client) };
@@ -100,7 +100,7 @@ fn option_lists() -> Vec<Vec<Choice>> {
         lists.push(vec![sack(blocks), STAMPS]);
         lists.push(vec![Nop, sack(blocks), Nop, STAMPS]);
     }
-    // What does not fill words is not sent.
+    // Options that do not fill words are not sent.
     let filled = |list: &Vec<Choice>| {
         let length: usize = list
             .iter()

@@ -1,4 +1,4 @@
-//! What packets say about the connection: bytes, ends, and who is believed.
+//! What a flow learns from packets: bytes, ends, and which packets to believe.
 
 use std::net::{TcpListener, TcpStream};
 
@@ -108,7 +108,8 @@ fn the_window_moves_with_the_receivers_acknowledgements() {
     }
     assert_eq!(talk.lab.count(FlowReason::OutOfWindow), 0, "300 kB through a window of 65 kB");
     assert_eq!(talk.lab.up(&talk.pair).bytes(), 300_000);
-    // What the client acknowledges has to have been sent: also learnt from the other entry.
+    // An acknowledgement by the client is believed only for data that was sent, which the other entry may
+    // show.
     talk.down(0, sent, ACK, 500);
     talk.up(sent, 500, ACK, 0);
     talk.up(sent, 501, ACK, 0);
@@ -121,7 +122,7 @@ fn a_window_that_was_overtaken_does_not_count() {
     let Some(talk) = Talk::new() else { return };
     talk.up(0, 0, ACK, 1000);
     talk.down(0, 1000, ACK, 0);
-    // What the backend has said before comes by another processor.
+    // The backend's earlier packets are processed by another CPU.
     let mut before = Packet::new(talk.pair.backend, talk.pair.back);
     (before.seq, before.ack, before.window) = (BACKEND_SEQ, talk.pair.down.acked, 1);
     talk.send(before, ACK, 0);

@@ -156,7 +156,7 @@ async fn an_end_told_before_its_time_is_not_believed() {
     let held = near.as_fd().try_clone_to_owned().unwrap();
     let mut carried = start(&tiers, (client, near), connected().await, Preread::default());
     in_kernel(&carried.meter).await;
-    // What is sent to the client waits in the kernel for room, and what the client sends waits behind it.
+    // Data to the client waits in the kernel for room, and data from the client waits behind it.
     set_socket_send_buffer_size(&held, 128 << 10).unwrap();
     let chunk = pattern(1 << 16);
     let down = push(&mut carried.backend, &chunk, 3 << 20).await;

@@ -66,8 +66,8 @@ impl Channel {
         }
     }
 
-    /// The next request; `None` when the other end is gone. What is no request is an error of its own, after which the
-    /// next one can be taken.
+    /// The next request; `None` when the other end has closed. A malformed request is a separate error, after
+    /// which the next one can be received.
     pub(super) fn receive_request(&mut self) -> io::Result<Option<Result<Request, String>>> {
         let Some((message, _)) = self.receive(REQUEST)? else { return Ok(None) };
         Ok(Some(parse(&message).map_err(|error| error.to_string())))

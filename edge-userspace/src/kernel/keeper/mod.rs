@@ -71,7 +71,7 @@ pub fn fork() -> io::Result<Forked> {
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => {
-            // What tells the keeper that the daemon ended is that nobody has this end any more.
+            // The keeper learns of the daemon's end when the last copy of this descriptor is closed.
             drop(ours);
             Ok(Forked::Keeper(Server::new(theirs)))
         }

@@ -1,5 +1,5 @@
-//! What the daemon may ask the keeper for, and the answers. Everything is typed and bounded: whoever owns the daemon
-//! can ask for nothing else.
+//! The requests that the daemon may send to the keeper, and the answers. Everything is typed and bounded: an
+//! attacker who controls the daemon can request nothing else.
 
 use std::collections::BTreeMap;
 
@@ -103,7 +103,7 @@ impl From<Connections> for Vec<Ends> {
     }
 }
 
-/// What the keeper does.
+/// A task for the keeper.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) enum Request {
@@ -165,10 +165,10 @@ pub(crate) enum Request {
     },
 }
 
-/// What was done.
+/// The result of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Reply {
-    /// What was asked for.
+    /// It was done.
     Done,
     /// The devices that packets of flows are carried on, by index.
     Flows(BTreeMap<u32, String>),

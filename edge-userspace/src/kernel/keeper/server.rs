@@ -31,7 +31,7 @@ pub struct Server {
     channel: Channel,
 }
 
-/// What the keeper keeps.
+/// The programs and links that the keeper holds.
 #[derive(Debug)]
 pub struct Wards {
     pub(in crate::kernel) flow: Option<FlowLinks>,

@@ -44,12 +44,12 @@ pub(super) trait Layout: Send + Sync + 'static {
     fn reason(reason: FlowReason) -> Option<u32>;
 }
 
-/// What can be done with the table of any older layout; all in this version's types but for labels, whose keys are the
-/// table's own.
+/// Operations on the table of any older layout. All types are this version's, except that labels have the
+/// table's own keys.
 pub(super) trait Readable: Send + Sync {
     fn each_entry(&self, visit: &mut dyn FnMut(FlowKey, Flow)) -> Result<(), KernelError>;
     fn get(&self, key: &FlowKey) -> Result<Option<Flow>, KernelError>;
-    /// What is gone already is not an error.
+    /// An entry that is already gone is no error.
     fn remove(&self, key: &FlowKey) -> Result<(), KernelError>;
     fn unfinished(&self) -> Vec<(u64, Pending)>;
     fn finish(&self, id: u64) -> Result<(), KernelError>;

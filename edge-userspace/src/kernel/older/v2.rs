@@ -68,7 +68,7 @@ pub(super) struct Unfinished {
     watch: [u32; 2],
 }
 
-/// What is known of a flow, as text padded with zeros.
+/// The description of a flow, as text padded with zeros.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Text([u8; 440]);

@@ -12,7 +12,7 @@ use landlock::{
 /// The newest version of Landlock whose rights are spoken of here.
 const VERSION: ABI = ABI::V6;
 
-/// What may be done where. What is not there is left out.
+/// The allowed accesses by path. Missing paths are left out.
 #[derive(Clone, Debug, Default)]
 pub(super) struct View {
     /// Files and directories to read.

@@ -1,4 +1,4 @@
-//! What the daemon gives up before it reads a byte of the network's, and the keeper with it.
+//! The rights that the daemon and its keeper drop before the daemon reads a byte from the network.
 //!
 //! Each step is taken as far as the machine goes: what cannot be given up is among the findings, and the daemon serves
 //! all the same.
@@ -25,13 +25,13 @@ use super::{
 /// Where other programs keep what is behind `/etc/resolv.conf`.
 const RESOLVERS: [&str; 4] =
     ["/run/systemd/resolve", "/run/NetworkManager", "/run/resolvconf", "/run/connman"];
-/// What anybody may read, and the daemon does: names, devices, processors.
+/// Paths that everybody may read, and that the daemon reads: names, devices, processors.
 const PUBLIC: [&str; 4] = ["/etc", "/proc", "/sys", "/dev/urandom"];
 /// Where user-space implementations of `WireGuard` listen.
 const WIREGUARD: [&str; 2] = ["/run/wireguard", "/var/run/wireguard"];
 const NOWHERE: &str = "/dev/null";
 
-/// What the daemon still has to reach when it has given up everything else.
+/// Files that the daemon must still reach after it has dropped all other access.
 #[derive(Clone, Debug)]
 pub struct Confines<'a> {
     /// The configuration file: read again at a reload.
@@ -48,7 +48,7 @@ pub struct Confines<'a> {
     pub has_keeper: bool,
 }
 
-/// What the keeper still has to reach.
+/// Files that the keeper must still reach.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Keeping<'a> {
     /// The directory of everything pinned.
@@ -97,7 +97,7 @@ pub fn enter(confines: &Confines<'_>, account: Option<&Account>) -> Vec<Finding>
     ]
 }
 
-/// What a thread with `CAP_NET_ADMIN` gives up besides: see [`admin`].
+/// Restricts a thread that has `CAP_NET_ADMIN` further: see [`admin`].
 pub(super) fn confine_admin() -> io::Result<()> {
     seccomp::enter_admin()
 }

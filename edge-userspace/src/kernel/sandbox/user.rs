@@ -12,7 +12,7 @@ use rustix::{
     thread::{set_keep_capabilities, set_thread_groups, set_thread_res_gid, set_thread_res_uid},
 };
 
-/// Who the daemon becomes when it was started as root.
+/// The user that the daemon becomes if it was started as root.
 pub const USER: &str = "edge";
 
 /// An account, by number.
@@ -77,8 +77,9 @@ impl Account {
         Ok(())
     }
 
-    /// Makes a directory where there is none, and gives it and the plain files in it that are root's to this account:
-    /// an edged that ran as root left them so. What is closed to this process is somebody else's already.
+    /// Creates the directory if it is missing, and gives it and root's plain files in it to this account: an
+    /// edged that ran as root left them so. Files that this process cannot open already belong to another
+    /// user.
     pub fn own_directory(&self, path: &Path) -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o750).create(path)?;
         unless_closed(self.own_existing_directory(path))

@@ -203,7 +203,7 @@ impl fmt::Debug for ShieldLinks {
 /// Removes a pin, and with it the link, be it there or not.
 fn remove(pin: &Path) -> Result<(), KernelError> {
     match fs::remove_file(pin) {
-        // Whoever took the pin away before has let go of the link too.
+        // If somebody has removed the pin, the link is released too.
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(KernelError::File { call: "removing", path: pin.to_owned(), source })
         }

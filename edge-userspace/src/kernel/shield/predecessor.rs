@@ -1,5 +1,6 @@
-//! Shields of other layouts. What they block cannot be read, but the operator's blocks are on disk; so they go on dropping
-//! packets until this one has the same blocks, and then their links run this program, each in one step.
+//! Shields of other layouts. Their blocks cannot be read, but the operator's blocks are on disk. They
+//! continue to drop packets until this shield has the same blocks; then their links switch to this program,
+//! each in one step.
 
 use std::{fs, path::Path};
 

@@ -53,7 +53,7 @@ impl Notice {
     }
 }
 
-/// Who waits for what.
+/// Tasks that wait for notices.
 pub(super) struct Notices {
     epoll: OwnedFd,
     ring: Mutex<RingBuf<MapData>>,

@@ -1,9 +1,9 @@
 //! Room in the send buffer of a joined socket for all that may be redirected to it.
 //!
-//! What finds no room waits in the queue of the redirection, and so does what this socket receives and the kernel
-//! leaves to user space, behind it (`skmsg.c`, `sk_psock_verdict_apply`). There it counts against no buffer: the
-//! window stays open and the sender fills the machine's memory; and a client that writes before it reads stands
-//! still. With room for the whole credit, nothing ever waits there.
+//! Data that finds no room waits in the queue of the redirection. Data that this socket receives and the
+//! kernel leaves to user space waits behind it (`skmsg.c`, `sk_psock_verdict_apply`). There it counts against
+//! no buffer: the window stays open and the sender fills the machine's memory, and a client that writes
+//! before it reads comes to a standstill. With room for the whole credit, nothing ever waits there.
 
 use std::{
     io,
@@ -36,7 +36,7 @@ impl<'a> Room<'a> {
         Ok(room)
     }
 
-    /// What [`give_back`] wants.
+    /// The size that [`give_back`] needs.
     pub(super) fn before(&self) -> usize {
         self.before
     }
@@ -57,7 +57,7 @@ impl Drop for Room<'_> {
 
 /// The send buffer as it was, and grown by the kernel again as it sees fit.
 pub(super) fn give_back(socket: impl AsFd, before: usize) {
-    // What fails here leaves a buffer larger than need be, still bounded.
+    // A failure here leaves a buffer that is too large, but still bounded.
     let _ = set_socket_send_buffer_size_force(&socket, before / 2);
     let _ = tcp::unlock_buffers(&socket);
     let _ = tcp::set_unsent_low_water(&socket, 0);
