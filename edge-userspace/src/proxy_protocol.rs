@@ -1,11 +1,12 @@
-//! The PROXY protocol, versions 1 and 2: what both directions share, and the header that goes out.
+//! The PROXY protocol, versions 1 and 2: what both directions share, and outgoing headers.
 //!
-//! The header that comes in is read by [`crate::sniff::proxy_header`]. Section numbers are those of HAProxy's
+//! [`crate::sniff::proxy_header`] parses incoming headers. Section numbers refer to HAProxy's
 //! `doc/proxy-protocol.txt`.
 //!
-//! Both directions are our own code. The `proxy-header` crate, which is the independent decoder of the tests, says
-//! "too short" to a header whose length is too small for its addresses, so that such a peer would be waited for; it
-//! takes anything for the space behind `PROXY`; and it does not give out the TLVs as they came, which we pass on.
+//! Both directions are our own code. The `proxy-header` crate is the tests' independent decoder. We do not
+//! use it here for three reasons: it reports "too short" for a header whose length is too small for its
+//! addresses, so that we would wait for more; it accepts any bytes in place of the space after `PROXY`; and
+//! it does not return the original TLVs, which we pass on.
 
 #![forbid(unsafe_code)]
 
@@ -19,8 +20,8 @@ pub use write::{Header, Tlvs, write};
 /// Whose connection a header announces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProxySource {
-    /// The sender's own, a health check for example, or one whose addresses it cannot say: the addresses of the
-    /// connection itself count.
+    /// A connection of the sender itself, such as a health check, or one whose addresses it does not know:
+    /// the addresses of the connection itself apply.
     Local,
     /// A client's. IPv4-mapped addresses have become IPv4.
     Client {
@@ -35,12 +36,13 @@ pub enum ProxySource {
 pub(crate) const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 /// Signature, version and command, family and transport, length.
 pub(crate) const V2_FIXED: usize = 16;
-/// The longest header of version 2 that is read: what nginx takes since 1.23.2 (`NGX_PROXY_PROTOCOL_MAX_HEADER`). The
-/// length field could say sixteen times as much.
+/// The longest version 2 header that we read, the same as nginx since 1.23.2
+/// (`NGX_PROXY_PROTOCOL_MAX_HEADER`). The length field would allow sixteen times as much.
 pub const V2_MAX: usize = 4096;
-/// The longest header of version 2 that is written, in bytes, padding aside. Apache's `mod_remoteip` takes 232 (the header and
-/// the longest addresses, those of Unix sockets), go-proxyproto 256, HAProxy what its buffer holds. nginx before 1.23.2 takes
-/// 107: enough for both families of addresses, a checksum and a unique id or a short name.
+/// The longest version 2 header that we write, in bytes, without padding. Apache's `mod_remoteip` accepts 232
+/// (the header and the longest addresses, those of Unix sockets), go-proxyproto 256, HAProxy the size of its
+/// buffer. nginx before 1.23.2 accepts 107: enough for the addresses of either family, a checksum, and a
+/// unique id or a short name.
 pub const V2_MAX_SENT: usize = 232;
 /// The length of a header of version 2 without TLVs, for a client of IPv4 (§2.2), in bytes.
 pub const V2_IPV4: usize = V2_FIXED + 12;

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{kernel::tcp, spec::Choice};
 
-/// How long what a reset side sent before may take to reach the other side, before that one is reset too.
+/// The time for data sent before a reset to reach the other side, after which that side is reset too.
 pub(super) const LAST_BYTES: Duration = Duration::from_secs(2);
 
 /// A client's connection and the backend's, both established.
@@ -117,8 +117,8 @@ impl Relay {
         [&self.pair.client, &self.pair.backend]
     }
 
-    /// The connection has become old: without it a NAT on the way forgets what is idle, and neither side would ever
-    /// know. Clients' sockets have it from their listener.
+    /// Turns on TCP keepalive for a long-lived connection, so that a NAT on the path does not silently drop
+    /// it. Clients' sockets inherit it from their listener.
     pub(super) fn keep_alive(&self) {
         // It fails on no live socket.
         let _ = tcp::keep_alive(&self.pair.backend);

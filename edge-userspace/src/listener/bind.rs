@@ -12,8 +12,8 @@ use super::holder::{Holder, holder};
 
 /// Connections that wait for accept; the kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
-/// Silence after which the kernel asks whether a peer is still there. Below the five minutes after which common
-/// NATs forget a connection.
+/// Silence before the kernel's first keepalive probe. Shorter than the five minutes after which common NATs
+/// forget a connection.
 const KEEPALIVE_IDLE: Duration = Duration::from_mins(4);
 /// Time between two such questions.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -71,9 +71,10 @@ impl BindError {
 
 /// Listens on `address` with `workers` sockets, among which the kernel spreads connections (`SO_REUSEPORT`).
 ///
-/// `[::]` takes IPv4 too unless `v6_only`. On a machine without IPv6 it listens on `0.0.0.0` instead. An address that
-/// the machine does not have yet is listened on nevertheless (`IP_FREEBIND`, ip(7)), so that clients are accepted from
-/// the moment it appears; [`is_local`] tells the difference. With `beside_ours` this process may listen there already.
+/// `[::]` accepts IPv4 too unless `v6_only`. On a machine without IPv6 this listens on `0.0.0.0` instead. It
+/// also listens on an address that the machine does not have yet (`IP_FREEBIND`, ip(7)), so that clients are
+/// accepted from the moment it appears; [`is_local`] tells the difference. With `beside_ours` this process
+/// may listen there already.
 pub fn bind(
     address: SocketAddr,
     workers: usize,
@@ -94,8 +95,8 @@ pub fn bind(
     }
 }
 
-/// Whether this machine has the address now: one without which a socket listens in vain. An IPv6 address does not count
-/// before duplicate address detection has ended (RFC 4862 §5.4).
+/// Whether the machine has the address now; without it a socket listens in vain. An IPv6 address counts only
+/// after duplicate address detection (RFC 4862 §5.4).
 pub fn is_local(address: SocketAddr) -> bool {
     let attempt =
         Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).and_then(|socket| {
@@ -136,9 +137,9 @@ fn bind_all(
         Ok::<_, io::Error>(socket)
     };
     if !beside_ours {
-        // With SO_REUSEPORT a second program of the same user would silently take half of the connections:
-        // look without it first. Binding says so by itself (`inet_csk_get_port` refuses where somebody
-        // listens); a probe that listened would accept clients only to reset them.
+        // With SO_REUSEPORT a second program of the same user would silently take half of the connections. A
+        // first bind without it detects that program (`inet_csk_get_port` refuses if somebody listens).
+        // Listening is not needed for the test, and would accept clients only to reset them.
         socket()?.bind(&SockAddr::from(address))?;
     }
     (0..workers)

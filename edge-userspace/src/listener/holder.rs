@@ -25,8 +25,8 @@ impl fmt::Display for Holder {
 
 /// The process whose listening socket keeps `address` from being bound.
 ///
-/// `None` where it cannot be found: what other users' processes have open is shown to `CAP_SYS_PTRACE` only, which edged
-/// does not have, and a root who calls `edgectl` does.
+/// `None` if it cannot be found: the kernel shows other users' open files only with `CAP_SYS_PTRACE`. edged
+/// does not have it, but root, who calls `edgectl`, does.
 pub fn holder(address: SocketAddr) -> Option<Holder> {
     let sockets: Vec<String> = ["/proc/self/net/tcp", "/proc/self/net/tcp6"]
         .iter()
@@ -60,7 +60,7 @@ fn is_rival(ours: SocketAddr, theirs: SocketAddr) -> bool {
     ours.port() == theirs.port() && (our == their || our.is_unspecified() || their.is_unspecified())
 }
 
-/// The listening sockets of a table as `/proc/net/tcp` and `/proc/net/tcp6` have it, with their inodes.
+/// Parses the listening sockets of `/proc/net/tcp` or `/proc/net/tcp6`, with their inodes.
 fn listening(table: &str) -> impl Iterator<Item = (SocketAddr, u64)> {
     table.lines().skip(1).filter_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
@@ -70,7 +70,7 @@ fn listening(table: &str) -> impl Iterator<Item = (SocketAddr, u64)> {
     })
 }
 
-/// `0100007F:01BB`: words in the machine's byte order, as the kernel prints what it holds in the network's.
+/// `0100007F:01BB`: the address as words in the machine's byte order, although it is stored in network order.
 fn socket_address(text: &str) -> Option<SocketAddr> {
     let (ip, port) = text.split_once(':')?;
     let words: Vec<[u8; 4]> = (0..ip.len() / 8)

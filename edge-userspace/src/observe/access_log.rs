@@ -1,8 +1,7 @@
-//! The access log: one JSON object a connection, written by a thread of its own.
+//! The access log: one JSON object per connection, written by a separate thread.
 //!
-//! A connection never waits for the log. When whoever reads it is slower than the connections for so long that
-//! the queue is full, lines are dropped, and the next line that gets through is followed by a warning with their
-//! number.
+//! A connection never waits for the log. If the reader is slower than the connections for so long that the
+//! queue fills up, lines are dropped. A warning with their number follows the next line that gets through.
 
 use std::{
     fs::{File, OpenOptions, Permissions},
@@ -131,13 +130,13 @@ pub struct AccessLog {
 }
 
 impl AccessLog {
-    /// Opens the log and starts its thread. A file is made if it is not there, and appended to.
+    /// Opens the log and starts its thread. Creates the file if it is missing, and appends to it.
     ///
-    /// Where it cannot be opened, lines are lost until it can: [`Self::trouble`].
+    /// If the file cannot be opened, lines are lost until it can: [`Self::trouble`].
     ///
     /// # Errors
     ///
-    /// No thread can be started.
+    /// The thread cannot be started.
     pub fn open(target: &AccessLogTarget) -> io::Result<Self> {
         if *target == AccessLogTarget::Off {
             return Ok(Self { queue: None, shared: Arc::default() });
@@ -179,7 +178,7 @@ impl AccessLog {
         }
     }
 
-    /// Waits until all lines so far are written, at most two seconds: whoever reads the log may have stopped.
+    /// Waits until all lines so far are written, for at most two seconds: the reader may have stopped.
     pub fn flush(&self) {
         let Some(queue) = &self.queue else { return };
         let deadline = Instant::now() + FLUSH;
@@ -216,7 +215,8 @@ fn output(target: &AccessLogTarget) -> io::Result<Box<dyn Write + Send>> {
     }
 }
 
-/// Opens a file to append to. One that is made here is for the group `edge` too; the rights of others are left alone.
+/// Opens a file to append to. A new file is also given to the group `edge`; the mode of an existing one is
+/// left alone.
 fn file(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.append(true).mode(MODE);

@@ -14,11 +14,11 @@ const DEFAULT: &str = "info";
 )]
 pub struct FilterError(String);
 
-/// Reads the setting; nothing and an empty one are `info`.
+/// Parses the setting; without one, or with an empty one, the level is `info`.
 ///
 /// # Errors
 ///
-/// It has a word that is no level. The filter would take it for the name of a program and let nothing through.
+/// A word is not a level. The filter would take it for the name of a program and suppress everything.
 pub fn filter(setting: Option<&str>) -> Result<EnvFilter, FilterError> {
     let setting = setting.map(str::trim).filter(|setting| !setting.is_empty()).unwrap_or(DEFAULT);
     let wrong = |part: &str| FilterError(part.to_owned());

@@ -1,7 +1,7 @@
-//! The metrics for Prometheus: gathered when they are asked for, from counts that are kept anyway.
+//! The metrics for Prometheus: gathered on request, from counters that are kept anyway.
 //!
-//! Nothing here is touched while connections are carried. Series with equal labels are added up, since several
-//! routes may share a host.
+//! Carrying connections touches nothing here. Series with equal labels are added up, since several routes may
+//! share a host.
 
 use std::{
     collections::BTreeMap,
@@ -279,7 +279,7 @@ impl Family<'_> {
     fn durations(mut self, durations: &Durations) -> fmt::Result {
         let bounds = BOUNDS.into_iter().chain([f64::INFINITY]);
         let buckets: Vec<_> = bounds.zip(durations.buckets).collect();
-        // The one count for both, so that a duration that is counted meanwhile cannot make them disagree.
+        // Both lines use the same count, so that a duration recorded meanwhile cannot make them disagree.
         let count = durations.buckets.iter().sum();
         self.0.encode_histogram::<NoLabelSet>(durations.sum.as_secs_f64(), count, &buckets, None)
     }

@@ -1,4 +1,4 @@
-//! The TLVs behind the addresses of a version 2 header (§2.2): an octet of type, two of length, the value.
+//! The TLVs behind the addresses of a version 2 header (§2.2): one byte of type, two of length, the value.
 
 /// The ALPN protocol that the client offers.
 pub const ALPN: u8 = 0x01;

@@ -20,8 +20,9 @@ pub struct Tlvs<'a> {
     pub alpn: Option<&'a AlpnList>,
     /// Our id of the connection, at most [`tlv::MAX_UNIQUE_ID`] bytes.
     pub unique_id: Option<&'a [u8]>,
-    /// The TLVs of the header that came in. Its authority and ALPN stand in where we have read none. Its unique id goes
-    /// before ours: it is there to recognise the connection behind several proxies. Checksum and padding are made anew.
+    /// The TLVs of the incoming header. We use its authority and ALPN if we have read none. Its unique id
+    /// takes precedence over ours, because it identifies the connection across several proxies. Checksum and
+    /// padding are recomputed.
     pub received: &'a [u8],
     /// Pads the header to a multiple of this many bytes by a NOOP; 0 and 1 do not pad.
     pub align: u8,
@@ -44,9 +45,10 @@ impl From<Vec<u8>> for Header {
 
 /// The header for one connection; nothing for [`ProxyProtocol::Off`].
 ///
-/// Addresses of different families both go as IPv6, the IPv4 one mapped, as HAProxy has it. A header of version 2 is at most
-/// [`V2_MAX_SENT`] bytes without its padding: the TLVs that do not fit are left out. Received ones go first, then the ALPN list,
-/// the authority, the unique id. Version 1 and local connections have no TLVs.
+/// If the addresses are of different families, both are written as IPv6, the IPv4 one mapped, as in HAProxy.
+/// A version 2 header is at most [`V2_MAX_SENT`] bytes without its padding; TLVs that do not fit are left
+/// out. Received ones go first, then the ALPN list, the authority, the unique id. Version 1 and local
+/// connections have no TLVs.
 pub fn write(version: ProxyProtocol, source: ProxySource, tlvs: &Tlvs<'_>) -> Header {
     match (version, source) {
         (ProxyProtocol::Off, _) => Header::default(),
@@ -158,7 +160,8 @@ fn push(header: &mut Vec<u8>, kind: u8, value: &[u8]) {
     header.extend(value);
 }
 
-/// A NOOP is at least [`tlv::TLV_HEADER`] bytes; where there is less to fill, it reaches to the next boundary but one.
+/// A NOOP is at least [`tlv::TLV_HEADER`] bytes. If less is missing to a boundary, it extends to the one
+/// after it.
 fn pad(header: &mut Vec<u8>, align: usize) {
     if align > 1 && !header.len().is_multiple_of(align) {
         let value = (header.len() + tlv::TLV_HEADER).next_multiple_of(align) - header.len() - tlv::TLV_HEADER;

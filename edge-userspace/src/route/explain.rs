@@ -76,7 +76,7 @@ pub enum Unmet {
 }
 
 impl<T> Table<T> {
-    /// All rules whose host fits, in the order in which they are tried, each with what became of it.
+    /// All rules whose host matches, in the order in which they are tried, each with its result.
     ///
     /// For `edgectl routes test`; a connection is routed by [`Table::find`].
     pub fn explain(&self, query: &Query<'_>) -> Vec<Considered<'_, T>> {

@@ -1,4 +1,4 @@
-//! Host, ALPN and source → route. Pure; the table is immutable and swapped whole.
+//! Host, ALPN and source → route. Pure; the table is immutable and replaced as a whole.
 //!
 //! The table does not know what a target is: it returns the value that it was built with.
 

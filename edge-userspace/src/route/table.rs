@@ -1,7 +1,7 @@
 //! The route table: built once, then only read.
 //!
-//! A look-up costs one hash for the exact name and one for each depth at which the table has a suffix, so a client
-//! that sends 127 labels makes no more work than the operator's own `*.` routes allow.
+//! A look-up costs one hash for the exact name, and one for each depth at which the table has a suffix. A
+//! client that sends 127 labels therefore causes no more work than the operator's own `*.` routes allow.
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
@@ -36,9 +36,9 @@ type Places = Vec<usize>;
 
 /// All rules, indexed by host.
 ///
-/// The precedence is: the exact name, then the longest suffix, then `*`; at the same host the rule with more of
-/// `protocol`, `alpn` and `from`, then the order in which the rules were given. Where a rule's conditions do not hold, the next
-/// best is tried.
+/// Precedence: the exact name, then the longest suffix, then `*`; for the same host the rule with more of
+/// `protocol`, `alpn` and `from`, then the order in which the rules were given. If a rule's conditions do not
+/// hold, the next best rule is tried.
 #[derive(Clone, Debug)]
 pub struct Table<T> {
     rules: Box<[Rule<T>]>,
@@ -167,7 +167,7 @@ impl Conditions {
             .sum()
     }
 
-    /// The conditions beside the host that do not hold. `source` is the canonical form of the query's.
+    /// The conditions that do not hold, apart from the host. `source` is the canonical form of the query's.
     pub(super) fn unmet(&self, query: &Query<'_>, source: IpAddr) -> impl Iterator<Item = Failed> {
         let holds = |name: &Arc<str>| **name == *query.listener;
         let offered = |offer: &[u8]| self.alpn.iter().any(|name| name.as_bytes() == offer);

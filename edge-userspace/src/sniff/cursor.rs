@@ -1,6 +1,7 @@
-//! Reading a byte string from front to back, for formats made of big-endian numbers and length-prefixed vectors.
+//! Reads a byte string from front to back, for formats of big-endian numbers and length-prefixed vectors.
 //!
-//! Nothing here knows a protocol. Each step gives `None` when the bytes do not suffice, and then moves nowhere.
+//! This module knows no protocol. A step returns `None` if the bytes do not suffice, and then does not
+//! advance.
 
 /// The bytes left to read.
 #[derive(Clone, Copy)]

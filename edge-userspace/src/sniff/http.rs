@@ -1,8 +1,8 @@
-//! The host that the first HTTP/1 request of a connection asks for (RFC 9112 §3.2).
+//! The host of a connection's first HTTP/1 request (RFC 9112 §3.2).
 //!
-//! Only that one head is read, by `httparse`, and only for its host: later requests of the connection follow the
-//! first. What could lead us and the backend to different hosts is refused; everything else about the request is
-//! the backend's to judge, and the bytes go on unchanged.
+//! `httparse` reads only that one head, and only its host is used: later requests of the connection follow
+//! the first. A head that could lead us and the backend to different hosts is refused. The backend judges
+//! everything else, and the bytes are forwarded unchanged.
 
 use crate::spec::HostName;
 
@@ -37,7 +37,7 @@ pub struct RequestHead {
 
 /// Reads a request head from bytes that arrive in pieces.
 ///
-/// It keeps its place: all calls together look at each byte a fixed number of times, and copy none.
+/// It keeps its position: all calls together look at each byte a constant number of times, and copy none.
 #[derive(Debug)]
 pub struct RequestHeadReader {
     max_head: usize,
@@ -57,8 +57,8 @@ impl RequestHeadReader {
         Self { max_head, searched: 0, line: 0, has_request_line: false, fields: 0 }
     }
 
-    /// Looks at what has been received. `received` holds all bytes from the connection's first one on, at least
-    /// those of the call before. After an answer other than [`Sniff::Incomplete`] the reader is as new.
+    /// Examines the bytes received so far. `received` holds all bytes from the connection's first one on, at
+    /// least those of the previous call. After a result other than [`Sniff::Incomplete`] the reader is reset.
     pub fn read(&mut self, received: &[u8]) -> Sniff<RequestHead> {
         let answer = self.advance(received).into();
         if answer != Sniff::Incomplete {
@@ -100,8 +100,8 @@ impl RequestHeadReader {
     }
 }
 
-/// Tells from the first bytes of the request line what will not become one. A client that speaks another
-/// protocol waits for an answer instead of sending an empty line.
+/// Recognises, from its first bytes, a line that cannot become a request line. A client of another protocol
+/// would otherwise wait for an answer instead of sending an empty line.
 fn judge_opening(line: &[u8]) -> Result<(), Rejection> {
     match *line {
         [22, 3, ..] => Err(Rejection::TlsOnHttp),
@@ -129,7 +129,7 @@ fn judge_request_line(line: &[u8]) -> Result<(), Rejection> {
     }
 }
 
-/// Reads a head that is complete, to its last byte, and has this many lines behind the request line.
+/// Parses a complete head, which ends with the last byte and has this many lines behind the request line.
 fn read_head(head: &[u8], fields: usize) -> Result<RequestHead, Rejection> {
     let host = if fields <= USUAL_FIELDS {
         host_in(head, &mut [httparse::EMPTY_HEADER; USUAL_FIELDS])
@@ -149,8 +149,8 @@ fn host_in<'head>(
         Ok(httparse::Status::Complete(length)) if length == head.len() => {
             let (method, target) = (request.method.unwrap_or_default(), request.path.unwrap_or_default());
             let no_host = match request.version {
-                // "A server MUST respond with a 400 to any HTTP/1.1 request message that lacks a Host header field"
-                // (RFC 9112 §3.2), be there one in the target.
+                // "A server MUST respond with a 400 to any HTTP/1.1 request message that lacks a Host header
+                // field" (RFC 9112 §3.2), even if the target names one.
                 Some(1) => Some("HTTP/1.1 without Host"),
                 _ => None,
             };
@@ -186,7 +186,7 @@ fn malformed(error: httparse::Error) -> Rejection {
     })
 }
 
-/// The host of the target and that of the Host field; they must be the same. `no_host` is what is wrong where there is no
+/// The host of the target and of the Host field, which must be equal. `no_host` is the error if there is no
 /// such field.
 fn host_of(
     method: &str,
@@ -198,7 +198,7 @@ fn host_of(
     let mut fields = fields.iter().filter(|field| field.name.eq_ignore_ascii_case("host"));
     let field = match (fields.next(), fields.next(), no_host) {
         // "A server MUST respond with a 400 to any request message that contains more than one Host header
-        // field line", be they equal (RFC 9112 §3.2).
+        // field line", even if they are equal (RFC 9112 §3.2).
         (Some(_), Some(_), _) => return Err(Rejection::TwoHosts),
         (Some(field), None, _) => Authority::parse(field.value)?,
         (None, _, Some(wrong)) => return Err(Rejection::Malformed(wrong)),
@@ -207,7 +207,7 @@ fn host_of(
     match (target, field) {
         (Authority::Empty, one) | (one, Authority::Empty) => Ok(one),
         (one, other) if one == other => Ok(one),
-        // A server that follows RFC 9112 §3.2.2 would take the target's, one that does not the field's.
+        // A server that follows RFC 9112 §3.2.2 would use the target's host, others the field's.
         _ => Err(Rejection::TwoHosts),
     }
 }

@@ -1,7 +1,7 @@
-//! Bytes → what the client asks for. Pure: no sockets, no routes, no clocks.
+//! Bytes → the client's request. Pure: no sockets, no routes, no clocks.
 //!
-//! Every sniffer gives one of three answers. It is fed the bytes received so far, from the first one on, as
-//! often as more arrive; it keeps its place, so that a peer who sends byte by byte costs linear time.
+//! Every sniffer gives one of three answers. It is called with all bytes received so far each time more
+//! arrive. It keeps its position, so that a peer that sends byte by byte costs linear time.
 
 #![forbid(unsafe_code)]
 
@@ -66,7 +66,7 @@ pub enum Rejection {
     /// A request head with more fields than are taken.
     #[error("too many fields in the request head")]
     TooManyFields,
-    /// The host of a request is no host name. A name like that in SNI is taken for none.
+    /// The host of a request is not a host name. In SNI such a name is treated as none.
     #[error("unusable host name: {0}")]
     BadName(HostNameError),
     /// The head names two hosts.
@@ -108,7 +108,7 @@ impl Rejection {
 mod tests {
     use super::Sniff;
 
-    /// Feeds one byte more each time. Returns the answer and the number of bytes after which it came.
+    /// Feeds one more byte at a time. Returns the answer and the number of bytes after which it came.
     pub(super) fn decided(sniff: impl Fn(&[u8]) -> Sniff<()>, bytes: &[u8]) -> (Sniff<()>, usize) {
         for end in 0..=bytes.len() {
             match sniff(&bytes[..end]) {

@@ -1,9 +1,9 @@
-//! How a PostgreSQL client begins (the chapter "Frontend/Backend Protocol" of its manual): a message with a length
-//! and a code, which asks for encryption or starts a session in clear text.
+//! The first message of a PostgreSQL client (chapter "Frontend/Backend Protocol" of its manual). It has a
+//! length and a code, which requests encryption or starts a session in clear text.
 //!
-//! A client that asks for TLS waits for one byte of answer, then sends a ClientHello, which names the server. Where it
-//! begins with the ClientHello (`sslnegotiation=direct`, since PostgreSQL 17), it is plain TLS with the ALPN
-//! `postgresql`, and nothing of this is met.
+//! A client that requests TLS waits for one byte of answer, then sends a ClientHello, which names the server.
+//! A client that begins with the ClientHello (`sslnegotiation=direct`, since PostgreSQL 17) speaks plain TLS
+//! with the ALPN `postgresql`, and does not use this module.
 
 use std::cmp::Ordering;
 
@@ -23,7 +23,8 @@ pub const TLS_REQUIRED: &[u8] = b"E\0\0\0\x5cSFATAL\0VFATAL\0C28000\0\
 const GSSENC_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x30];
 /// The code of a `CancelRequest`, behind its length.
 const CANCEL: [u8; 4] = [0x04, 0xd2, 0x16, 0x2e];
-/// Its length, itself included: the number of a session and a secret of 4 bytes, up to 256 since protocol 3.2.
+/// The length of the message, including the length field: the number of a session and a secret of 4 bytes, up
+/// to 256 since protocol 3.2.
 const CANCEL_LENGTH: std::ops::RangeInclusive<u32> = 16..=268;
 /// The major version of the protocol, where a session begins.
 const MAJOR: [u8; 2] = [0, 3];

@@ -1,11 +1,11 @@
-//! The PROXY header ahead of a connection from a proxy that we trust (versions 1 and 2).
+//! The PROXY header at the start of a connection from a trusted proxy (versions 1 and 2).
 //!
-//! Whether a header may be there is the caller's to know: it is required from the sources of `accept_proxy`, and from
-//! any other it is data (§5 of the specification). So nothing is guessed here: what is no header is refused, as soon
-//! as the bytes tell.
+//! The caller knows whether a header is expected: it is required from the sources of `accept_proxy`, and data
+//! from any other (§5 of the specification). Nothing is guessed here: bytes that cannot be a header are
+//! refused at once.
 //!
-//! There is no reader that keeps its place: a header of version 1 is at most 107 bytes, and one of version 2 is
-//! looked at behind its fixed part only when it is whole.
+//! This reader keeps no position: a version 1 header is at most 107 bytes, and a version 2 header is read
+//! beyond its fixed part only when it is complete.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

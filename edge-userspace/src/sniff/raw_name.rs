@@ -20,7 +20,7 @@ impl RawName {
     }
 }
 
-/// Printable ASCII, everything else escaped as in Rust's byte strings; `...` stands for what was cut.
+/// Printable ASCII, everything else escaped as in Rust's byte strings; `...` marks truncation.
 impl fmt::Display for RawName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}{}", self.start.escape_ascii(), if self.is_cut { "..." } else { "" })

@@ -1,4 +1,4 @@
-//! Which protocol a client speaks, from its first bytes: for listeners that take more than one.
+//! The protocol of a client, recognised by its first bytes, on listeners that accept several.
 //!
 //! Each protocol answers yes, no or not yet to the bytes so far; no two answer yes to the same bytes. A
 //! client is refused as soon as all have answered no.
@@ -6,7 +6,7 @@
 use super::{Rejection, Sniff, http, postgres, tls};
 use crate::spec::Spoken;
 
-/// Tells which of `among` the bytes begin. TLS and HTTP, where they are among them, know each other.
+/// Which protocol of `among` the bytes begin. If TLS and HTTP are both among them, each recognises the other.
 pub fn spoken(received: &[u8], among: &[Spoken]) -> Sniff<Spoken> {
     let mut refused = Rejection::UnknownProtocol;
     let mut may_become = false;
@@ -32,7 +32,7 @@ fn begins(protocol: Spoken, received: &[u8]) -> Sniff<()> {
     }
 }
 
-/// A request; TLS is told too, so that its client gets an answer that it understands.
+/// A request. TLS is recognised too, so that its client gets an answer that it understands.
 fn http(received: &[u8]) -> Sniff<()> {
     match received {
         [22] => Sniff::Incomplete,
@@ -53,7 +53,7 @@ fn ssh(received: &[u8]) -> Sniff<()> {
 }
 
 /// A packet's length, then its opcode and key id: `P_CONTROL_HARD_RESET_CLIENT_V2` (7) or `V3` (10), key 0
-/// (OpenVPN's `ssl_pkt.h`). Nothing behind that can be relied on: with `tls-crypt` it is encrypted.
+/// (OpenVPN's `ssl_pkt.h`). The bytes behind these are encrypted with `tls-crypt`, so they are not used.
 fn openvpn(received: &[u8]) -> Sniff<()> {
     /// Opcode, session id, an empty list of acknowledgements, packet id.
     const SHORTEST: u16 = 14;

@@ -24,8 +24,8 @@ const MAX_FRAGMENT: usize = 1 << 14;
 const RECORD_HEADER: usize = 5;
 /// `msg_type` and a length of three octets (RFC 8446 §4).
 const MESSAGE_HEADER: usize = 4;
-/// Records that a hello may come in: enough for any hello of today in records of one byte, and a bound on what their
-/// headers add.
+/// The most records that a hello may come in: enough for any present hello in records of one byte, and a
+/// bound on the size of their headers.
 pub const MAX_RECORDS: usize = 4096;
 
 /// The parts of a ClientHello that routing uses.
@@ -48,9 +48,9 @@ pub struct ClientHello {
 
 /// Reads a ClientHello from bytes that arrive in pieces.
 ///
-/// It keeps its place, so all calls together cost time linear in the bytes. A hello in one record is read where
-/// it lies; only one in several records is put together, at most `max_message` bytes, once it is complete: what is
-/// unfinished takes no memory here.
+/// It keeps its position, so all calls together cost time linear in the bytes. A hello in one record is
+/// parsed in place. A hello in several records is copied together, at most `max_message` bytes, once it is
+/// complete, so an incomplete one takes no memory here.
 #[derive(Debug)]
 pub struct ClientHelloReader {
     max_message: usize,
@@ -69,14 +69,14 @@ impl ClientHelloReader {
         Self { max_message, next_record: 0, records: 0, taken: 0, message_len: None }
     }
 
-    /// The most bytes that can be received while the answer is [`Sniff::Incomplete`]: the message in as many records
-    /// as there may be, the last of full length.
+    /// The most bytes that can be received while the answer is [`Sniff::Incomplete`]: the message in the
+    /// largest number of records, the last one of full length.
     pub const fn max_wire(max_message: usize) -> usize {
         max_message.saturating_add(RECORD_HEADER * MAX_RECORDS).saturating_add(MAX_FRAGMENT)
     }
 
-    /// Looks at what has been received. `received` holds all bytes from the connection's first one on, at least
-    /// those of the call before. After an answer other than [`Sniff::Incomplete`] the reader is as new.
+    /// Examines the bytes received so far. `received` holds all bytes from the connection's first one on, at
+    /// least those of the previous call. After a result other than [`Sniff::Incomplete`] the reader is reset.
     pub fn read(&mut self, received: &[u8]) -> Sniff<ClientHello> {
         let answer = self.advance(received).into();
         if answer != Sniff::Incomplete {
@@ -127,7 +127,7 @@ impl ClientHelloReader {
         }
     }
 
-    /// The message's header may itself be split over records; what is there of it is judged at once.
+    /// The message's header may itself be split over records; the bytes available are checked at once.
     fn judge_header(&self, received: &[u8]) -> Result<Option<usize>, Rejection> {
         const CLIENT_HELLO: u8 = 1;
         let mut bytes = fragments(received).flatten().copied();
@@ -168,7 +168,7 @@ fn put_together(received: &[u8], len: usize) -> Vec<u8> {
     message
 }
 
-/// The record at the start of `rest`: the length of its fragment, and as much of that as has arrived.
+/// The record at the start of `rest`: the length of its fragment, and the part of it that has arrived.
 fn record(rest: &[u8]) -> Result<Option<(usize, &[u8])>, Rejection> {
     const HANDSHAKE: u8 = 22;
     // A hello in pieces is not interrupted by records of another type (RFC 8446 §5.1).

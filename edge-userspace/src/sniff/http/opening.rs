@@ -1,8 +1,8 @@
-//! How an HTTP/1 request begins, where a client of another protocol may come too: a method, a space, a target
-//! (RFC 9112 §3).
+//! The beginning of an HTTP/1 request, on a listener that other protocols may use too: a method, a space, a
+//! target (RFC 9112 §3).
 //!
-//! Any token is a method. The target tells a request from the commands of line protocols (`EHLO mail.example`,
-//! `USER me`): it begins with `/`, `*` or a scheme and `://`, or follows `CONNECT`.
+//! Any token is a method. The target distinguishes a request from the commands of line protocols
+//! (`EHLO mail.example`, `USER me`): it begins with `/`, `*` or a scheme and `://`, or follows `CONNECT`.
 
 use super::is_token_byte;
 use crate::sniff::{Rejection, Sniff};

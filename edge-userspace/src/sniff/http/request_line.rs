@@ -1,7 +1,9 @@
-//! A request line of another version than HTTP/1.0 and HTTP/1.1: `SOURCE /radio ICE/1.0`, `DESCRIBE rtsp://… RTSP/1.0`.
+//! Request lines of versions other than HTTP/1.0 and HTTP/1.1: `SOURCE /radio ICE/1.0`,
+//! `DESCRIBE rtsp://… RTSP/1.0`.
 //!
-//! Such protocols have HTTP's fields, and often a Host among them. Whether the version is spoken is the backend's to
-//! judge. Only the plainest form is taken: one space between the parts, nothing but visible ASCII in them.
+//! Such protocols have HTTP's fields, and often a Host among them. The backend decides whether it supports
+//! the version. Only the plainest form is accepted: one space between the parts, and nothing but visible
+//! ASCII in them.
 
 use super::is_token_byte;
 
@@ -15,7 +17,7 @@ pub(super) struct RequestLine<'head> {
 }
 
 impl<'head> RequestLine<'head> {
-    /// The first line of a head. `None` where it has another form, or a version that `httparse` judges.
+    /// Parses the first line of a head. `None` if it has another form, or a version that `httparse` handles.
     pub(super) fn of_another_version(head: &'head [u8]) -> Option<Self> {
         let start = head.iter().position(|byte| !matches!(byte, b'\r' | b'\n'))?;
         let end = start + head[start..].iter().position(|byte| *byte == b'\n')?;

@@ -1,6 +1,7 @@
-//! The complete HTTP answers of the edge itself: to a client it refuses, and for a backend it cannot reach.
+//! The edge's own complete HTTP answers: for a client that it refuses, and for a backend that it cannot
+//! reach.
 //!
-//! Fixed bytes: an answer needs neither memory nor time when there are many to give.
+//! They are fixed bytes, so that even many answers need neither memory nor time.
 
 use crate::sniff::Rejection;
 
@@ -18,15 +19,16 @@ macro_rules! answer {
     };
 }
 
-/// A server's connection preface and a GOAWAY with `HTTP_1_1_REQUIRED` (RFC 9113 §3.4, §6.8): what a client
-/// understands that begins HTTP/2 without asking.
+/// A server's connection preface and a GOAWAY with `HTTP_1_1_REQUIRED` (RFC 9113 §3.4, §6.8), for a client
+/// that starts HTTP/2 without negotiation.
 const HTTP_1_1_REQUIRED: &[u8] = b"\0\0\0\x04\0\0\0\0\0\
     \0\0\x08\x07\0\0\0\0\0\
     \0\0\0\0\0\0\0\x0d";
 
-/// The whole answer for a status: 400, 404, 408, 431, 502, 503 or 505. Any other gets the one of 500.
+/// The complete answer for a status: 400, 404, 408, 431, 502, 503 or 505. For any other status it is that of
+/// 500.
 ///
-/// Each says `Connection: close`, and in plain text what is wrong.
+/// Each contains `Connection: close` and the reason in plain text.
 pub fn response(status: u16) -> &'static [u8] {
     match status {
         400 => answer!("400 Bad Request", "47", "400: the request is malformed, or its host is.\n"),
@@ -55,9 +57,10 @@ impl Rejection {
         }
     }
 
-    /// The bytes that tell an HTTP client why it is refused; `None` when the peer does not speak HTTP.
+    /// The answer that explains to an HTTP client why it is refused; `None` if the peer does not speak HTTP.
     ///
-    /// To all but clients of TLS this answer is the first choice, then [`Rejection::alert`], then a reset.
+    /// For all clients except TLS ones, this answer is the first choice, then [`Rejection::alert`], then a
+    /// reset.
     pub fn http_answer(&self) -> Option<&'static [u8]> {
         match self {
             Self::Http2Preface => Some(HTTP_1_1_REQUIRED),

@@ -174,7 +174,7 @@ fn checksums() {
     let found = complete(&header);
     assert_eq!(found.source, client);
     assert_eq!(tlv::find(&found.tlvs, tlv::UNIQUE_ID), Some(&b"0001"[..]));
-    // A bit that changes anywhere behind the fixed part is noticed, but in the type of the checksum itself.
+    // A changed bit anywhere behind the fixed part is noticed, except in the type of the checksum itself.
     let kind = V2_FIXED + 36;
     for at in (V2_FIXED..header.len()).filter(|&at| at != kind) {
         let mut bad = header.clone();

@@ -1,6 +1,6 @@
-//! The alerts with which a TLS client is refused (RFC 8446 §6), as the bytes that go on the wire.
+//! The alerts with which a TLS client is refused (RFC 8446 §6), as bytes for the wire.
 //!
-//! An edge that never takes part in a handshake sends them in clear text, as any server does before its
+//! They are in clear text, because the edge takes no part in a handshake. Any server sends them so before its
 //! ServerHello.
 
 use crate::sniff::Rejection;
@@ -23,13 +23,13 @@ pub enum AlertDescription {
     UnrecognizedName = 112,
 }
 
-/// The record version of an alert when no hello says better: TLS 1.2, as in every record of TLS 1.3.
+/// The record version of an alert if the hello does not determine it: TLS 1.2, as in every record of TLS 1.3.
 const DEFAULT_VERSION: u16 = 0x0303;
 
 /// A fatal alert as one complete record.
 ///
-/// `legacy_version` is the one of the hello, or 0. The record has it where it is one of SSL 3.0–TLS 1.2, the only ones that
-/// a record header carries (RFC 8446 §5.1), else that of TLS 1.2.
+/// `legacy_version` is the hello's, or 0. The record uses it if it is one of SSL 3.0–TLS 1.2, the only
+/// versions in a record header (RFC 8446 §5.1), otherwise TLS 1.2.
 pub fn fatal(description: AlertDescription, legacy_version: u16) -> [u8; 7] {
     const ALERT: u8 = 21;
     const FATAL: u8 = 2;
@@ -41,20 +41,20 @@ pub fn fatal(description: AlertDescription, legacy_version: u16) -> [u8; 7] {
     [ALERT, major, minor, 0, 2, FATAL, description as u8]
 }
 
-/// The version for an alert to a client whose hello could not be read: that of its first record, which every client
-/// takes back; 0 where these bytes are no such record.
+/// The version for an alert to a client whose hello could not be parsed: that of its first record, which
+/// every client accepts in return; 0 if these bytes are not such a record.
 pub fn version_of(received: &[u8]) -> u16 {
     match *received {
-        // A record of 3.0 is what some clients of TLS 1.0 to 1.2 begin with (RFC 5246 appendix E.1).
+        // Some clients of TLS 1.0 to 1.2 begin with a record of version 3.0 (RFC 5246 appendix E.1).
         [22, 3, minor @ 1..=3, ..] => u16::from_be_bytes([3, minor]),
         _ => 0,
     }
 }
 
 impl Rejection {
-    /// The alert that tells a TLS client why it is refused; `None` when the peer does not speak TLS.
+    /// The alert that explains to a TLS client why it is refused; `None` if the peer does not speak TLS.
     ///
-    /// To a client of TLS this answer is the first choice, then [`Rejection::http_answer`], then a reset.
+    /// For TLS clients this answer is the first choice, then [`Rejection::http_answer`], then a reset.
     pub fn alert(&self) -> Option<AlertDescription> {
         match self {
             Self::Malformed(_) => Some(AlertDescription::DecodeError),

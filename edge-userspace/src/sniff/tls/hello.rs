@@ -1,4 +1,4 @@
-//! The body of a ClientHello (RFC 8446 §4.1.2, RFC 5246 §7.4.1.2): the few fields that steer a connection.
+//! The body of a ClientHello (RFC 8446 §4.1.2, RFC 5246 §7.4.1.2): the few fields used for routing.
 //!
 //! Every length is checked, and the message must have no bytes left over. We must read what the backend will
 //! read, so a hello that two parsers could interpret differently is refused. Fields that matter only to the
@@ -71,7 +71,7 @@ fn read_extensions(extensions: &[u8], hello: &mut ClientHello) -> Result<(), Rej
                 None => {}
             },
             ALPN => hello.alpn = alpn(data)?,
-            // The outer form begins with type 0, and so does the GREASE form of a client that has no keys.
+            // The outer form begins with type 0, and so does GREASE from a client that has no keys.
             ENCRYPTED_CLIENT_HELLO => hello.ech = data.first() == Some(&0),
             _ => {}
         }
@@ -113,7 +113,7 @@ fn alpn(data: &[u8]) -> Result<AlpnList, Rejection> {
     AlpnList::from_wire(list).ok_or(Rejection::Malformed("the ALPN list has an empty or cut name"))
 }
 
-/// Which extension types have been met: one bit each, so that the check costs the same for every hello.
+/// The extension types seen so far: one bit each, so that the check costs the same for every hello.
 struct Seen([u64; 1024]);
 
 impl Default for Seen {

@@ -1,6 +1,6 @@
-//! The first bytes on a tls listener: TLS, or which of the other things that reach port 443.
+//! The first bytes on a tls listener: TLS, or another protocol that reaches port 443.
 //!
-//! It decides as soon as the bytes allow, so that a client that waits for an answer gets it, and not a timeout.
+//! It decides as soon as the bytes allow, so that a waiting client gets an answer instead of a timeout.
 
 use crate::sniff::{Rejection, Sniff, http};
 

@@ -1,5 +1,6 @@
-//! A ClientHello in the format of SSL 2.0, by which old clients offer SSL 3.0 and TLS too (RFC 6101 appendix E, RFC 5246
-//! appendix E.2). It has no extensions: such a client names no host and offers no ALPN.
+//! A ClientHello in the format of SSL 2.0, with which old clients offer SSL 3.0 and TLS too (RFC 6101
+//! appendix E, RFC 5246 appendix E.2). It has no extensions, so such a client names no host and offers no
+//! ALPN.
 
 use super::ClientHello;
 use crate::{
@@ -12,9 +13,9 @@ const HEADER: usize = 2;
 /// `msg_type`, version, and the lengths of the three lists.
 const FIXED: usize = 9;
 
-/// Reads the hello; `None` where more of it has to come. `max_message` is the largest one taken, in bytes.
+/// Parses the hello; `None` if it is incomplete. `max_message` is the largest accepted size, in bytes.
 ///
-/// Call it for bytes that [`opening`](super::opening) takes for such a hello.
+/// Call it for bytes that [`opening`](super::opening) recognises as such a hello.
 pub(super) fn read(received: &[u8], max_message: usize) -> Result<Option<ClientHello>, Rejection> {
     let Some((&[high, low], message)) = received.split_first_chunk::<HEADER>() else { return Ok(None) };
     let length = usize::from(u16::from_be_bytes([high & 0x7f, low]));

@@ -253,8 +253,8 @@ fn two_thousand_protocols_are_read() {
 #[test]
 fn the_fixed_fields_are_checked() {
     let whole = message(&[sni("a.example")]);
-    // A message that ends inside of any of its fields, its own length right. Only where the extensions would
-    // begin may it end.
+    // Truncates a message inside each of its fields and corrects its length. Only the place where the
+    // extensions would begin is a valid end.
     let without_extensions = message_with(b"").len();
     for end in 4..whole.len() {
         let mut cut = whole[..end].to_vec();
@@ -275,7 +275,8 @@ fn the_fixed_fields_are_checked() {
     }
 }
 
-/// 85,000 calls. One that began anew each time would look at billions of bytes, and this test would not end.
+/// 85,000 calls. A reader that started over each time would look at billions of bytes, and this test would
+/// not end.
 #[test]
 fn the_largest_hello_in_drips_costs_linear_time() {
     let padding = extension(21, &vec![0; 65000]);
