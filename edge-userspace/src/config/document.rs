@@ -1,7 +1,7 @@
-//! A TOML text as tables whose keys are asked for by name, so that whatever nobody asked for is an unknown key.
+//! A TOML text as tables whose keys are read by name, so that every key that was not read is unknown.
 //!
-//! The list of a table's keys is the code that reads them: a new key is one more call of [`Section::or`] or one of
-//! its kin. Problems are collected, not returned, so that one look at a file finds all of them.
+//! The code that reads a table is the list of its keys: a new key is one more call of [`Section::or`] or a
+//! similar method. Problems are collected, not returned, so that one pass over a file finds all of them.
 
 use std::{cell::RefCell, collections::BTreeMap};
 
@@ -124,7 +124,7 @@ impl UnknownKey {
     }
 }
 
-/// A table that is being read. Each key that it may have is asked for once, whether it is there or not.
+/// A table that is being read. Each key that it may have is read once, whether it is present or not.
 pub(super) struct Section<'d> {
     document: &'d Document<'d>,
     title: &'static str,
@@ -231,7 +231,7 @@ impl<'d> Section<'d> {
         items.iter().filter_map(item).collect()
     }
 
-    /// Whether a list is left out or empty; what is no list is complained of by [`Section::sections`].
+    /// Whether a list is absent or empty; [`Section::sections`] complains if the value is not a list.
     pub(super) fn lacks(&self, key: &str) -> bool {
         let value = self.table.and_then(|table| table.get(key));
         value.is_none_or(|value| value.get_ref().as_array().is_some_and(|items| items.is_empty()))

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Something wrong with a configuration. Displays as `file:line:column: message; hint`, on one line.
+/// A problem in a configuration. Displays as `file:line:column: message; hint`, on one line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// The file as it was named when it was read.
@@ -30,7 +30,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// A configuration that was refused, with everything that is wrong with it. Displays one line for each problem.
+/// A refused configuration, with all of its problems. Displays one line per problem.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfigError {
     /// The problems in the order of the file, [`ConfigError::MOST`] at most; never empty.
@@ -68,7 +68,7 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// Why something is refused, before it is known where it stands: what a file and a call of the control API share.
+/// The reason for a refusal before its place is known: shared by the file and calls of the control API.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Refusal {
@@ -96,7 +96,7 @@ pub(super) fn did_you_mean<'k>(word: &str, known: impl IntoIterator<Item = &'k s
 fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
     let close = |near: &str| {
         let distance = strsim::damerau_levenshtein(word, near);
-        // A third of the letters may be wrong; or one is the other with something behind (`route`, `routes`).
+        // A third of the letters may differ, or one is the other with a suffix (`route`, `routes`).
         let within = (near.len().max(word.len()) / 3).max(1);
         let longer = word.len().min(near.len()) >= 3 && (near.starts_with(word) || word.starts_with(near));
         (distance <= within || longer).then_some(distance)

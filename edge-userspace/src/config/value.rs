@@ -1,6 +1,6 @@
-//! Values of a configuration: how each kind is read, and what is said when it is not one.
+//! Values of a configuration: how each kind is parsed, and the message if it is not one.
 //!
-//! A reader takes a [`Value`] and gives `None` after it has said what is wrong.
+//! A reader takes a [`Value`] and returns `None` after it has reported a problem.
 
 use std::{
     borrow::Cow,
@@ -96,7 +96,7 @@ impl<'d> Value<'d> {
         }
     }
 
-    /// A list, each item of which `read` understands. All items are read, so that all bad ones are told.
+    /// A list whose items `read` parses. All items are read, so that all bad ones are reported.
     pub(super) fn items<T>(
         &self,
         expected: impl Display,
@@ -166,7 +166,8 @@ pub(super) fn boolean(value: &Value<'_>) -> Option<bool> {
     }
 }
 
-/// The longest time that can be said: long enough for any purpose, short enough to add to any clock.
+/// The longest duration that can be configured: long enough for any purpose, short enough to add to any
+/// clock.
 const LONGEST: Duration = Duration::from_hours(365 * 24);
 
 /// A time that is not nothing.

@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use super::settings::Settings;
 use crate::spec::{BackendAddress, BackendHost, RouteSpec, Target};
 
-/// Ports that are written behind addresses most often. Other numbers at the end of an IPv6 address are likely a part of
-/// it: Tailscale's addresses end in any.
+/// Common ports behind addresses. Other numbers at the end of an IPv6 address are probably part of it:
+/// Tailscale's addresses may end in any number.
 const PORTS: [u16; 20] =
     [22, 25, 53, 80, 143, 443, 465, 587, 853, 993, 995, 1194, 3000, 3306, 5000, 5432, 8000, 8080, 8443, 9443];
 

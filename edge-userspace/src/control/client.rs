@@ -1,4 +1,4 @@
-//! The caller's end of the control API: one request over the Unix socket, and in words why it failed.
+//! The client of the control API: one request over the Unix socket; failures are explained in words.
 
 use std::{
     io,

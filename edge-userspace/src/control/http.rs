@@ -1,6 +1,6 @@
-//! Serving a router over any listener: bounded connections, bounded patience, an orderly end.
+//! Serves a router on any listener, with bounded connections and time, and an orderly shutdown.
 //!
-//! Shared by the control socket and the admin address; what they answer is theirs.
+//! Shared by the control socket and the admin address, which supply the routers.
 
 use std::{future::Future, sync::Arc, time::Duration};
 

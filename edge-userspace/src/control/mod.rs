@@ -1,4 +1,5 @@
-//! How an operator steers the daemon: JSON over HTTP/1.1 on a Unix socket, and the client that `edgectl` is made of.
+//! The operator's interface to the daemon: JSON over HTTP/1.1 on a Unix socket, and the client behind
+//! `edgectl`.
 //!
 //! The [`Operator`] decides what the daemon does for a request. This module knows neither client sockets, nor
 //! the configuration file, nor the kernel.

@@ -11,7 +11,7 @@ use super::api::{
 /// The daemon as the control API sees it.
 ///
 /// Calls that answer from memory are plain functions and must not block. Calls that wait for the disk, the
-/// network or the workers give a future; a caller that goes away may drop it, so that a change which must not
+/// network or the workers return a future. A caller that disconnects may drop it, so a change that must not
 /// stop halfway runs in a task of its own.
 pub trait Operator: Send + Sync + 'static {
     /// Every route, in the order of precedence or of the file.
@@ -19,13 +19,13 @@ pub trait Operator: Send + Sync + 'static {
 
     /// Adds a route; it is in effect and on disk before the answer.
     ///
-    /// The same route again is a success that changes nothing. Refused are: a condition that a route of the file
-    /// has already, or a runtime route that leads elsewhere unless `replace`; a listener or pool that is not there.
+    /// Adding an identical route succeeds and changes nothing. Refused are: conditions that a route of the
+    /// file already has; a runtime route that leads elsewhere, unless `replace`; an unknown listener or pool.
     fn add_route(&self, route: AddRoute) -> impl Future<Output = Result<Route, Refusal>> + Send;
 
-    /// Removes one runtime route; off the disk before the answer.
+    /// Removes one runtime route; it is off the disk before the answer.
     ///
-    /// Refused are: a route that is not there or is the file's, and a request that several routes fit.
+    /// Refused are: an unknown route, a route of the file, and a request that matches several routes.
     fn remove_route(&self, route: RemoveRoute)
     -> impl Future<Output = Result<RemovedRoutes, Refusal>> + Send;
 

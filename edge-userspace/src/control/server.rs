@@ -1,6 +1,6 @@
-//! The control API on the Unix socket: which path calls what of the [`Operator`].
+//! The control API on the Unix socket: maps paths to calls of the [`Operator`].
 //!
-//! Every answer is JSON, every error in one shape; docs/control-api.md describes it for its users.
+//! Every answer is JSON, and every error has the same shape; docs/control-api.md describes them for users.
 
 use std::{future::Future, io, sync::Arc};
 
@@ -156,8 +156,8 @@ async fn list<O: Operator, T: Serialize>(
     }
 }
 
-/// Makes a change as a task of its own: one whose caller hangs up while it waits for the disk would otherwise be on disk
-/// and not in effect.
+/// Makes a change in a task of its own. If the caller hung up while a future waited for the disk, the change
+/// would be on disk but not in effect.
 async fn to_the_end<T: Send + 'static>(
     change: impl Future<Output = Result<T, Refusal>> + Send + 'static,
 ) -> Result<T, Refusal> {

@@ -1,4 +1,4 @@
-//! The control socket in the file system: who may use it, and what happens to one that was left behind.
+//! The control socket in the file system: its access rights, and the handling of one that was left behind.
 
 use std::{
     fs, io,
@@ -57,9 +57,9 @@ pub struct ControlSocket {
 }
 
 impl ControlSocket {
-    /// Listens at `path`, for root and the group `edge` where there is one.
+    /// Listens at `path`, for root and, if it exists, the group `edge`.
     ///
-    /// A socket on which nobody answers is replaced. The directory is made if it is not there.
+    /// Replaces a socket on which nobody answers. Creates the directory if it is missing.
     pub fn bind(path: &Path) -> Result<Self, BindError> {
         let failed = |call| move |source| BindError::Io { call, path: path.to_owned(), source };
         if let Some(directory) = path.parent() {

@@ -1,4 +1,4 @@
-//! What the flow programs report, through a ring buffer.
+//! Reports of the flow programs, through a ring buffer.
 #![expect(unsafe_code, reason = "registering a descriptor with the runtime")]
 
 use std::{
@@ -22,12 +22,12 @@ use super::{
 
 pub(super) const FLOW_EVENTS: &str = "FLOW_EVENTS";
 
-/// The reports; one reader. What is not read is there for the next daemon.
+/// The reports; one reader. Unread reports remain for the next daemon.
 pub struct FlowEvents {
     ring: RingBuf<MapData>,
-    /// What the octets of a report say; `None` for too few.
+    /// Parses a report; `None` if there are too few bytes.
     read: fn(&[u8]) -> Option<FlowEvent>,
-    /// What labels of another layout's table are called in this one's; `None` for this one's own.
+    /// Maps labels of another layout's table to this one's; `None` for this one's own.
     labels: Option<Arc<HashMap<u32, u32>>>,
     /// Registered with the runtime that first waits.
     readiness: Option<AsyncFd<OwnedFd>>,

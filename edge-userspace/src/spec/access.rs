@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::Serialize;
 
-/// Sources that may, and sources that may not. Serialises with the keys of `[[listener]]` and `[[route]]`.
+/// Allowed sources and denied sources. Serialises with the keys of `[[listener]]` and `[[route]]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Access {
     /// Sources that may; empty means all.

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// The most names of a list that are kept and logged. A browser offers two; a hello full of one-letter names would be
-/// many times its size in the access log.
+/// The most names of a list that are kept and logged. A browser offers two; a hello full of one-letter names
+/// would take many times its size in the access log.
 pub const MAX_NAMES: usize = 64;
 /// The most octets of a list in wire form that are kept and logged, for the same reason.
 pub const MAX_LIST: usize = 4096;
@@ -25,8 +25,8 @@ impl AlpnList {
         Some(Self(list.into()))
     }
 
-    /// The first names, as many as are kept of a connection: at most [`MAX_NAMES`], in at most [`MAX_LIST`] octets.
-    /// `None` where these are all.
+    /// The first names, as many as are kept for a connection: at most [`MAX_NAMES`], in at most [`MAX_LIST`]
+    /// bytes. `None` if these are all.
     pub fn start(&self) -> Option<Self> {
         if self.0.len() <= MAX_LIST && self.iter().nth(MAX_NAMES).is_none() {
             return None;
@@ -68,8 +68,8 @@ impl fmt::Debug for AlpnList {
 }
 
 impl<'a> FromIterator<&'a [u8]> for AlpnList {
-    /// Names that are empty or longer than 255 octets cannot be offered and are left out, as is what goes beyond
-    /// the limits of a list.
+    /// Names that are empty or longer than 255 bytes cannot be offered and are left out, as is everything
+    /// beyond the limits of a list.
     fn from_iter<I: IntoIterator<Item = &'a [u8]>>(names: I) -> Self {
         let mut list = Vec::new();
         for name in names.into_iter().filter(|name| !name.is_empty()).take(MAX_NAMES) {

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
-/// Ports kept for flows unless told otherwise: below those that the kernel gives out by itself
+/// The default ports for flows: below those that the kernel assigns by itself
 /// (`net.ipv4.ip_local_port_range`), above those that services listen on.
 pub const FLOW_PORTS: RangeInclusive<u16> = 10_240..=32_767;
 

@@ -1,4 +1,4 @@
-//! Host names: one type for what a client asks for, what a route matches and what the operator writes.
+//! Host names: one type for client requests, route conditions and the operator's settings.
 //!
 //! A [`HostName`] is normalised: lower-case A-labels without a trailing dot, at most 253 octets
 //! (RFC 1035 §2.3.4, RFC 5890 §2.3.2.1). Underscores are accepted, since real services use them.
@@ -73,7 +73,7 @@ impl HostName {
         Ok(Self(text.to_ascii_lowercase().into()))
     }
 
-    /// Reads a name as an operator writes it: like [`HostName::parse`], and U-labels are converted (UTS 46).
+    /// Parses a name as an operator writes it: like [`HostName::parse`], but U-labels are converted (UTS 46).
     pub fn from_text(text: &str) -> Result<Self, HostNameError> {
         if text.is_ascii() {
             return Self::parse(text.as_bytes());

@@ -42,13 +42,13 @@ impl Spoken {
         matches!(self, Self::Tls | Self::Postgres)
     }
 
-    /// Whether a client that is refused after its hello understands a TLS alert. A PostgreSQL client has been told to
-    /// speak TLS by then.
+    /// Whether a client that is refused after its hello understands a TLS alert. A PostgreSQL client has by
+    /// then been told to start TLS.
     pub fn answers_in_tls(self) -> bool {
         matches!(self, Self::Tls | Self::Postgres)
     }
 
-    /// Whether a route that says nothing of protocols is for it: those that every web server speaks.
+    /// Whether a route without `protocol` matches it: the protocols that every web server speaks.
     pub fn is_web(self) -> bool {
         matches!(self, Self::Tls | Self::Http)
     }

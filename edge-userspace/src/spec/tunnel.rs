@@ -10,7 +10,7 @@ pub struct TunnelSpec {
 }
 
 impl Default for TunnelSpec {
-    /// Three minutes, after which WireGuard itself accepts no more packets under it (`REJECT_AFTER_TIME`,
+    /// Three minutes, after which WireGuard itself rejects packets with the old key (`REJECT_AFTER_TIME`,
     /// WireGuard paper §6.1).
     fn default() -> Self {
         Self { handshake: Duration::from_mins(3) }

@@ -1,7 +1,7 @@
 //! Changes made at run time that must survive a restart: routes, drained backends, blocks.
 //!
-//! It is kept as TOML with the `[[route]]` of the configuration, to be read and mended by hand. This file is about
-//! what it says; [`StateStore`] is about keeping it.
+//! The state is kept as TOML with the `[[route]]` of the configuration, so that people can read and repair
+//! it. This file defines the contents; [`StateStore`] keeps them.
 
 mod problem;
 mod store;

@@ -2,7 +2,7 @@
 
 use std::{fmt, io, path::PathBuf};
 
-/// A damage that was mended without loss. Displays what happened, and where the damaged file is now.
+/// Damage that was repaired without loss. Displays what happened, and where the damaged file is now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recovery {
     /// The file that was damaged.
@@ -74,7 +74,8 @@ pub enum StateError {
 }
 
 impl StateError {
-    /// Whether it only says that nothing can be written now: a full or read-only disk, or too few rights.
+    /// Whether the only problem is that nothing can be written now: a full or read-only disk, or missing
+    /// rights.
     pub fn is_unwritable(&self) -> bool {
         use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
         matches!(self, Self::Io { action, source, .. } if *action != "read" && matches!(

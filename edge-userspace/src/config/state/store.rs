@@ -1,11 +1,12 @@
-//! Keeping the state: written before it is answered for, kept twice, recovered without loss.
+//! Keeps the state: written before a change is acknowledged, stored twice, recovered without loss.
 //!
-//! A change is written to a new file, made durable and renamed over the old one, first for the backup and then for
-//! the file itself. Whatever moment the power goes, each of the two is whole, and both hold every change that was
-//! answered for.
+//! A change is written to a new file, made durable and renamed over the old one, first for the backup and
+//! then for the file itself. If the power fails at any moment, each of the two is whole, and both hold every
+//! change that was acknowledged.
 //!
-//! A directory that cannot be written to (a disk that is full or read-only, a file system that is not mounted yet) stops
-//! no start as long as it can be read: only changes at run time are refused until it can be.
+//! A directory that cannot be written to (a disk that is full or read-only, a file system that is not mounted
+//! yet) prevents no start as long as it can be read. Only changes at run time are refused until it is
+//! writable.
 
 use std::{
     fs,
@@ -25,13 +26,13 @@ const LOCK: &str = "lock";
 /// Behind the name of a file that is being written.
 const NEW: &str = "new";
 
-/// A state directory, held against any other process until it is dropped.
+/// A state directory, locked against all other processes until it is dropped.
 ///
-/// All calls wait for the disk; an event loop hands them to a thread.
+/// All calls wait for the disk, so an event loop must run them on another thread.
 #[derive(Debug)]
 pub struct StateStore {
     dir: PathBuf,
-    /// The lock goes with the descriptor. `None` where there was no file to lock, and none could be made.
+    /// The lock ends with the descriptor. `None` if there was no file to lock and none could be created.
     lock: Option<fs::File>,
 }
 
@@ -56,12 +57,12 @@ enum Copy {
 }
 
 impl StateStore {
-    /// Takes the directory, makes it where it is not there, and reads what was kept in it.
+    /// Locks the directory, creates it if it is missing, and reads the state in it.
     ///
     /// # Errors
     ///
-    /// [`StateError::Busy`] while another process has it. Where both copies are damaged, that is an error and never
-    /// an empty state.
+    /// [`StateError::Busy`] while another process has it. If both copies are damaged, that is an error and
+    /// never an empty state.
     pub fn open(dir: &Path) -> Result<Opened, StateError> {
         let mut obstacle = Obstacle(None);
         let lock = match obstacle.pass(make(dir))? {
@@ -104,11 +105,11 @@ impl StateStore {
         Ok(Opened { store, state, recovery, obstacle: obstacle.0 })
     }
 
-    /// Keeps a state: when this returns, it survives the loss of power.
+    /// Stores a state: when this returns, it survives a power failure.
     ///
     /// # Errors
     ///
-    /// The state that was kept before still is.
+    /// The previous state is still stored.
     pub fn save(&mut self, state: &State) -> Result<(), StateError> {
         let text = state.to_text()?;
         if self.lock.is_none() {
@@ -159,7 +160,8 @@ impl StateStore {
 struct Obstacle(Option<StateError>);
 
 impl Obstacle {
-    /// The value; `None` after an error that only says that nothing can be written now. Others are passed on.
+    /// The value; `None` after an error that only means that nothing can be written now. Other errors are
+    /// passed on.
     fn pass<T>(&mut self, result: Result<T, StateError>) -> Result<Option<T>, StateError> {
         match result {
             Ok(value) => Ok(Some(value)),
@@ -221,8 +223,8 @@ fn aside(path: &Path) -> PathBuf {
     aside
 }
 
-/// Takes the lock of the directory, and writes in it whose it is. Where nothing can be written, says so too; then there
-/// is a lock only where there is a file to lock.
+/// Locks the directory and writes the process id into the lock file. If nothing can be written, reports that
+/// too; the directory is then locked only if the lock file already exists.
 fn lock(dir: &Path) -> Result<(Option<fs::File>, Option<StateError>), StateError> {
     let path = dir.join(LOCK);
     let mut options = fs::OpenOptions::new();

@@ -1,8 +1,9 @@
-//! Whether a request to the admin address is meant for it, by its Host.
+//! Decides by its Host whether a request is meant for the admin address.
 //!
-//! A page in a browser may point a name of its own at this address (DNS rebinding) and would then read what is served
-//! here as its own. It cannot choose the Host: that is its name. So what is answered are names that nobody else controls:
-//! addresses, localhost (RFC 6761 §6.3), this machine's name, and those that the operator lists.
+//! A web page may point its own name at this address (DNS rebinding), and could then read the answers as its
+//! own. It cannot choose the Host header, which contains its name. Requests are therefore answered only under
+//! names that nobody else controls: addresses, localhost (RFC 6761 §6.3), this machine's name, and names that
+//! the operator lists.
 
 use axum::http::{HeaderMap, Uri, header::HOST, uri::Authority};
 
@@ -17,8 +18,8 @@ pub(super) enum Misdirected {
     Malformed,
 }
 
-/// Looks at the authority that a request is for: in its target, else in its Host. A request without any is none of a
-/// browser's, and answered.
+/// Checks the authority of a request: in its target, otherwise in its Host. A request without any does not
+/// come from a browser, and is answered.
 pub(super) fn check(uri: &Uri, headers: &HeaderMap, names: &[HostName]) -> Result<(), Misdirected> {
     let mut hosts = headers.get_all(HOST).iter();
     let header = match (hosts.next(), hosts.next()) {

@@ -1,4 +1,4 @@
-//! The admin address: metrics, a health check and the dashboard. It only shows; nothing can be changed here.
+//! The admin address: metrics, a health check and the dashboard. It is read-only.
 
 mod hosts;
 mod shared;
@@ -68,8 +68,8 @@ struct Overview {
 /// The page: one file, nothing from elsewhere.
 const DASHBOARD: &str = include_str!("dashboard.html");
 
-/// Answers until `shutdown`; runs on the control runtime, never on a worker. `listener` is of any kind, blocking
-/// or not.
+/// Serves until `shutdown`; runs on the control runtime, never on a worker. `listener` may be blocking or
+/// not.
 pub async fn serve<O: Observed>(
     listener: TcpListener,
     observed: Arc<O>,
@@ -119,8 +119,8 @@ fn shown(content_type: &'static str, body: Option<Bytes>) -> Response {
     }
 }
 
-/// For a load balancer in front, or a watchdog: whether new connections are taken, on every listener. From
-/// memory, so that it may be asked as often as anybody likes.
+/// For a load balancer or a watchdog: whether every listener accepts new connections. Answered from memory,
+/// so that it may be requested at any rate.
 async fn healthz<O: Observed>(State(admin): State<Arc<Admin<O>>>) -> (StatusCode, String) {
     let Health { draining, closed, troubles } = admin.observed.health();
     let (status, first) = match (draining, &*closed) {
@@ -150,7 +150,8 @@ async fn for_us<O: Observed>(State(observed): State<Arc<O>>, request: Request, n
     }
 }
 
-/// The page runs its own script and asks this address alone; no other page may frame it or guess at types.
+/// The page runs its own script and connects to this address alone; no other page may frame it or guess at
+/// types.
 fn with_headers(mut response: Response) -> Response {
     const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
                           connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";

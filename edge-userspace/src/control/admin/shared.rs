@@ -9,8 +9,8 @@ use tokio::sync::Mutex;
 
 /// How old an answer may be.
 const OLDEST: Duration = Duration::from_secs(1);
-/// An answer is kept for so many times as long as it took to gather, so that no number of askers takes more than a tenth
-/// of a processor; what is gathered in a moment is as good as new.
+/// An answer is kept for this many times as long as it took to gather, so that any number of requests uses at
+/// most a tenth of a processor. An answer that was gathered quickly is as good as new.
 const KEPT: u32 = 10;
 
 /// The last answer, and who gathers the next one.
@@ -33,8 +33,9 @@ impl<T> Default for Shared<T> {
 }
 
 impl<T: Clone + Send + 'static> Shared<T> {
-    /// The last answer if it is young enough, else what `gather` gives, which runs on a thread where it may block.
-    /// Never two at the same time, also when those who asked have gone away. `None` where it gives none.
+    /// The last answer if it is young enough, otherwise the result of `gather`, which runs on a thread where
+    /// it may block. It never runs twice at the same time, even if its callers have gone. `None` if it
+    /// returns none.
     pub(super) async fn get(&self, gather: impl FnOnce() -> Option<T> + Send + 'static) -> Option<T> {
         let mut last = Arc::clone(&self.0).lock_owned().await;
         if let Some(answer) = last.as_ref().filter(|answer| answer.began.elapsed() < answer.kept) {

@@ -1,4 +1,4 @@
-//! Blocks: prefixes whose packets are dropped before the stack, and whose connections are refused at accept.
+//! Blocks: prefixes whose packets are dropped before the stack, and whose connections are reset at accept.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -18,8 +18,8 @@ pub struct Block {
     pub packets: u64,
     /// `runtime`, or the list file that names it.
     pub source: Arc<str>,
-    /// How it is in force, device by device. In the answer to `POST` alone; elsewhere absent, since it is the same for all
-    /// blocks and stands in the status.
+    /// The mechanism on each device. Only in the answer to `POST`: it is the same for all blocks, and part of
+    /// the status.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<Guard>,
 }

@@ -24,7 +24,7 @@ pub struct Connection {
     pub route: Option<Arc<str>>,
     /// The address of the backend; `null` before it is connected.
     pub backend: Option<SocketAddr>,
-    /// The tunnel that the backend must be reached through; `null` for a flow whose backend has left the configuration.
+    /// The tunnel that the backend is bound to; `null` for a flow whose backend has left the configuration.
     #[serde(default)]
     pub device: Option<Arc<str>>,
     /// The backend's current state; `null` before it is connected, and for a flow whose backend has left the

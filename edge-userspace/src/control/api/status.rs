@@ -139,7 +139,7 @@ pub struct ListenerStatus {
     pub connections: u64,
     /// Connections accepted.
     pub accepted: u64,
-    /// The largest segment that clients are asked to send, in bytes; `null` where no way home limits it.
+    /// The MSS that is announced to clients, in bytes; `null` if no path to a backend limits it.
     pub mss: Option<u16>,
 }
 

@@ -31,8 +31,8 @@ use super::{
     client::{Answer, Client, ClientError},
 };
 
-/// Does what the command line says. 0: done; 1: the daemon refused, or a check found something; 2: wrong usage;
-/// 3: the daemon cannot be reached.
+/// Runs the command line. 0: done; 1: the daemon refused, or a check found something; 2: wrong usage; 3: the
+/// daemon cannot be reached.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,

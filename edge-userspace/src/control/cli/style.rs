@@ -33,7 +33,7 @@ pub(super) fn paint(text: &str, colour: Option<Colour>) -> String {
     format!("\x1b[{code}m{text}\x1b[0m")
 }
 
-/// The text without anything that could steer a terminal: some of what is shown comes from the network.
+/// The text without control sequences for the terminal: parts of the output come from the network.
 pub(super) fn printable(text: &str) -> Cow<'_, str> {
     if text.contains(char::is_control) { text.escape_debug().to_string().into() } else { text.into() }
 }
