@@ -25,8 +25,8 @@ pub fn how_to_join(group: Option<u32>) -> String {
     }
 }
 
-/// The number of a group in the text of group(5). The C library's lookup would need `unsafe` and, linked
-/// statically, would find no more than this file.
+/// The number of a group in the text of group(5). The C library's lookup would need `unsafe` and, if linked
+/// statically, would read no more than this file.
 fn number(groups: &str, name: &str) -> Option<u32> {
     groups.lines().find_map(|line| {
         let mut fields = line.split(':');

@@ -1,5 +1,5 @@
-//! Moments that are shown to people, kept so that they stay right when the clock is set: a board without a battery starts
-//! in 1970, and NTP tells it the time when edged has long been running.
+//! Times to be shown to people, kept so that they stay right when the clock is set: a board without a battery
+//! starts in 1970, and NTP sets its clock long after edged has started.
 
 #![forbid(unsafe_code)]
 
@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use crate::kernel::boot_time;
 
-/// A difference from which the clock counts as set; what is less is slewing, and would only make times shown twice differ.
+/// The difference from which the clock counts as set. Smaller ones are slewing, and would only change times
+/// that were already shown.
 const SET: Duration = Duration::from_secs(2);
 
 /// A moment.

@@ -1,8 +1,8 @@
-//! Reading from a socket into a buffer that grows by what came.
+//! Reads from a socket into a buffer that grows by the bytes received.
 //!
-//! `AsyncRead` is not for sockets here. After a read that does not fill its buffer, tokio takes the socket for empty
-//! and waits for the next edge from epoll. But `tcp_recvmsg` also stops at an urgent byte, and for what stands behind it
-//! no edge comes.
+//! Sockets must not be read through `AsyncRead` here. After a read that does not fill its buffer, tokio
+//! considers the socket empty and waits for the next edge from epoll. But `tcp_recvmsg` also stops at an
+//! urgent byte, and epoll reports no edge for the bytes behind it.
 
 #![forbid(unsafe_code)]
 
@@ -19,7 +19,7 @@ use tokio::{io::Interest, net::TcpStream};
 /// Room for the hellos of today's browsers in one read.
 pub const ROOM: usize = 4096;
 
-/// Reads once, up to [`ROOM`] bytes, and says how many came; 0 is the end of the stream.
+/// Reads once, up to [`ROOM`] bytes, and returns how many arrived; 0 is the end of the stream.
 ///
 /// Receives on the stack, then allocates exactly as much as arrived. Many connections are opening at any
 /// time, and the gaps between their allocations would be lost memory.

@@ -12,7 +12,8 @@ pub fn source_of(address: IpAddr) -> IpAddr {
     }
 }
 
-/// The network of a source: the /24 of an IPv4 address or the /48 of an IPv6 address. One hand may hold all of it.
+/// The network of a source: the /24 of an IPv4 address or the /48 of an IPv6 address. One party may control
+/// all of it.
 pub fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(v4) => IpAddr::V4(Ipv4Addr::from_bits(v4.to_bits() & (u32::MAX << 8))),

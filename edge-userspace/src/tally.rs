@@ -1,7 +1,7 @@
 //! Counters of one route or backend: current connections, total connections, bytes.
 //!
-//! Connections on sockets report what they carried bit by bit. Those that go on as flows are counted in the kernel,
-//! and here as a whole, anew from time to time.
+//! Connections on sockets report their bytes in increments. The kernel counts flows; their totals are entered
+//! here from time to time.
 
 #![forbid(unsafe_code)]
 

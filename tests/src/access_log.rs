@@ -76,8 +76,8 @@ impl AccessLog {
         self.wait_for(&format!("the connection of {client}"), |record| record["client"] == client)
     }
 
-    /// Waits for the record of a connection that asked for this name. Of several it may be any: they end in another
-    /// order than they begin.
+    /// Waits for the record of a connection that requested this name. If there are several, it may be any of
+    /// them: they do not end in the order in which they began.
     pub fn wait_for_host(&self, name: &str) -> Result<Value> {
         self.wait_for(&format!("a connection for {name}"), |record| record["sni"] == name)
     }

@@ -50,7 +50,7 @@ impl Capture {
         self.wait_for_another(0, part)
     }
 
-    /// The same behind so many packets. Ports are used again: what was seen before may look the same.
+    /// The same after this many packets. Ports are reused, so earlier packets may look the same.
     pub fn wait_for_another(&self, seen: usize, part: &str) -> Result<String> {
         wait::until(&format!("a packet with {part:?}"), SOON, || {
             self.packets().ok()?.into_iter().skip(seen).find(|line| line.contains(part))

@@ -1,5 +1,5 @@
-//! Real TLS clients, one for each library that the internet uses. Each fetches a path from a host name that
-//! resolves to the edge, verifies the certificate, and gives the bytes of the body.
+//! Real TLS clients, one for each common TLS library. Each fetches a path from a host name that resolves to
+//! the edge, verifies the certificate, and returns the bytes of the body.
 
 use std::{net::SocketAddr, path::Path, process::Command, time::Duration};
 
@@ -85,7 +85,7 @@ with socket.create_connection((address, int(port)), timeout=30) as plain:
         body(&self.run(tstclnt, b"")?)
     }
 
-    /// Chromium loads the page as a person's browser would; gives the document after its scripts ran.
+    /// Loads the page in Chromium as a person's browser would; returns the document after its scripts ran.
     pub fn chromium(&self) -> Result<String> {
         let home = self.from.directory().join("chromium");
         trust(self.from, &home.join(".pki/nssdb"), &self.authority.file)?;

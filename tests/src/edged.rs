@@ -19,7 +19,8 @@ use crate::{
     wait::{self, SOON},
 };
 
-/// Names the directory of `edged` and `edgectl`; without it, the newest build of the workspace is taken.
+/// The environment variable with the directory of `edged` and `edgectl`; without it, the newest build of the
+/// workspace is used.
 pub const PROGRAMS: &str = "EDGE_PROGRAMS";
 
 /// A daemon that is ready, on the lab's edge.
@@ -145,7 +146,7 @@ impl EdgedPlan<'_> {
 }
 
 impl Edged {
-    /// A daemon with this configuration; `[daemon]` is written by the lab, see [`EdgedPlan::daemon`].
+    /// A daemon with this configuration; the lab writes `[daemon]`, see [`EdgedPlan::daemon`].
     pub fn plan<'a>(lab: &'a Lab, body: &str) -> EdgedPlan<'a> {
         EdgedPlan {
             lab,

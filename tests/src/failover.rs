@@ -1,5 +1,5 @@
-//! Clients that come without pause while something is pulled: each says hello, waits for the first byte of an answer
-//! and notes who gave it, when it began and how long it took. Nobody tries twice.
+//! Clients that connect without pause while something fails. Each sends a hello, waits for the first byte of
+//! an answer, and records who gave it, when it began and how long it took. None retries.
 
 use std::{
     io::{Read, Write, stderr},
@@ -35,8 +35,8 @@ impl Visit {
 #[derive(Debug)]
 pub struct Visits(Vec<Visit>);
 
-/// Sends clients for `name`, so many at a time, until `during` has ended and there were at least `least` of them. Some
-/// begin after its end.
+/// Sends clients for `name`, this many at a time, until `during` has ended and there were at least `least` of
+/// them. Some start after its end.
 pub fn visits(
     lab: &Lab,
     name: &str,

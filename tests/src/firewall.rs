@@ -1,5 +1,5 @@
-//! A firewall on a host, as people have it: stateful rules that drop what they do not know, the NAT chains that Docker
-//! brings, and what else changes packets on their way to a socket.
+//! A typical firewall of a host: stateful rules that drop unknown packets, Docker's NAT chains, and other
+//! rules that change packets on their way to a socket.
 
 use std::{fs, net::Ipv4Addr, process::Command};
 
@@ -13,9 +13,10 @@ use crate::{
 /// Names the environment variable that puts a [`stateful`] firewall on the edge of every lab.
 pub const EVERYWHERE: &str = "EDGE_LAB_FIREWALL";
 
-/// Rules as ufw and Docker leave them together, the ports open that cases listen on: answers and what is new to an open
-/// port come in, the invalid and the rest are dropped. Nothing invalid goes out; home may go out through it. Containers'
-/// ports are redirected, and what containers send is masqueraded.
+/// Rules as ufw and Docker leave them together, with open ports for the cases. Answers and new connections to
+/// an open port are accepted; invalid packets and the rest are dropped. Nothing invalid leaves; home may
+/// reach the internet through it. Containers' ports are redirected, and packets of containers are
+/// masqueraded.
 const STATEFUL: &str = "
 table inet filter {
     chain input {
@@ -75,8 +76,8 @@ pub fn nft(host: &Host, rules: &str) -> Result<()> {
     Ok(())
 }
 
-/// The rules that ufw makes on a fresh machine: what comes in is denied but for SSH and the web. Its files are copies, so
-/// that the machine's own stay as they are.
+/// The rules of ufw on a fresh machine: incoming traffic is denied except SSH and the web. It works on copies
+/// of the files, so that the machine's own stay unchanged.
 const UFW: &str = "
 set -e
 cp -a /etc/ufw \"$1/ufw\"

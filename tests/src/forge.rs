@@ -1,5 +1,5 @@
-//! TCP segments that no stack has made, sent from a host of the lab by whoever is there: what an attacker can do who
-//! sees nothing, or as much as the case tells him.
+//! TCP segments that no stack has made, sent from a host of the lab: what an attacker can do who sees
+//! nothing, or as much as the case reveals.
 
 use std::{io::Read, net::SocketAddr, time::Duration};
 
@@ -148,8 +148,8 @@ impl Observer {
         Ok(Self { socket, tuple })
     }
 
-    /// Where the *other* direction is by the next segment that comes: as far as its receiver has acknowledged it, and
-    /// what it has to acknowledge of this one.
+    /// The state of the *other* direction, from the next segment that arrives: the number that its receiver
+    /// has acknowledged, and the number with which to acknowledge this segment.
     pub fn next(&self) -> Result<Numbers> {
         wait::until_ok("a segment", SOON, || {
             let mut packet = vec![0; LARGEST];

@@ -1,5 +1,6 @@
-//! `ClientHello` messages of any size and cut, and the alerts that answer them. Only what the cases need: the
-//! message is complete and well-formed (RFC 8446 §4.1.2), but no handshake can be finished with it.
+//! `ClientHello` messages of any size and segmentation, and the alerts that answer them. They contain only
+//! what the cases need: a message is complete and well-formed (RFC 8446 §4.1.2), but cannot finish a
+//! handshake.
 
 use std::io::Read;
 

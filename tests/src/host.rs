@@ -86,9 +86,11 @@ impl Host {
         netns::ip(&[&["-n", self.namespace.name()], arguments].concat())
     }
 
-    /// Makes what leaves by `device` meet a line like the internet's, in the words of `tc netem`: `delay 50ms loss 1%`.
+    /// Makes packets that leave through `device` cross a line like the internet's, in the syntax of
+    /// `tc netem`: `delay 50ms loss 1%`.
     ///
-    /// A packet is one segment from now on: losing what the kernel sends as one of 64 KiB would be another loss.
+    /// From now on a packet is one segment: losing one of 64 KiB, as the kernel sends them, would be a
+    /// different kind of loss.
     pub fn netem(&self, device: &str, line: &str) -> Result<()> {
         self.ip(&["link", "set", device, "gso_max_segs", "1"])?;
         let mut tc = Command::new("tc");
@@ -109,7 +111,7 @@ impl Host {
         })
     }
 
-    /// A connection from this host, with [`SOON`] as time limit for connecting, reading and writing.
+    /// Connects from this host, with [`SOON`] as time limit for connecting, reading and writing.
     pub fn connect(&self, to: impl Into<SocketAddr>) -> Result<TcpStream> {
         let to = to.into();
         let stream = self.run(|| {
@@ -163,14 +165,15 @@ impl Host {
         self.run(|| Ok(TcpStream::connect_timeout(&to, Duration::from_secs(1))?)).is_ok()
     }
 
-    /// Whether `port` of this host refuses: nothing listens there. That nothing answered in time is not that.
+    /// Whether `port` of this host refuses connections because nothing listens there. A missing answer is not
+    /// a refusal.
     pub fn refuses(&self, to: SocketAddr) -> bool {
         let attempt = self.run(|| Ok(TcpStream::connect_timeout(&to, Duration::from_secs(1))));
         attempt
             .is_ok_and(|attempt| attempt.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused))
     }
 
-    /// Kernel memory in bytes that the TCP sockets of this host hold (`skmem` of ss: receive and send queues).
+    /// Kernel memory of this host's TCP sockets, in bytes (`skmem` of ss: receive and send queues).
     pub fn tcp_memory(&self) -> Result<u64> {
         let mut ss = Command::new("ss");
         ss.args(["-tmnH"]);

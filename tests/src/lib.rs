@@ -1,8 +1,8 @@
-//! A lab for the cases, the demo and the benches: three hosts in network namespaces (client — edge — home)
-//! that are joined by veth pairs and, where asked for, a WireGuard tunnel; real peers that run on them; and
-//! everything removed again, even when a case fails, panics or is interrupted.
+//! A lab for the cases, the demo and the benches. Three hosts in network namespaces (client — edge — home)
+//! are joined by veth pairs and optionally a WireGuard tunnel. Real peers run on them. Everything is removed
+//! again, even if a case fails, panics or is interrupted.
 //!
-//! The lab knows nothing of the daemon's inside: it drives the built programs as an operator would.
+//! The lab knows nothing of the daemon's internals: it runs the built programs as an operator would.
 
 pub mod access_log;
 pub mod capture;

@@ -31,8 +31,8 @@ impl Metrics {
         Ok(Self(text))
     }
 
-    /// The value of a series, written as Prometheus writes it: `edge_flow_stays_total{reason="port"}`. 0 where it is
-    /// not there.
+    /// The value of a series, written as Prometheus writes it: `edge_flow_stays_total{reason="port"}`. 0 if
+    /// it is missing.
     pub fn get(&self, series: &str) -> u64 {
         self.find(series).unwrap_or(0)
     }

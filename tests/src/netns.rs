@@ -1,8 +1,8 @@
-//! One network namespace: made, entered by the calling thread, and removed with every process in it.
+//! One network namespace: created, entered by the calling thread, and removed with every process in it.
 //!
-//! Named namespaces (`ip netns`) are used, so that a person can look into a lab that is still up. Processes
-//! are not started by `ip netns exec`, which hides `/sys/fs/bpf` and `/sys/fs/cgroup` from them: a thread
-//! enters the namespace and what it spawns inherits it.
+//! Namespaces are named (`ip netns`), so that a person can look into a running lab. Processes are not started
+//! with `ip netns exec`, which hides `/sys/fs/bpf` and `/sys/fs/cgroup` from them. A thread enters the
+//! namespace instead, and the processes that it spawns inherit it.
 
 use std::{
     fs::{self, File},
@@ -42,7 +42,7 @@ impl NetNs {
     }
 
     /// Runs `action` with the calling thread inside the namespace. Sockets, threads and processes that it
-    /// makes stay there; the thread itself returns.
+    /// creates stay there; the thread itself returns.
     pub fn within<T>(&self, action: impl FnOnce() -> T) -> Result<T> {
         struct Return(File);
         impl Drop for Return {
@@ -78,7 +78,7 @@ pub fn with_prefix(prefix: &str) -> Vec<String> {
         .collect()
 }
 
-/// Kills what runs in the namespace of that name and removes it. Does nothing when it does not exist.
+/// Kills all processes in the namespace of that name and removes it. Does nothing if it does not exist.
 pub fn remove(name: &str) {
     if !path(name).exists() {
         return;

@@ -1,5 +1,5 @@
-//! The programs as an earlier commit had them, for upgrades from there: built once for each commit, and kept below the
-//! target directory.
+//! The programs of an earlier commit, for upgrades from it: built once per commit, and kept below the target
+//! directory.
 
 use std::{
     env, fs,
@@ -21,8 +21,8 @@ pub const LAYOUT_2: &str = "efc4d87d9bacbec43072094fcf6d3101fa7ef79e";
 /// A build of everything on a busy machine with two processors.
 const BUILD: Duration = Duration::from_mins(40);
 
-/// The directory that holds `edged` of this commit. `None`, said aloud, where the repository has no such commit: a
-/// shallow clone, or no repository at all.
+/// The directory that holds `edged` of this commit. `None`, with a message, if the repository does not have
+/// the commit: a shallow clone, or no repository at all.
 pub fn programs(commit: &str) -> Result<Option<PathBuf>> {
     let short = &commit[..7];
     let target = target()?;
@@ -75,7 +75,7 @@ pub fn programs(commit: &str) -> Result<Option<PathBuf>> {
     Ok(Some(kept))
 }
 
-/// Copies what this workspace has built of its dependencies: most are the same, and cargo finds out which.
+/// Copies this workspace's builds of dependencies: most are the same, and cargo detects which.
 fn borrow_dependencies(target: &Path, build: &Path) -> Result<()> {
     let own = build.join("debug");
     if own.exists() || !target.join("debug/deps").is_dir() {

@@ -1,4 +1,4 @@
-//! Programs that run on a host of the lab: their output goes to files, of which a failing case shows the ends.
+//! Programs on a host of the lab. Their output goes to files; a failing case shows the last lines of these.
 
 use std::{
     fs::{self, File},

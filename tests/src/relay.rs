@@ -1,7 +1,7 @@
-//! The line between the two ends of a tunnel: it takes the datagrams of WireGuard over, and can delay them, lose
-//! those that are too large, or lose all without a word, as a home router does that was unplugged.
+//! The line between the two ends of a tunnel. It relays WireGuard's datagrams, and can delay them, lose those
+//! that are too large, or lose all silently, like a home router that was unplugged.
 //!
-//! Real delay needs netem or a machine between; WireGuard speaks UDP, so that a pair of sockets will do.
+//! Real delay needs netem or a machine in between. WireGuard uses UDP, so a pair of sockets suffices.
 
 use std::{
     collections::VecDeque,
@@ -47,7 +47,8 @@ struct Shared {
 }
 
 impl Relay {
-    /// A line from `host` to `to`: what comes to [`near`](Self::near) leaves there, and answers come back.
+    /// A line from `host` to `to`: datagrams that arrive at [`near`](Self::near) leave there, and answers
+    /// come back.
     pub fn start(host: &Host, to: SocketAddr) -> Result<Self> {
         let socket = |on: &str| {
             let socket = host.run(|| Ok(UdpSocket::bind(on)?))?;
@@ -118,7 +119,7 @@ fn way(from: &Arc<UdpSocket>, to: &Arc<UdpSocket>, up: bool, shared: &Arc<Shared
 fn read(from: &UdpSocket, to: &UdpSocket, up: bool, shared: &Shared, later: &Sender<(Instant, Vec<u8>)>) {
     let mut buffer = vec![0; LARGEST];
     while !shared.stopped.load(Ordering::SeqCst) {
-        // An error is a timeout, or the ICMP answer to an earlier datagram: the other end may come yet.
+        // An error is a timeout, or the ICMP answer to an earlier datagram: the other end may still appear.
         let Ok((length, sender)) = from.recv_from(&mut buffer) else { continue };
         if up {
             *shared.sender.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);

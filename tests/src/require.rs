@@ -3,8 +3,8 @@
 
 use std::{env, fs, io::Write, path::PathBuf, process::Command};
 
-/// Set to make a missing requirement a failure instead of a skip: to `kernel`, all of them; to anything else, what can
-/// be installed.
+/// Set to make a missing requirement a failure instead of a skip: `kernel` for all of them, any other value
+/// for those that can be installed.
 pub const STRICT: &str = "EDGE_LAB_STRICT";
 
 /// Something that a case cannot do without.
@@ -86,12 +86,12 @@ impl Need {
     }
 }
 
-/// Whether all of `needs` are there. If not, the reason is printed and the case is to end; with
-/// [`STRICT`] set, that is a failure.
+/// Whether all of `needs` are available. If not, prints the reason, and the case must end; with [`STRICT`]
+/// set, that is a failure.
 ///
 /// # Panics
 ///
-/// With [`STRICT`] set, when something is missing.
+/// With [`STRICT`] set, if something is missing.
 pub fn all(needs: &[Need]) -> bool {
     let strict = env::var(STRICT).ok();
     let missing: Vec<(Need, String)> =
@@ -122,8 +122,8 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-/// A program that `cargo xtask test` has unpacked beside the builds, since this machine's Debian has none or one that
-/// is too old.
+/// A program that `cargo xtask test` has unpacked beside the builds, because this machine's Debian has none
+/// or too old a version.
 pub fn newer(program: &str) -> Option<PathBuf> {
     let own = env::current_exe().ok()?;
     own.ancestors()
@@ -136,7 +136,7 @@ fn can_make_namespace() -> Result<(), String> {
         .map_err(|error| format!("{error} (a container without CAP_SYS_ADMIN?)"))
 }
 
-/// Has nft look, without changing anything, whether the kernel takes rules that track and translate.
+/// Checks with nft, without changing anything, whether the kernel accepts rules that track and translate.
 fn can_translate() -> Result<(), String> {
     let rules = "add table ip edge_probe; add chain ip edge_probe c { type nat hook postrouting priority 100; }; \
                  add rule ip edge_probe c ct state new masquerade";
@@ -145,7 +145,7 @@ fn can_translate() -> Result<(), String> {
     if output.status.success() { Ok(()) } else { Err(complaint) }
 }
 
-/// Runs commands of `ip` or `tc`, `;` between them, in a namespace that is made for them and removed again.
+/// Runs commands of `ip` or `tc`, separated by `;`, in a temporary namespace.
 fn in_namespace(commands: &str) -> Result<(), String> {
     let name = format!("edge-probe-{}-{:?}", std::process::id(), std::thread::current().id());
     let name = name.replace(['(', ')'], "");

@@ -1,5 +1,5 @@
-//! A router in a link of the lab, which both ends believe to be one: it takes the addresses of neither, forwards, and
-//! tells who sends more than the next link carries.
+//! A router in a link of the lab. It has none of the addresses at either end, forwards packets, and reports
+//! to senders if a packet exceeds the next link's MTU.
 //!
 //! ```text
 //!  edge ── near (router) far ── client or home

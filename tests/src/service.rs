@@ -132,7 +132,7 @@ pub fn send_back(mut stream: TcpStream) -> Result<u64> {
     }
 }
 
-/// A service that writes its name to every client at once and then reads to the end; gives what it read.
+/// A service that writes its name to every client at once and then reads to the end; returns the data read.
 pub fn named(host: &Host, on: SocketAddr, name: &'static str) -> Result<Service<Vec<u8>>> {
     Service::start(host, on, move |mut stream| {
         stream.write_all(name.as_bytes())?;

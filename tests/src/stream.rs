@@ -32,7 +32,7 @@ pub enum Pace {
 /// The largest piece written or read at once.
 const PIECE: usize = 256 * 1024;
 
-/// The length of [`table`]: a prime, so that no shift of a block that software would make goes unnoticed.
+/// The length of [`table`]: a prime, so that no shift by a block goes unnoticed.
 const TABLE: usize = 1_048_573;
 
 /// A stream of bytes that is known at every offset: random, but the same for the same seed.
@@ -160,8 +160,8 @@ pub fn read_to_end(stream: &mut impl Read) -> Result<(Vec<u8>, End)> {
     }
 }
 
-/// The same of a connection on which the edge may give up before anything is said: the reset may come as early as at
-/// the end of connecting.
+/// The same for a connection that the edge may reset before any data: the reset may arrive as early as at the
+/// end of connecting.
 pub fn read_to_end_of(connected: Result<TcpStream>) -> Result<(Vec<u8>, End)> {
     let is_reset = |error: &anyhow::Error| {
         error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::ConnectionReset)

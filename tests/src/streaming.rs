@@ -1,5 +1,5 @@
-//! A stream through an echo, both ways at once, for as long as a case takes: whatever the case does meanwhile, every
-//! byte has to come back.
+//! A stream through an echo, in both directions at once, for as long as a case takes: every byte must come
+//! back, whatever the case does meanwhile.
 
 use std::{
     io::Read,

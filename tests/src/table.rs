@@ -62,7 +62,7 @@ pub fn entries(lab: &Lab) -> Result<Entries> {
     Ok(Entries { flows: flows.keys().count() as u64, pending: pending.keys().count() as u64 })
 }
 
-/// Adds flows of clients at this IPv4 address, one a port from 1 on, to a backend that nobody speaks to.
+/// Adds flows from this IPv4 address, one per port from 1 on, to a backend that nobody uses.
 pub fn add_flows(lab: &Lab, client: SocketAddr, edge: SocketAddr, count: u16) -> Result<()> {
     let mut table: HashMap<_, FlowKey, Flow> =
         HashMap::try_from(Map::HashMap(MapData::from_pin(pinned(lab, FLOWS)?)?))?;

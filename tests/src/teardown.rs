@@ -55,7 +55,8 @@ impl Remains {
         for name in &self.namespaces {
             netns::remove(name);
         }
-        // A killed wireguard-go leaves its socket, on which the next one of that name could not listen.
+        // A killed wireguard-go leaves its socket behind, on which the next one of that name could not
+        // listen.
         for socket in &self.sockets {
             let _ = fs::remove_file(socket);
         }
@@ -80,7 +81,7 @@ fn unmount_below(directory: &Path) {
     }
 }
 
-/// Removes labs of processes that no longer run. `prefix` is that of namespaces; the tag behind it begins
+/// Removes labs of processes that no longer run. `prefix` is that of the namespaces; the tag behind it begins
 /// with the process's id.
 pub(crate) fn sweep(prefix: &str, directories: &Path) {
     for name in netns::with_prefix(prefix) {
@@ -122,8 +123,8 @@ fn watch_signals() {
         };
         std::thread::spawn(move || {
             if let Some(signal) = signals.forever().next() {
-                // Locked until the end of the process: a case whose programs are killed here must not come to its
-                // end, and with it the process to its own, before all is removed.
+                // Locked until the end of the process: a case whose programs are killed here must not finish,
+                // and end the process, before everything is removed.
                 let mut labs = labs();
                 for remains in std::mem::take(&mut *labs).values() {
                     remains.remove();

@@ -7,8 +7,7 @@
 //!                                  100.64.1.1 ══ wg ══ 100.64.1.2   (with a second one)
 //! ```
 //!
-//! Every lab has namespaces of its own, so the addresses are the same in all of them and cases run side by
-//! side.
+//! Every lab has its own namespaces, so all use the same addresses and cases run side by side.
 
 use std::{
     env, fs,
@@ -128,7 +127,7 @@ impl Plan {
         Lab::build(self)
     }
 
-    /// Makes the lab and runs a case in it; when the case fails, the logs of its programs are shown.
+    /// Creates the lab and runs a case in it; if the case fails, shows the logs of its programs.
     pub fn case(self, body: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
         let lab = self.build()?;
         let outcome = body(&lab);
@@ -305,7 +304,7 @@ impl Lab {
         SocketAddr::new(self.home_address(), port)
     }
 
-    /// Leaves the lab and what runs in it up when the process ends. The programs must be detached each.
+    /// Leaves the lab and its programs running when the process ends. Each program must be detached.
     pub fn keep(self) {
         let Self { tunnel, second, guard, .. } = self;
         for tunnel in tunnel.into_iter().chain(second) {

@@ -81,8 +81,8 @@ pub struct End {
 }
 
 impl Tunnel {
-    /// Brings a tunnel up and waits until packets pass. The devices' names hold `tag`, because the sockets of
-    /// wireguard-go are shared by all namespaces. With `relayed`, a [`Relay`] is the line.
+    /// Brings a tunnel up and waits until packets pass. The devices' names contain `tag`, because the sockets
+    /// of wireguard-go are shared by all namespaces. With `relayed`, a [`Relay`] is the line.
     pub(crate) fn between(edge: &Host, home: &Host, line: &Line, tag: &str, relayed: bool) -> Result<Self> {
         let to_home = SocketAddr::from((home.v4, line.port));
         let relay = relayed.then(|| Relay::start(edge, to_home)).transpose()?;
@@ -204,7 +204,7 @@ impl End {
             let mut command = Command::new("wireguard-go");
             command.args(["--foreground", &self.device]).env("WG_PROCESS_FOREGROUND", "1");
             let mut process = host.spawn(&format!("wireguard-go-{}", self.device), command)?;
-            // One that is there but does not listen yet is taken for a dead one by `wg`, which removes it.
+            // `wg` removes a socket on which nobody listens yet, as if its owner were dead.
             process.wait_ready(wait::SOON, || UnixStream::connect(&socket).is_ok())?;
             *self.process() = Some(process);
         }

@@ -1,4 +1,4 @@
-//! When to copy and when to splice. Pure: fed with what each step moved and how long it took.
+//! Decides when to copy and when to splice. Pure: its input is the bytes and the duration of each step.
 //!
 //! Copy is right for small reads. Once reads are large and sustained, splice is tried, and kept only if it
 //! moves a byte in less time here and now: if packets arrive unaggregated (no GRO), every packet takes a pipe
@@ -92,8 +92,8 @@ impl Bulk {
         self.fall_back();
     }
 
-    /// Takes note of a step. One of no bytes delivered what an earlier one had read: it costs, but says nothing about
-    /// the size of reads.
+    /// Records a step. A step without bytes delivered what an earlier one had read: it counts as cost, but
+    /// does not show the size of reads.
     pub(super) fn moved(&mut self, bytes: usize, took: Option<Duration>) {
         match self.carrier {
             Carrier::Copy if bytes == 0 => {

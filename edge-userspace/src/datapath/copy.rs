@@ -1,8 +1,8 @@
 //! The `copy` tier: `recv` and `send` through one buffer for each worker thread.
 //!
-//! The buffer is shared, so an idle connection owns none; only what a destination does not take at once is kept,
-//! in an allocation of its own. The source is not read before that is gone: the kernel's receive window then
-//! holds the sender back.
+//! The buffer is shared, so an idle connection owns none. Only bytes that the destination does not accept at
+//! once are kept, in a separate allocation. The source is not read until they are gone, so that the kernel's
+//! receive window holds the sender back.
 
 use std::{
     cell::RefCell,
@@ -147,7 +147,7 @@ impl Copy {
     }
 }
 
-/// Whether the FIN of a socket that can be read is there, so that all before it is, too. A reset is no end.
+/// Whether a readable socket has received a FIN, and with it all data before it. A reset does not count.
 fn has_ended(socket: &TcpStream, cx: &mut Context<'_>) -> bool {
     let found = pin!(socket.ready(Interest::READABLE | Interest::ERROR)).poll(cx);
     matches!(found, Poll::Ready(Ok(ready)) if ready.is_read_closed() && !ready.is_error())
@@ -162,15 +162,15 @@ fn receive(socket: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
     })
 }
 
-/// Reads what stands before a FIN that is there, as much as there is room for; whether that was all. Only a read of
-/// nothing says so.
+/// Reads the data before a FIN that has arrived, as much as there is room for. Returns whether that was all,
+/// which only a read of nothing proves.
 fn receive_to_end(socket: &TcpStream, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
     let mut read = 0;
     while read < buffer.len() {
         match receive(socket, &mut buffer[read..]) {
             Ok(0) => return Ok((read, true)),
             Ok(bytes) => read += bytes,
-            // Behind a FIN there is no error to lose (`SOCK_DONE` comes before `sk_err` in `tcp_recvmsg`).
+            // No error is lost behind a FIN (`SOCK_DONE` comes before `sk_err` in `tcp_recvmsg`).
             Err(_) if read > 0 => break,
             Err(error) => return Err(error),
         }

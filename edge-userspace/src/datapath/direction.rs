@@ -1,7 +1,7 @@
 //! One direction of a relayed connection: from one socket to the other, by copy or by splice.
 //!
-//! The direction owns the order of things (what was read before is written before anything else, the end of the
-//! stream is passed on last) and decides between the two carriers; how bytes move is theirs.
+//! The direction determines the order: earlier data is written first, and the end of the stream is passed on
+//! last. It also chooses between the two carriers, which move the bytes.
 
 use std::{
     io,
@@ -23,7 +23,8 @@ use crate::spec::Tier;
 
 /// Steps of one direction before other tasks of the thread get their turn ...
 const STEPS_PER_TURN: usize = 16;
-/// ... or bytes: about a tenth of a millisecond, for which a small message of another connection may have to wait.
+/// ... or bytes: about a tenth of a millisecond, by which a small message of another connection may be
+/// delayed.
 const BYTES_PER_TURN: usize = 512 * 1024;
 
 /// Which of the two sockets of a direction failed, and how.
@@ -89,8 +90,8 @@ impl Direction {
         }
     }
 
-    /// Carries until nothing moves (`Pending`, the task is woken when something can), or the source has ended and
-    /// everything from it was delivered. Passing on the end itself is for the caller.
+    /// Carries until nothing moves (`Pending`; the task is woken when something can), or until the source has
+    /// ended and all its data was delivered. The caller passes on the end itself.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -169,7 +170,7 @@ impl Direction {
     }
 }
 
-/// Processor time of this thread. On the clock of the wall a step also lasts while others have the processor.
+/// Processor time of this thread. Wall-clock time would include the time that other threads run.
 fn time_of_thread() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     // A clock that counts from the start of the thread is never negative.

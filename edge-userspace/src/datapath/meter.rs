@@ -1,7 +1,7 @@
 //! The live account of one connection.
 //!
-//! In user space one task writes and anybody reads: plain loads and stores on atomics, no locked instruction on
-//! the data path. While a tier in the kernel carries, the kernel counts, and is asked by whoever reads.
+//! In user space one task writes and anybody reads: plain loads and stores on atomics, without locked
+//! instructions on the data path. While a kernel tier carries, the kernel counts, and readers query it.
 
 use std::{
     fmt::Debug,
@@ -111,7 +111,7 @@ impl Meter {
     pub(super) fn from(&self, side: Side) -> u64 {
         let Counter(bytes) = self.counter(side);
         match self.kernel.load().as_ref().and_then(|kernel| kernel.of(side).bytes()) {
-            // Others may have asked the kernel at the same time, in any order: the count only grows.
+            // Other readers may have queried the kernel at the same time, in any order: the count only grows.
             Some(counted) => bytes.fetch_max(counted, Relaxed).max(counted),
             None => bytes.load(Relaxed),
         }
@@ -126,8 +126,8 @@ impl Meter {
         self.kernel.store(Some(Arc::new(counts)));
     }
 
-    /// The kernel has carried so many bytes from this side and no more; user space goes on counting. Only the
-    /// first call does anything.
+    /// The kernel has carried this many bytes from this side and will carry no more; user space continues to
+    /// count. Only the first call has an effect.
     pub(super) fn leave_kernel(&self, from: Side, bytes: u64) {
         if let Some(kernel) = &*self.kernel.load()
             && let Some(total) = kernel.of(from).end(bytes)

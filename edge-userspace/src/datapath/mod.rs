@@ -1,8 +1,8 @@
-//! Carrying bytes: one file a tier, behind one small interface.
+//! Carries bytes: one file per tier, behind one small interface.
 //!
-//! [`carry`] takes a connected [`Pair`] and what was already read, carries it to its end and says why it ended;
-//! counts go to the [`Meter`] as they happen, so that an operator sees them live. Nothing here knows routes,
-//! pools or configuration.
+//! [`carry`] takes a connected [`Pair`] and the bytes already read, carries the connection to its end, and
+//! returns why it ended. It updates the [`Meter`] continuously, so that an operator sees live counts. Nothing
+//! here knows routes, pools or configuration.
 
 #![forbid(unsafe_code)]
 
@@ -64,8 +64,8 @@ impl Tiers {
     }
 }
 
-/// Carries a connection: to its end, or until it is handed over. By the tier that was chosen, or by copy and splice
-/// where it may not be.
+/// Carries a connection until it ends or is handed over: by the chosen tier or, if that is not possible, by
+/// copy and splice.
 pub fn carry<'a>(
     pair: Pair,
     preread: Preread,
@@ -116,7 +116,7 @@ pub trait Passenger: Sync {
     /// Asked for when it is handed over.
     fn ticket(&self) -> Ticket;
 
-    /// [`Ticket::label`] with only what it has in common with others, for when labels are scarce. `None` where the
+    /// [`Ticket::label`] reduced to what it shares with others, for when labels are scarce. `None` if the
     /// rest cannot be left out.
     fn common_label(&self) -> Option<String>;
 }
@@ -158,7 +158,8 @@ pub enum Side {
 pub enum End {
     /// Both directions were closed in order.
     Finished,
-    /// This side reset the connection, or its network failed; the other was reset after it got what was sent before.
+    /// This side reset the connection, or its network failed; the other side was reset after it had received
+    /// the data sent before.
     Reset(Side),
     /// The edge ended it.
     Stopped(StopReason),

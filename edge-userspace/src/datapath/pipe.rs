@@ -1,7 +1,7 @@
 //! Pipes for `splice(2)`, kept by each worker thread and lent to a direction only while bytes are in transit.
 //!
-//! A pipe is taken when a direction turns out to be bulk and given back as soon as it is empty and nothing more
-//! is at hand, so that idle connections own none.
+//! A direction takes a pipe when it turns out to be bulk, and returns it when it is empty and no more data is
+//! ready, so that idle connections own none.
 
 use std::{
     cell::RefCell,
@@ -19,8 +19,8 @@ use rustix::{
     pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice},
 };
 
-/// The size asked for. Large enough that one wake-up moves what a fast peer sent meanwhile; it is also the
-/// default of `/proc/sys/fs/pipe-max-size`, so that it is allowed without privileges.
+/// The requested size. Large enough that one wake-up moves everything that a fast peer sent meanwhile; it is
+/// also the default of `/proc/sys/fs/pipe-max-size`, so it is allowed without privileges.
 const SIZE: usize = 1 << 20;
 /// Pipes kept for later by each worker thread. More exist while more directions are in transit.
 const KEPT: usize = 64;
@@ -81,8 +81,8 @@ pub(super) struct Pipe {
 }
 
 impl Pipe {
-    /// Takes a pipe from this thread's pool or makes one. Fails when the process is out of file descriptors or
-    /// pipe memory: then carry by copy.
+    /// Takes a pipe from this thread's pool or creates one. Fails if the process is out of file descriptors
+    /// or pipe memory: then carry by copy.
     pub(super) fn take() -> io::Result<Box<Self>> {
         let (kept, is_time) = POOL.with_borrow_mut(|pool| {
             pool.taken = pool.taken.wrapping_add(1);
@@ -143,8 +143,8 @@ impl Pipe {
         self.filled
     }
 
-    /// Moves bytes from a socket into the pipe. Neither `Ok(0)` nor `WouldBlock` says why there were none: the stream
-    /// has ended, the socket is empty or stands at an urgent byte, or the pipe is full.
+    /// Moves bytes from a socket into the pipe. Neither `Ok(0)` nor `WouldBlock` shows why none moved: the
+    /// stream has ended, the socket is empty or at an urgent byte, or the pipe is full.
     pub(super) fn fill(&mut self, socket: impl AsFd) -> io::Result<usize> {
         if self.filled == 0 {
             self.fills = self.fills.wrapping_add(1);

@@ -61,7 +61,7 @@ pub type Hold = Option<Box<dyn Any + Send + Sync>>;
 /// Carries a connection to its end on sockets, by copy and, where `choice` allows it, by splice.
 ///
 /// The future is what an idle connection costs in user space, so it is kept small: no argument is held twice,
-/// and what is seldom needed is boxed when it is.
+/// and rarely needed state is boxed on demand.
 pub(super) fn carry<'a>(
     pair: Pair,
     preread: Preread,
@@ -137,8 +137,7 @@ impl Relay {
         mut is_due: impl FnMut(&Meter) -> bool,
     ) -> Turn {
         let Self { pair: Pair { client, backend }, up, down } = self;
-        // A side whose bytes are not read, because the other side does not take them, says by an error alone
-        // that it is gone.
+        // A side that is not read, because the other side is blocked, shows only by an error that it is gone.
         let mut client_error = None;
         let mut backend_error = None;
         poll_fn(|cx| {
@@ -207,8 +206,8 @@ impl Relay {
     }
 }
 
-/// Carries on, and passes the end of the stream on when it comes. Where the other direction has `other_ended`
-/// already, both sockets are about to be closed, which says the same.
+/// Continues, and passes the end of the stream on when it comes. If the other direction has already ended
+/// (`other_ended`), both sockets are about to be closed, which has the same effect.
 fn advance(
     direction: &mut Direction,
     other_ended: bool,
@@ -238,12 +237,13 @@ pub(super) fn culprit(fault: &Fault, source: Side) -> Side {
     }
 }
 
-/// One side is gone: what it sent before still belongs to the other, which is reset only after that.
+/// One side is gone. The data that it sent before still belongs to the other side, which is reset only
+/// afterwards.
 async fn deliver_last(direction: &mut Direction, gone: &TcpStream, other: &TcpStream, counter: Counter<'_>) {
     let deadline = Instant::now() + LAST_BYTES;
     let delivered = async {
-        // Ends after the last byte, with the error that the gone side left or, once that was told, as if it had
-        // closed; the other side must not take it for a close.
+        // Ends after the last byte, with the error of the gone side or, if that was already reported, as if
+        // it had closed. The other side must not take it for a close.
         let _ = poll_fn(|cx| direction.poll(cx, gone, other, counter)).await;
         acknowledged(other).await;
     };
@@ -251,8 +251,8 @@ async fn deliver_last(direction: &mut Direction, gone: &TcpStream, other: &TcpSt
     reset(other);
 }
 
-/// Waits until all that was written is acknowledged: a reset throws away what the socket still holds. The kernel
-/// has no event for that.
+/// Waits until all written data is acknowledged: a reset discards what the socket still holds. The kernel has
+/// no event for that.
 pub(super) async fn acknowledged(socket: impl AsFd) {
     let mut pause = Duration::from_millis(1);
     while tcp::send_queue(&socket).is_ok_and(|octets| octets > 0) {

@@ -1,4 +1,5 @@
-//! The `sockmap` tier: the kernel carries between the two sockets; this task looks on and acts at the turns.
+//! The `sockmap` tier: the kernel carries data between the two sockets; this task observes and acts at the
+//! transitions.
 //!
 //! It wakes when a side closes or resets, and when the kernel has left a direction to user space because its
 //! reader was too slow. [`judge`] decides what to do from numbers alone; a close is passed on only when every
@@ -38,7 +39,7 @@ use crate::{
 
 /// The first pause before a look at what has no event; it doubles up to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
-/// How long bytes that were received may be missing from the kernel's account before they count as lost.
+/// How long received bytes may be missing from the kernel's count before they are considered lost.
 const MISSING: Duration = Duration::from_secs(1);
 
 /// Carries a connection in the kernel, or by the other socket tiers where this one may not be.
@@ -282,7 +283,8 @@ impl Sockets {
         reset(&self.backend);
     }
 
-    /// One side is gone: what it sent before still belongs to the other, which is reset only after that.
+    /// One side is gone. The data that it sent before still belongs to the other side, which is reset only
+    /// afterwards.
     async fn pass_reset_on(&self, gone: Side, joined: &Joined) -> End {
         let (source, destination, other) = match gone {
             Side::Client => (&joined.first, &joined.second, &self.backend),

@@ -26,8 +26,8 @@ pub(super) struct Splice {
 pub(super) enum Spliced {
     /// This many bytes reached the destination's socket or are in the pipe.
     Moved(usize),
-    /// Nothing could be moved. Whether the source is empty, has ended or stands at an urgent byte, only `recv` can tell:
-    /// `tcp_splice_read` says `EAGAIN` or 0 for each of them. The source's readiness is as it was.
+    /// Nothing could be moved. Only `recv` can tell whether the source is empty, has ended or is at an urgent
+    /// byte: `tcp_splice_read` returns `EAGAIN` or 0 for each of them. The source's readiness is unchanged.
     Stopped,
 }
 

@@ -1,4 +1,4 @@
-//! The order to end a connection, given from outside its task: by the operator, the idle sweep or the shutdown.
+//! The order to end a connection, from outside its task: by the operator, the idle sweep or the shutdown.
 
 use std::{
     future::poll_fn,

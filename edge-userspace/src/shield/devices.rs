@@ -25,7 +25,7 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// Sorts the devices of a machine. `home` are the indices of those by which backends are reached.
+    /// Sorts the devices of a machine. `home` are the indices of the devices that lead to backends.
     pub fn sort(all: Vec<Interface>, home: &BTreeSet<u32>) -> Self {
         let mut devices = Self::default();
         for device in all {

@@ -1,5 +1,5 @@
-//! The account of what is blocked, by whom and until when, and the changes that the kernel's trie has to
-//! follow. Pure.
+//! Records which prefixes are blocked, by whom and until when, and computes the changes for the kernel's
+//! trie. Pure.
 
 use std::{
     collections::{HashMap, HashSet, hash_map},
@@ -21,7 +21,7 @@ pub struct Full;
 pub(super) struct Entry {
     /// The slot of its packet counter.
     pub(super) counter: u32,
-    /// Until when the operator wants it, in the kernel's clock; `None` when it is not the operator's.
+    /// The end of the operator's block, in the kernel's clock; `None` if the operator does not block it.
     pub(super) until: Option<u64>,
     /// The list that names it.
     pub(super) list: Option<Arc<str>>,
@@ -65,9 +65,9 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// The account that a trie amounts to, and the prefixes in it that do not add up.
+    /// The ledger that a trie represents, and its inconsistent prefixes.
     ///
-    /// The lists' names are not in the kernel: until they are read again they go by "list".
+    /// The kernel does not have the lists' names: until they are read again they appear as "list".
     pub(super) fn adopt(blocks: Vec<(Prefix, Block)>) -> (Self, Vec<Prefix>) {
         let mut used = HashSet::new();
         let mut faulty = Vec::new();
@@ -99,7 +99,8 @@ impl Ledger {
         self.settle(prefix)
     }
 
-    /// The lists name these prefixes; and no others, unless `is_partial`: then what they named before stays.
+    /// The lists name these prefixes and no others. With `is_partial`, the prefixes that they named before
+    /// stay too.
     pub(super) fn replace_lists(
         &mut self,
         mut wanted: HashMap<Prefix, Arc<str>>,
@@ -304,7 +305,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is done, the trie that follows the changes holds exactly the ledger, and no counter twice.
+        /// After any operations, the trie that follows the changes holds exactly the ledger, and no counter
+        /// twice.
         #[test]
         fn the_trie_that_follows_equals_the_ledger(steps in prop::collection::vec((0_u8..4, 0_u8..6, 0_u64..9), 0..60)) {
             let mut ledger = Ledger::default();

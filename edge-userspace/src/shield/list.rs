@@ -1,4 +1,5 @@
-//! Files of prefixes: one a line, comments behind `#` or `;`, as common feeds publish them. Watched by looking at them now and then, which also sees through links and network filesystems.
+//! Files of prefixes: one per line, comments behind `#` or `;`, as common feeds publish them. They are
+//! polled, which also works through links and on network filesystems.
 
 use std::{
     fs::{File, Metadata},
@@ -35,10 +36,10 @@ impl Lists {
         Self { files: paths.into_iter().map(watch).collect() }
     }
 
-    /// Reads the files that changed; returns whether any said something new.
+    /// Reads the files that changed; returns whether any has new contents.
     ///
-    /// A file is read when it looks the same twice in a row, so that one that is being written is left alone
-    /// until it is done; the first look reads at once. A file that is gone or unreadable keeps its last words.
+    /// A file is read when it looks the same twice in a row, so that an unfinished one is left alone; the
+    /// first look reads at once. A file that is gone or unreadable keeps its last contents.
     pub fn look(&mut self) -> bool {
         let mut changed = false;
         for file in &mut self.files {
@@ -47,7 +48,7 @@ impl Lists {
         changed
     }
 
-    /// Whether every file was read once; until then what an earlier daemon knew of them is worth keeping.
+    /// Whether every file was read once. Until then the contents that an earlier daemon knew must be kept.
     pub fn are_complete(&self) -> bool {
         self.files.iter().all(|file| file.read.is_some())
     }
@@ -141,8 +142,8 @@ fn read(path: &Path) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The prefixes, and the lines (from 1) that hold something else. Host bits are cut off; a prefix of length 0
-/// is rejected, because a list that blocks everyone is broken.
+/// The prefixes, and the numbers (from 1) of lines that hold something else. Host bits are cut off; a prefix
+/// of length 0 is rejected, because a list that blocks everyone is broken.
 fn parse(text: &str) -> (Vec<IpNet>, Vec<(usize, String)>) {
     let mut prefixes = Vec::new();
     let mut rejected = Vec::new();

@@ -2,8 +2,8 @@
 //! decides. In the kernel [`ShieldProgram`] drops their packets before the stack. [`BlockedSources`] checks
 //! again at accept, for devices that take no program and machines without XDP.
 //!
-//! The program is attached only while there is something to drop, because even a packet that passes it costs,
-//! and several drivers give up offloads for it.
+//! The program is attached only while there is something to drop: it costs time even for packets that pass,
+//! and several drivers disable offloads for it.
 
 #![forbid(unsafe_code)]
 
@@ -142,7 +142,7 @@ impl Shield {
 
     /// Blocks a prefix until a time, or until it is unblocked. Blocking it again changes the time.
     ///
-    /// `spare` are the addresses that must not be cut off; none when that is what is wanted.
+    /// `spare` are the addresses that must not be cut off; empty to allow that.
     pub fn block(
         &mut self,
         net: IpNet,
@@ -161,8 +161,8 @@ impl Shield {
         Ok(())
     }
 
-    /// Lets a prefix in again that the operator blocked. A list that names it too goes on blocking it; the
-    /// name of that list is returned.
+    /// Unblocks a prefix that the operator blocked. If a list names it too, it stays blocked; returns the
+    /// name of that list.
     pub fn unblock(&mut self, net: IpNet) -> Result<Option<Arc<str>>, ShieldError> {
         let prefix = net.into();
         let list = self.ledger.list(prefix);
@@ -192,8 +192,8 @@ impl Shield {
         Ok(())
     }
 
-    /// The operator blocks these and nothing else, whatever an earlier daemon left: it may have died between a word of
-    /// his and the disk. Returns those that could not be blocked.
+    /// Makes these the operator's only blocks, whatever an earlier daemon left: it may have died before a
+    /// change reached the disk. Returns those that could not be blocked.
     pub fn restore(&mut self, blocks: &[(IpNet, Option<SystemTime>)]) -> Vec<(IpNet, ShieldError)> {
         let wanted = |prefix: Prefix| blocks.iter().any(|(net, _)| Prefix::from(*net) == prefix);
         let stray: Vec<Prefix> = self
@@ -233,8 +233,8 @@ impl Shield {
         Ok(blocked)
     }
 
-    /// Blocks what these lists name, beside what the operator blocked. Each prefix comes with the name of its
-    /// list; what holds an address of `spare` is left out.
+    /// Blocks the prefixes of these lists, beside the operator's blocks. Each prefix comes with the name of
+    /// its list; a prefix that contains an address of `spare` is left out.
     ///
     /// Unblocks prefixes that the previous lists named and these do not, unless `is_partial`.
     pub fn load_prefixes(
@@ -261,8 +261,9 @@ impl Shield {
         Ok(Loaded { added: outcome.added, removed: outcome.removed, left_out: outcome.left_out, ..loaded })
     }
 
-    /// Lets each source (IPv4 address or IPv6 /64) open this many connections a second to these ports, and as
-    /// many at once when it was quiet before; 0 means no limit. `false` where that has no effect, for want of a program.
+    /// Lets each source (IPv4 address or IPv6 /64) open this many connections per second to these ports, and
+    /// as many at once after a pause; 0 means no limit. `false` if that has no effect, because no program is
+    /// loaded.
     pub fn set_syn_rate(
         &mut self,
         rate: u32,
@@ -270,7 +271,7 @@ impl Shield {
     ) -> Result<bool, ShieldError> {
         let Some(program) = &mut self.program else { return Ok(rate == 0) };
         if rate > 0 {
-            // Without a limit nothing looks at the ports, and there are thousands of words of them to write.
+            // Without a limit nothing reads the ports, and writing them takes thousands of words.
             program.set_ports(ports)?;
         }
         program.set_limit(limit(rate))?;
@@ -279,7 +280,8 @@ impl Shield {
         Ok(true)
     }
 
-    /// Follows the devices of the machine: attaches to those that are new and belong to it, lets go of the others.
+    /// Follows the devices of the machine: attaches to new ones that belong to it, and detaches from the
+    /// others.
     pub fn watch(&mut self, devices: Devices) {
         self.devices = devices;
         if let Some(program) = &mut self.program
@@ -351,7 +353,7 @@ impl Shield {
         self.limited || !self.ledger.is_empty()
     }
 
-    /// Attaches the program where it belongs while there is something to drop, and takes it off otherwise.
+    /// Attaches the program to its devices while there is something to drop, and detaches it otherwise.
     fn arm(&mut self) {
         let is_needed = self.is_needed();
         let Some(program) = &mut self.program else { return };

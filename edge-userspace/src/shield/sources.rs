@@ -1,7 +1,7 @@
 //! The blocked sources for the accept loops: a snapshot that is read without a lock and replaced as a whole.
 //!
-//! It stands behind the programs in the kernel. Packets that come by a device which takes no program, or by one that has
-//! just appeared, meet it at accept.
+//! This check backs up the programs in the kernel. It refuses connections that arrive through a device which
+//! takes no program, or which has just appeared.
 
 use std::{net::IpAddr, sync::Arc};
 

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use crate::kernel::Prefix;
 
-/// Whether an IPv6 prefix holds the mapped IPv4 addresses, `::ffff:0:0/96`, without being one of them.
+/// Whether an IPv6 prefix contains the mapped IPv4 addresses, `::ffff:0:0/96`, without being one of them.
 pub(super) fn is_too_wide(net: &IpNet) -> bool {
     matches!(net, IpNet::V6(v6) if v6.prefix_len() < 96 && v6.contains(&std::net::Ipv4Addr::UNSPECIFIED.to_ipv6_mapped()))
 }

@@ -15,11 +15,11 @@ use super::{Lists, Shield};
 /// How often lists are looked at. One that changes takes effect after at most two looks.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// Loads the lists, and loads them again when they change; takes out what is over. Runs until it is dropped;
-/// a changed configuration starts another one.
+/// Loads the lists, reloads them when they change, and removes expired blocks. Runs until it is dropped; a
+/// changed configuration starts another one.
 ///
-/// `spare` says which addresses no list may cut off, each time that a list is loaded. `loaded` is called when lists block
-/// sources that they did not before.
+/// `spare` returns the addresses that no list may cut off, each time a list is loaded. `loaded` is called
+/// when lists block new sources.
 pub async fn tend(
     shield: Arc<Mutex<Shield>>,
     lists: Vec<PathBuf>,

@@ -1,8 +1,9 @@
-//! One look at a device's WireGuard peers, for a diagnosis; whoever wants to follow them has the
-//! [`Watcher`](super::Watcher).
+//! A single look at a device's WireGuard peers, for a diagnosis; the [`Watcher`](super::Watcher) follows
+//! them.
 //!
-//! The kernel's WireGuard answers only who may change it, and hands out the private key; wireguard-go's socket is
-//! root's. So the keeper asks where there is one, and passes on nothing but what is in [`Peer`].
+//! The kernel's WireGuard answers only those who may change it, and hands out the private key; wireguard-go's
+//! socket belongs to root. If there is a keeper, it therefore makes the query, and passes on only the
+//! contents of [`Peer`].
 
 use std::io;
 

@@ -47,8 +47,8 @@ pub(super) fn gather(parts: &[WireguardMessage]) -> Vec<Peer> {
     peers
 }
 
-/// Adds the peers of one part of the answer. A peer with many allowed addresses comes in several parts,
-/// the later ones with its key and the rest of them only.
+/// Adds the peers of one part of the answer. A peer with many allowed addresses comes in several parts; the
+/// later ones have only its key and the remaining addresses.
 fn collect(peers: &mut Vec<Peer>, part: &WireguardMessage) {
     let found = part.attributes.iter().filter_map(|attribute| match attribute {
         WireguardAttribute::Peers(peers) => Some(peers),

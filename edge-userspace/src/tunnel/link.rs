@@ -25,7 +25,7 @@ const GROUPS: [MulticastGroup; 7] = [
     MulticastGroup::Ipv4Rule,
     MulticastGroup::Ipv6Rule,
 ];
-/// Messages taken off the socket in one go. A flood is then looked at in steps, which is soon enough.
+/// Messages read from the socket at once. A flood is then processed in steps, which is soon enough.
 const MAX_DRAIN: usize = 4096;
 
 /// Notices that something has changed. Their contents are not read: the state is queried afterwards, so
@@ -81,8 +81,8 @@ pub(super) fn devices() -> io::Result<BTreeMap<Arc<str>, Device>> {
 /// Whether a route leads to `address` by the device with this index.
 pub(super) async fn is_routed(netlink: &Handle, address: IpAddr, index: u32) -> io::Result<bool> {
     let mut question = question(address);
-    // Without this the kernel assumes, for a given device, that everything is on its link (`fib_lookup` failed in
-    // `ip_route_output_key_hash_rcu`). Since Linux 4.13.
+    // Without this the kernel assumes, for a given device, that every address is on its link (`fib_lookup`
+    // failed in `ip_route_output_key_hash_rcu`). Since Linux 4.13.
     question.header.flags = RouteFlags::FibMatch;
     question.attributes.push(RouteAttribute::Oif(index));
     match ask(netlink, question).await {
@@ -101,7 +101,7 @@ pub(super) async fn is_routed(netlink: &Handle, address: IpAddr, index: u32) -> 
 pub struct Egress {
     /// Its name.
     pub device: Arc<str>,
-    /// The largest packet that goes this way, in bytes: the device's MTU, or the route's if it is smaller.
+    /// The largest packet on this path, in bytes: the device's MTU, or the route's if it is smaller.
     pub mtu: u32,
     /// The address that packets leave with.
     pub source: Option<IpAddr>,
@@ -109,8 +109,8 @@ pub struct Egress {
     pub by_default: bool,
 }
 
-/// By which device packets to `address` leave now, as the kernel's rules and tables have it; `device` where they are
-/// bound to one.
+/// The device by which packets to `address` leave now, according to the kernel's rules and tables; with
+/// `device`, for packets bound to that one.
 pub async fn egress(address: IpAddr, device: Option<&str>) -> io::Result<Egress> {
     let (connection, netlink, _) = rtnetlink::new_connection()?;
     // It ends with the handle.

@@ -1,8 +1,8 @@
-//! The tunnels home: which devices there are, whether they are up and lead to an address, and whether the other end
-//! of a WireGuard tunnel is alive.
+//! The tunnels to home: which devices exist, whether they are up and lead to an address, and whether the
+//! other end of a WireGuard tunnel is alive.
 //!
-//! Kernel WireGuard, wireguard-go, Tailscale and any other L3 device are all just devices here; what is known
-//! of WireGuard's peers comes on top. Nothing here changes a device, a route or a peer.
+//! Kernel WireGuard, wireguard-go, Tailscale and any other L3 device are treated alike as devices; knowledge
+//! about WireGuard's peers is added. Nothing here changes a device, a route or a peer.
 
 #![forbid(unsafe_code)]
 

@@ -1,5 +1,5 @@
-//! The largest packet that goes to an address in one piece, as the kernel would tell a TCP connection to it: the
-//! device's MTU, the route's if it is smaller, and what was learned of the path since.
+//! The largest packet that reaches an address unfragmented, as the kernel determines it for TCP: the device's
+//! MTU, the route's if it is smaller, and the path MTU learned since.
 
 use std::{
     io,
@@ -9,11 +9,11 @@ use std::{
 use rustix::net::sockopt::{ip_mtu, ipv6_mtu};
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// The MTU of the way to `address`, in bytes; by this device alone if one is given.
+/// The MTU of the path to `address`, in bytes; through this device only, if one is given.
 ///
 /// # Errors
 ///
-/// The device does not exist, or no route leads there.
+/// The device does not exist, or it has no route to the address.
 pub fn path_mtu(address: IpAddr, device: Option<&str>) -> io::Result<u32> {
     let address = address.to_canonical();
     // Any port: connecting a UDP socket looks the route up and sends nothing.

@@ -1,8 +1,9 @@
-//! When a WireGuard peer counts as dead. Pure: it is shown what the device says of its peers from time to time.
+//! Decides when a WireGuard peer counts as dead. Pure: it is fed with the device's list of peers from time to
+//! time.
 //!
-//! An old handshake alone means nothing: a tunnel without traffic and without keepalive has none. But a side that
-//! sends begins a handshake when the last one is too old, and goes on trying every five seconds, so old *and* sent
-//! to *and* nothing received is a peer that does not answer.
+//! An old handshake alone means nothing: a tunnel without traffic and keepalive has none. But a side that
+//! sends starts a handshake if the last one is too old, and retries every five seconds. A peer is therefore
+//! silent if its handshake is old *and* packets were sent to it *and* nothing was received.
 
 use std::{
     collections::HashMap,
@@ -15,13 +16,13 @@ use serde::{Deserialize, Serialize};
 
 use super::state::Fault;
 
-/// Time to answer for a peer that was just woken up: one retry of the handshake (`REKEY_TIMEOUT`, WireGuard paper
-/// §6.1).
+/// Time to answer for a peer that was just woken: one retry of the handshake (`REKEY_TIMEOUT`, WireGuard
+/// paper §6.1).
 const GRACE: Duration = Duration::from_secs(5);
 
-/// A silent peer that nothing was sent to for this long gets another chance: only what is sent can find out that it
-/// is back, and nothing is while it is out. WireGuard itself goes on trying for 90 s (`REKEY_ATTEMPT_TIME`), which counts
-/// as sent.
+/// A silent peer that nothing was sent to for this long gets another chance: only traffic can show that it is
+/// back, and a backend that is down gets none. WireGuard itself retries for 90 s (`REKEY_ATTEMPT_TIME`),
+/// which counts as sending.
 const FORGIVEN: Duration = Duration::from_mins(1);
 
 /// A WireGuard peer.

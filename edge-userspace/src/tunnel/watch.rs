@@ -1,5 +1,5 @@
-//! Watching the tunnels: by the kernel's events for devices, addresses and routes, and by asking from time to time
-//! for WireGuard's handshakes, of which there are no events.
+//! Watches the tunnels: kernel events report devices, addresses and routes; WireGuard's handshakes have no
+//! events and are polled.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -88,7 +88,7 @@ impl Watcher {
         self.tunnels.clone()
     }
 
-    /// Changes whenever the kernel said that a device, an address, a route or a rule did, whatever it was.
+    /// Changes whenever the kernel reports any change of a device, an address, a route or a rule.
     pub fn stirred(&self) -> watch::Receiver<()> {
         self.stirred.clone()
     }

@@ -38,7 +38,7 @@ impl Caddy {
         })
     }
 
-    /// Serves `name` over TLS at each of `on` (of one port), where a PROXY header has to come first; see
+    /// Serves `name` over TLS at each of `on` (of one port), where a PROXY header must come first; see
     /// [`Caddy::clients`]. Needs [`Need::Newer`](crate::require::Need::Newer).
     pub fn behind_proxy(
         host: &Host,
@@ -65,8 +65,9 @@ impl Caddy {
         Ok(caddy)
     }
 
-    /// A Caddy at home as its users run it: ports 80 and 443, and certificates of its own from `authority` for each
-    /// name, by the one challenge that is named with it (`http` or `tlsalpn`). Every answer says `caddy`.
+    /// A Caddy at home as its users run it: ports 80 and 443, and certificates from `authority` for each
+    /// name, obtained by the single challenge listed with the name (`http` or `tlsalpn`). Every answer is
+    /// `caddy`.
     pub fn with_acme(host: &Host, authority: &Pebble, names: &[(&str, &str)]) -> Result<Self> {
         let on = host.at(443);
         let mut text = format!(

@@ -1,5 +1,5 @@
-//! HAProxy as an SNI edge: what the daemon is measured against, and what shows that a case's peers work. And as a
-//! reader and a writer of PROXY headers that is not ours.
+//! HAProxy as an SNI edge: the daemon is compared with it, and it shows that a case's peers work. It also
+//! reads and writes PROXY headers independently of our code.
 
 use std::{fmt::Write, net::SocketAddr, process::Command};
 
@@ -31,8 +31,8 @@ impl Haproxy {
         Self::start(host, on, &text)
     }
 
-    /// Serves over TLS at each of `on`, where a PROXY header has to come first. The answer to every request says what
-    /// was in it; see [`Haproxy::clients`].
+    /// Serves over TLS at each of `on`, where a PROXY header must come first. The answer to every request has
+    /// the contents of the header; see [`Haproxy::clients`].
     pub fn behind_proxy(host: &Host, on: &[SocketAddr], certificate: &Certificate) -> Result<Self> {
         let first = *on.first().context("no address")?;
         // One file with both is what it wants.
@@ -57,8 +57,8 @@ impl Haproxy {
         Ok(haproxy)
     }
 
-    /// Goes before an edge: takes what comes to `on` to `edge`, with a PROXY header of version 2 that names the client
-    /// and gives it an id.
+    /// Runs in front of an edge: forwards connections from `on` to `edge`, with a version 2 PROXY header that
+    /// names the client and gives it an id.
     pub fn before_edge(host: &Host, on: SocketAddr, edge: SocketAddr) -> Result<Self> {
         let text = format!(
             "global\n  maxconn 100\ndefaults\n  mode tcp\n  timeout client 1m\n  timeout connect 5s\n  \

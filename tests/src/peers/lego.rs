@@ -1,4 +1,4 @@
-//! lego: an ACME client that is run for each certificate, as beside a web server that has none of its own.
+//! lego: an ACME client that is run for each certificate, as beside a web server without one.
 
 use std::{path::PathBuf, process::Command};
 

@@ -22,8 +22,8 @@ pub struct Mariadb {
 }
 
 impl Mariadb {
-    /// Listens at `on`; a host is shut out after so many connections in a row that broke off. That needs a name for
-    /// `client`.
+    /// Listens at `on`. A host is blocked after this many interrupted connections in a row, which requires a
+    /// name for `client`.
     pub fn start(host: &Host, on: SocketAddr, client: IpAddr, max_connect_errors: u32) -> Result<Self> {
         let folder = host.directory().join("mariadb");
         let data = folder.join("data");

@@ -32,7 +32,7 @@ impl Nginx {
         Self::start(host, on, &format!("listen {on};"))
     }
 
-    /// Serves over TLS at each of `on`, where a PROXY header has to come first; see [`Nginx::clients`].
+    /// Serves over TLS at each of `on`, where a PROXY header must come first; see [`Nginx::clients`].
     pub fn behind_proxy(host: &Host, on: &[SocketAddr], certificate: &Certificate) -> Result<Self> {
         let first = *on.first().context("no address")?;
         let mut listen = String::new();

@@ -27,8 +27,8 @@ pub struct Pebble {
 }
 
 impl Pebble {
-    /// Runs on the client's host as if on the internet, finds every name at the edge, and issues certificates that
-    /// are valid for `validity`. Needs [`Need::Newer`](crate::require::Need::Newer).
+    /// Runs on the client's host as if on the internet, resolves every name to the edge, and issues
+    /// certificates that are valid for `validity`. Needs [`Need::Newer`](crate::require::Need::Newer).
     pub fn start(lab: &Lab, authority: &Authority, validity: Duration) -> Result<Self> {
         let host = &lab.client;
         let address = IpAddr::from(host.v4);
@@ -60,7 +60,7 @@ impl Pebble {
         let config = lab.file("pebble.json", config.to_string())?;
         let mut command = Command::new(newer("pebble").context("no Pebble")?);
         command.arg("-config").arg(config).args(["-dnsserver", &names.to_string()]);
-        // Without these it waits up to 15 seconds before it challenges, and refuses some requests for exercise.
+        // Without these it waits up to 15 seconds before a challenge, and rejects some requests on purpose.
         command.envs([("PEBBLE_VA_NOSLEEP", "1"), ("PEBBLE_WFE_NONCEREJECT", "0")]);
         let mut process = host.spawn("pebble", command)?;
         process.wait_ready(SOON, || {

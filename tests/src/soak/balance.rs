@@ -37,7 +37,8 @@ pub enum Item {
     Routes,
     /// Processes on the edge.
     Processes,
-    /// How many connections of one source to one backend become flows: half of the ports that are free. Less is a leak.
+    /// How many connections of one source to one backend become flows: half of the free ports. A lower number
+    /// is a leak.
     FreePorts,
 }
 
@@ -54,7 +55,7 @@ impl Item {
             Self::KernelMemory => 16 * MIB,
             // Pipes for splice, which threads keep for the next stream.
             Self::Descriptors => 64,
-            // Threads that may wait come and go; a health check or a call of edgectl may be under way.
+            // Blocking threads come and go; a health check or a call of edgectl may be in progress.
             Self::KeeperDescriptors | Self::Threads | Self::Sockets | Self::Tracked => 4,
             Self::Connections
             | Self::AtHome

@@ -1,5 +1,5 @@
-//! Very many slow clients: they connect, send the beginning of a hello, one byte more now and then, and hold their places
-//! until the edge or they themselves have enough.
+//! Very many slow clients: they connect, send the beginning of a hello and now and then one more byte, and
+//! hold their places until the edge or they themselves give up.
 
 use std::{
     io::{self, Read, Write},
@@ -20,7 +20,7 @@ const FIRST: u8 = 100;
 const BURST: usize = 500;
 /// How long a wave holds its places.
 const HOLD: Duration = Duration::from_secs(2);
-/// The longest that the edge waits for a hello (`hello_timeout`) by its default, and the time to close thousands.
+/// The edge's default limit for a hello (`hello_timeout`), and the time to close thousands.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The results of slow clients.

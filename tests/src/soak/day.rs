@@ -1,5 +1,5 @@
-//! Does to the edge what the schedule says, checks what each event itself promises, and writes down whom it may cost
-//! connections.
+//! Does to the edge what the schedule contains, checks the promise of each event, and records which
+//! connections it may cost.
 
 use std::{
     collections::BTreeSet,
@@ -125,7 +125,8 @@ impl<'a> Day<'a> {
         plan
     }
 
-    /// Makes it happen, and checks that the edge is well afterwards. Gives what came of it, where that is open.
+    /// Performs the event, and checks that the edge is healthy afterwards. Returns the result if it is not
+    /// fixed.
     pub(super) fn perform(&mut self, entry: &Entry) -> Result<&'static str> {
         let backend = usize::try_from(entry.choice % BACKENDS as u64)?;
         let pause = || thread::sleep(entry.lasts);

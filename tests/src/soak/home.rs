@@ -1,5 +1,5 @@
-//! The services at home, each of which can die and return, and the short protocol that visitors speak with them: after
-//! the hello, an order; the service answers with its own number and does what was ordered.
+//! The services at home, each of which can die and return, and the short protocol that visitors use: after
+//! the hello the visitor sends an order; the service answers with its own number and carries the order out.
 
 use std::{
     io::{self, Read, Write},
@@ -339,7 +339,7 @@ fn send(stream: &mut TcpStream, order: Order, pace: Pace) -> Result<()> {
 fn received(stream: &mut TcpStream, order: Order) -> Result<u8> {
     match order.up().receive(stream, Pace::Uneven) {
         Ok((length, End::Fin)) if length == order.length => Ok(WHOLE),
-        // The daemon that is killed closes its sockets like this. The client finds out that it has no answer.
+        // A killed daemon closes its sockets like this. The client notices the missing answer.
         Ok((length, End::Fin)) if length < order.length => {
             Err(io::Error::from(io::ErrorKind::UnexpectedEof).into())
         }

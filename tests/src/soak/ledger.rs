@@ -9,10 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long after its cause a loss may be noticed: the longest that a client waits for an answer, and a bit.
+/// How long after its cause a loss may be noticed: a little more than the longest that a client waits for an
+/// answer.
 pub const NOTICED: Duration = Duration::from_secs(40);
-/// How long after its end a trouble may still refuse new connections: a health check's interval, a route that is
-/// learned again.
+/// How long after its end a disturbance may still cause refusals: a health check's interval, a route that is
+/// being relearned.
 const RECOVERY: Duration = Duration::from_secs(2);
 
 /// How far a connection had come.

@@ -74,7 +74,7 @@ fn sockets(host: &Host) -> Result<u64> {
     Ok(host.text_of(ss)?.lines().count() as u64)
 }
 
-/// The files below the lab's pins, without those of links on devices that are there: the tunnel's gets some when it is
+/// The files below the lab's pins, without the links of existing devices: the tunnel's get links when it is
 /// first used.
 fn pins(lab: &Lab) -> Result<BTreeSet<String>> {
     fn walk(root: &Path, directory: &Path, found: &mut BTreeSet<String>) -> Result<()> {
@@ -104,8 +104,8 @@ fn pins(lab: &Lab) -> Result<BTreeSet<String>> {
     Ok(found)
 }
 
-/// How many connections of one source to one backend become flows before the ports that it may have are used up. They
-/// are reset afterwards, so that their ports come back within seconds.
+/// How many connections of one source to one backend become flows before its share of ports is used up. They
+/// are reset afterwards, so that their ports are free again within seconds.
 pub(super) fn free_ports(lab: &Lab, edged: &Edged) -> Result<u64> {
     // More than its share, which is half of what is free.
     let wanted = usize::from(PORTS.1 - PORTS.0) / 2 + 24;

@@ -1,8 +1,8 @@
-//! A compressed day on one edge: clients of all kinds beside everything that happens to a machine in a year, driven by
-//! a seed. It ends with a balance: what the edge holds afterwards and did not hold before, and which connections were
-//! lost without anything that excuses it.
+//! A compressed day on one edge: clients of all kinds, and everything that happens to a machine in a year,
+//! driven by a seed. It ends with a balance: resources that the edge holds afterwards and did not hold
+//! before, and connections that were lost without an excuse.
 //!
-//! [`schedule`], [`ledger`] and [`balance`] are pure; [`day`] does to the edge what the schedule says.
+//! [`schedule`], [`ledger`] and [`balance`] are pure; [`day`] carries the schedule out.
 
 pub mod balance;
 pub mod crowd;
@@ -65,13 +65,13 @@ pub struct Soak {
     pub day: Duration,
     /// Slow clients in all.
     pub slow_clients: usize,
-    /// Closed flows are made older at the end, instead of waiting for the minute that the edge keeps them, and the day
-    /// does not begin with an upgrade from an older build.
+    /// Ages closed flows at the end, instead of waiting for the minute that the edge keeps them, and leaves
+    /// out the upgrade from an older build at the beginning.
     pub hurried: bool,
 }
 
 impl Soak {
-    /// Does it. `say` gets a line for everything that happens.
+    /// Runs the day. `say` gets a line for each event.
     ///
     /// # Errors
     ///

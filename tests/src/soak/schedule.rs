@@ -1,5 +1,5 @@
-//! The plan of a run: which event hits the edge when, and how many slow clients come when. Made from a seed alone, so
-//! that a run can be repeated. Pure.
+//! The plan of a run: which event hits the edge when, and how many slow clients arrive when. Made from a seed
+//! alone, so that a run can be repeated. Pure.
 
 use std::{collections::BTreeSet, fmt, time::Duration};
 
@@ -62,7 +62,7 @@ impl Event {
         matches!(self, Self::Restart | Self::Kill | Self::OutOfMemory)
     }
 
-    /// The longest that the trouble itself lasts. Shorter than the time that TCP and the clients have patience.
+    /// The longest duration of the disturbance itself, shorter than the patience of TCP and the clients.
     const fn longest(self) -> Duration {
         match self {
             Self::Reload | Self::BrokenReload | Self::Routes | Self::ClockForward | Self::ClockBack => {
@@ -144,8 +144,8 @@ pub struct Schedule {
     pub waves: Vec<Wave>,
 }
 
-/// The share of the day from which on one daemon lives through everything else, so that the balance shows what it leaks:
-/// not before the first round is over.
+/// The share of the day after which one daemon lives through everything else, so that the balance shows its
+/// leaks; not before the first round is over.
 const ONE_DAEMON: f64 = 0.5;
 /// The share of the day before the first event, and after the last: a quiet hour.
 const QUIET: u32 = 24;
@@ -155,7 +155,7 @@ pub const SOURCES: usize = 48;
 const BEYOND: usize = 8;
 
 impl Schedule {
-    /// The day of this seed, with the events that the machine allows and this many slow clients in all.
+    /// The day of this seed, with the events that the machine allows and this many slow clients in total.
     pub fn new(seed: u64, day: Duration, allowed: &BTreeSet<Event>, slow_clients: usize) -> Self {
         let mut random = Rng::with_seed(seed);
         Self { events: events(&mut random, day, allowed), waves: waves(&mut random, day, slow_clients) }

@@ -1,5 +1,6 @@
-//! Ordinary clients, which must be served whatever happens: short requests, slow hellos, transfers both ways, half
-//! closes, resets, and connections that rest for hours. Each that is not served is written down.
+//! Ordinary clients, which must be served at all times: short requests, slow hellos, transfers in both
+//! directions, half-closes, resets, and connections that rest for hours. Each one that is not served is
+//! recorded.
 
 use std::{
     io::{self, Read, Write},
@@ -121,7 +122,8 @@ impl Visitors<'_> {
         }
     }
 
-    /// Opens a connection that says something now and then, until the day is over; another one where it is lost.
+    /// Opens a connection that sends something now and then until the day is over, and replaces it if it is
+    /// lost.
     pub(super) fn rest(self, site: &'static Site, mut random: Rng) {
         while !self.is_over() {
             let began = self.ledger.now();
@@ -172,7 +174,7 @@ impl Visitors<'_> {
         let done =
             begin(&mut visit, &hello.records(), order, pieces).and_then(|()| finish(&visit, kind, order));
         match done {
-            // The reset may overtake all that its backend has said (close with SO_LINGER of no time).
+            // The reset may overtake all data from its backend (close with a zero SO_LINGER).
             Err(error) if kind == Kind::ResetByBackend && symptom(&error) == Symptom::Reset => Ok(()),
             done => done.map_err(|error| visit.failed(&error)),
         }
