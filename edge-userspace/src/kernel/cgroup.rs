@@ -8,11 +8,12 @@ use std::{
 
 use super::{KernelError, probe};
 
-/// The slice of systemd that the unit puts edged into.
+/// The systemd slice of the unit.
 ///
-/// The kernel gives an accepted socket the cgroup of its listener (`sk_clone_lock`, `cgroup_sk_clone`). Listeners stay
-/// open over a restart, while systemd makes the service a new cgroup: what they accept still belongs to the old one,
-/// which a program in the new one never sees. The slice is above both, and stays.
+/// The kernel gives an accepted socket the cgroup of its listener (`sk_clone_lock`, `cgroup_sk_clone`).
+/// Listeners stay open over a restart, while systemd gives the service a new cgroup. Sockets that they accept
+/// still belong to the old cgroup, and a program in the new one never sees them. The slice contains both, and
+/// stays.
 const SLICE: &str = "edge.slice";
 
 /// The cgroup that has this process and every socket that its listeners accept, opened.

@@ -1,12 +1,13 @@
-//! The kernel's connection tracking (`nf_conntrack`), by ctnetlink: entries of connections that need none any more are
-//! deleted, and how full the table is.
+//! The kernel's connection tracking (`nf_conntrack`), through ctnetlink: deletes entries that connections no
+//! longer need, and reads how full the table is.
 //!
-//! A stateful firewall tracks every connection of the machine, those of edged too. The packets of a flow pass it by, so
-//! it never sees their end: an entry would stay for five days (`nf_conntrack_tcp_timeout_established`), and a small
-//! machine has room for a few thousand. Where `nf_conntrack` is not loaded, nothing here does anything.
+//! A stateful firewall tracks every connection of the machine, edged's included. It does not see the packets
+//! of a flow, and so never sees its end. An entry would stay for five days
+//! (`nf_conntrack_tcp_timeout_established`), and a small machine has room for a few thousand. Without
+//! `nf_conntrack`, this module does nothing.
 //!
-//! An entry is known by its addresses and its zone, which rules of the firewall may set (`ct zone set`). Which zones there are
-//! is learnt from entries, see [`zones`].
+//! An entry is identified by its addresses and its zone, which firewall rules may set (`ct zone set`). Zones
+//! are learnt from entries, see [`zones`].
 //!
 //! Sources: `linux/netfilter/nfnetlink_conntrack.h`, `net/netfilter/nf_conntrack_netlink.c`.
 
@@ -126,10 +127,10 @@ impl Conntrack {
         })
     }
 
-    /// Deletes the entries of these connections; says how many there were.
+    /// Deletes the entries of these connections; returns how many there were.
     ///
-    /// An entry is found by what a socket here sends: this is one of its two tuples, whatever NAT does to the packet
-    /// further on (`nf_conntrack_find_get`).
+    /// The key is a packet that a socket here sends: it is one of the entry's two tuples, whatever NAT does
+    /// to the packet further on (`nf_conntrack_find_get`).
     pub fn forget(&mut self, connections: &[Ends]) -> io::Result<usize> {
         if !self.is_loaded() {
             return Ok(0);
@@ -144,9 +145,9 @@ impl Conntrack {
         Ok(deleted)
     }
 
-    /// Has the firewall take the next packets of a connection for established ones, for a few seconds: without an entry
-    /// it would drop a reset or a question that has no socket behind it as invalid. Does nothing where nothing was ever
-    /// tracked.
+    /// Makes the firewall accept the next packets of a connection as established, for a few seconds. Without
+    /// an entry it would drop a reset or a keepalive probe that has no socket as invalid. Does nothing if
+    /// tracking was never in use.
     pub fn admit(&mut self, ends: &Ends) -> io::Result<()> {
         // The existing entry expects other numbers.
         self.forget(&[*ends])?;
@@ -197,8 +198,8 @@ impl Conntrack {
         loosened.map(drop)
     }
 
-    /// Sends a message about each connection, in zone 0 first, and where there is no entry in those zones that are known;
-    /// says how many entries there were.
+    /// Sends a message about each connection, in zone 0 first and, if there is no entry, in the known zones;
+    /// returns how many entries there were.
     fn in_each_zone(
         &mut self,
         connections: &[Ends],
@@ -252,8 +253,8 @@ impl Conntrack {
         is_loaded
     }
 
-    /// Reads what the kernel says to the messages of one call, which it does within it: the numbers of those whose entries
-    /// were not there (or there already).
+    /// Reads the kernel's answers to the messages of one call, which arrive within the call: the numbers of
+    /// those whose entries were missing (or already existed).
     fn missing(&self) -> io::Result<Vec<u32>> {
         let (mut missing, mut failure) = (Vec::new(), None);
         loop {

@@ -90,7 +90,7 @@ impl Default for Wanted {
 pub struct Kernel {
     /// The program of the shield, loaded, and attached where an earlier daemon left it attached.
     pub shield: Option<ShieldProgram>,
-    /// Where parts come from that are loaded later, as [`Sockmap`] is when the first route asks for it.
+    /// Sources of the parts that are loaded later, such as [`Sockmap`] when the first route needs it.
     pub objects: Objects,
     /// The programs of the flow tier, loaded and not attached.
     pub flow: Option<FlowProgram>,
@@ -103,10 +103,10 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Loads what is wanted and adopts what an earlier daemon left under the same pins.
+    /// Loads the wanted parts and adopts those that an earlier daemon left under the same pins.
     ///
-    /// To be called with all capabilities and before threads are started, so that what
-    /// [`capability::keep_only`] drops afterwards is dropped in all of them.
+    /// Must be called with all capabilities and before threads are started, so that [`capability::keep_only`]
+    /// later drops capabilities in all threads.
     pub fn open(wanted: &Wanted) -> Self {
         let mut kernel = Self { objects: wanted.objects.clone(), ..Self::default() };
         if wanted.shield {
@@ -130,7 +130,7 @@ impl Kernel {
         kernel
     }
 
-    /// Finds what daemons of other versions left. It is carried on beside what is this version's own.
+    /// Finds the layouts that daemons of other versions left. They continue beside this version's own.
     fn find_others(&mut self, wanted: &Wanted) {
         // Where pins are not to be had, the parts that need them say so.
         let Ok(others) = pin::Pins::open(&wanted.pins).and_then(|pins| pins.others()) else { return };

@@ -1,5 +1,5 @@
-//! Dumps of rtnetlink, answered within the call, so that nobody waits. Attributes are handed out as octets: a device may
-//! have a name that is no text, and one that cannot be decoded must not hide the others.
+//! Dumps of rtnetlink, answered within the call, so that nothing waits. Attributes are returned as bytes: a
+//! device's name may be no valid text, and one that cannot be decoded must not hide the others.
 
 use std::{io, iter};
 
@@ -18,13 +18,13 @@ const TYPE: u16 = 0x3fff;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 
-/// How often a dump is repeated that a change has made inconsistent; the last one is taken as it is.
+/// How often a dump is repeated after a change has made it inconsistent; the last one is used as it is.
 const ATTEMPTS: usize = 4;
 
-/// The bodies of all messages that a dump has.
+/// The bodies of all messages of a dump.
 ///
-/// `question` is the type of the request, `RTM_GET…`; `length` that of the fixed part of its messages, which is all zeros
-/// in the request. In the network namespace of this thread.
+/// `question` is the type of the request, `RTM_GET…`; `length` is the length of its messages' fixed part,
+/// which is all zeros in the request. Applies to the network namespace of this thread.
 pub(super) fn dump(question: u16, length: usize) -> io::Result<Vec<Vec<u8>>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
@@ -99,7 +99,7 @@ impl Header {
     }
 }
 
-/// The attributes behind the fixed part of a message, or inside of another attribute: type and value.
+/// The attributes behind the fixed part of a message, or inside another attribute: type and value.
 pub(super) fn attributes(mut octets: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     iter::from_fn(move || {
         let header: &[u8; ATTRIBUTE] = octets.first_chunk()?;

@@ -1,5 +1,5 @@
-//! Netlink messages that no crate of ours has: written into one buffer, read from one datagram. Only the format
-//! (`linux/netlink.h`); what is in the messages is said by `conntrack` and `xfrm`.
+//! Netlink messages that our crates do not support, written into one buffer or read from one datagram. This
+//! is only the format (`linux/netlink.h`); `conntrack` and `xfrm` define the contents.
 
 use std::io;
 
@@ -25,8 +25,7 @@ pub(super) const ERROR: u16 = 2;
 /// `NLMSG_DONE`.
 pub(super) const DONE: u16 = 3;
 
-/// A socket of this protocol that talks to the kernel and never waits for it: what is asked for is answered within the
-/// call.
+/// A socket of this protocol that talks to the kernel and never waits: the kernel answers within the call.
 pub(super) fn open(protocol: isize) -> io::Result<Socket> {
     let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
@@ -43,7 +42,8 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Numbers the messages that are added from now on: an answer names the number of its question, see [`answered`].
+    /// Numbers the messages that are added from now on: an answer carries the number of its request, see
+    /// [`answered`].
     pub(super) const fn number(&mut self, number: u32) {
         self.number = number;
     }

@@ -1,5 +1,5 @@
-//! Flows in tables of other layouts. The programs that an earlier daemon attached go on carrying them, behind this
-//! version's own; nothing is ever added to such a table, and when it is empty it goes.
+//! Flows in tables of other layouts. The programs that an earlier daemon attached continue to carry them,
+//! behind this version's own. Nothing is ever added to such a table, and an empty one is removed.
 //!
 //! A layout that this version can read appears as if it were its own: entries, reports and counters are
 //! translated on the way out, keys on the way in. Flows of an unreadable layout are only counted.
@@ -77,7 +77,8 @@ impl OlderFlows {
         }))
     }
 
-    /// Copies what is known of its flows to the table of this version, where it is kept for as long as they live.
+    /// Copies the descriptions of its flows to this version's table, where they stay as long as the flows
+    /// live.
     pub fn copy_labels(&mut self, to: &mut FlowTable) {
         let mut labels = HashMap::new();
         for (key, text) in self.table.labels() {

@@ -1,4 +1,4 @@
-//! Where maps and links are pinned, so that they outlive the daemon and the next one finds them.
+//! The places where maps and links are pinned, so that they outlive the daemon and the next one finds them.
 //!
 //! The path holds the version of the layout and a fingerprint of its meaning:
 //! `/sys/fs/bpf/edge/v3-0123abcd/flow/…`. Pins of other versions stay beside it: see [`older`](super::older).
@@ -35,7 +35,7 @@ pub(super) struct OtherLayout {
 }
 
 impl Pins {
-    /// Opens or makes the directory below `root`; mounts the BPF filesystem at its usual place where it is
+    /// Opens or creates the directory below `root`; mounts the BPF filesystem at its usual place if it is
     /// missing.
     pub(super) fn open(root: &Path) -> Result<Self, KernelError> {
         ensure_mounted(root)?;
@@ -59,7 +59,7 @@ impl Pins {
         Ok(others)
     }
 
-    /// Takes the pins of an object as they are from one of these layouts, where this one has none yet: for an object
+    /// Takes over the pins of an object from one of these layouts, if this layout has none yet: for an object
     /// whose maps have not changed since.
     pub(super) fn inherit(&self, object: &str, alike: &[&str]) -> Result<(), KernelError> {
         let own = self.directory.join(object);
@@ -97,10 +97,10 @@ pub(super) fn removed(path: &Path, outcome: io::Result<()>) -> Result<(), Kernel
     }
 }
 
-/// Removes all pins of all layouts below `root`. A program that is attached through a pinned link alone is
-/// thereby detached; a running daemon holds what it has until it ends.
+/// Removes all pins of all layouts below `root`. This detaches programs that are attached only through a
+/// pinned link; a running daemon keeps its own until it ends.
 ///
-/// Returns whether there was anything.
+/// Returns whether there were any.
 pub fn uninstall(root: &Path) -> Result<bool, KernelError> {
     if !root.exists() {
         return Ok(false);

@@ -1,7 +1,7 @@
-//! One daemon for a directory of pins: two would take each other's maps, links and flows.
+//! One daemon per directory of pins: two would take each other's maps, links and flows.
 //!
-//! The directory itself is locked (flock(2) takes any descriptor), since a BPF filesystem has no ordinary files. The
-//! kernel lets go of it when the process ends, however it does.
+//! The directory itself is locked (flock(2) accepts any descriptor), because a BPF filesystem has no ordinary
+//! files. The kernel releases the lock when the process ends, for whatever reason.
 
 use std::{
     fs::{self, File},
@@ -36,8 +36,8 @@ pub struct PinLock {
     _directory: File,
 }
 
-/// Takes the directory of pins for this process, and makes it where it is not there. `None` where nothing can be pinned,
-/// which is a finding of [`Kernel::open`](super::Kernel::open).
+/// Locks the directory of pins for this process, and creates it if it is missing. `None` if nothing can be
+/// pinned, which is a finding of [`Kernel::open`](super::Kernel::open).
 ///
 /// # Errors
 ///

@@ -1,9 +1,10 @@
 //! The names of link pins, by the number of the device: `device-7` and `device-7-ingress`.
 //!
-//! Not by its name. The BPF filesystem refuses names with a dot (`bpf_lookup`), as every VLAN has one; two names may
-//! meet once they are escaped; and a link follows its device when that is renamed, while the next device of that name
-//! needs a pin as well. A device's index has none of that. Which device a link is on is the kernel's word alone
-//! ([`device_of`]), so that pins of versions that named them by device, `link-eth0`, are found as well.
+//! The name is not used. The BPF filesystem refuses names with a dot (`bpf_lookup`), as every VLAN has one;
+//! two names may collide once they are escaped; and a link follows its device when that is renamed, while the
+//! next device of that name needs a pin as well. An index has none of these problems. Only the kernel knows
+//! which device a link is on ([`device_of`]), so pins of versions that used names, `link-eth0`, are found as
+//! well.
 
 use std::{
     fs, io,
@@ -32,7 +33,8 @@ pub(super) struct Found {
     pub(super) device: u32,
 }
 
-/// The links that are pinned in a directory under either name, for `hook`; one that cannot be opened is on no device.
+/// The links for `hook` that are pinned in a directory under either name; one that cannot be opened has no
+/// device.
 pub(super) fn links(directory: &Path, hook: Option<&str>) -> io::Result<Vec<Found>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory)? {
@@ -46,8 +48,8 @@ pub(super) fn links(directory: &Path, hook: Option<&str>) -> io::Result<Vec<Foun
     Ok(found)
 }
 
-/// Removes the pins of links for `hook` whose device is gone, and renames those that an earlier version called by the
-/// device's name.
+/// Removes the pins of links for `hook` whose device is gone, and renames those that an earlier version named
+/// by the device.
 pub(super) fn tidy(directory: &Path, hook: &str) -> io::Result<()> {
     for Found { path, device } in links(directory, Some(hook))? {
         let pin = directory.join(link(device, Some(hook)));

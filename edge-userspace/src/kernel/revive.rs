@@ -1,5 +1,5 @@
-//! One word to the peer of a connection that has no socket any more: one is made again from the connection's numbers
-//! alone (`TCP_REPAIR`, as checkpoints are restored).
+//! Sends one packet to the peer of a connection that no longer has a socket. A socket is recreated from the
+//! connection's numbers alone (`TCP_REPAIR`, as for restored checkpoints).
 
 use std::{io, net::SocketAddr};
 
@@ -19,8 +19,8 @@ pub struct Standing {
     pub peer: SocketAddr,
     /// The sequence number that the peer has acknowledged last.
     pub next: u32,
-    /// The one behind all that it has been sent: it expects this one where it has received everything, and has not
-    /// said so yet.
+    /// The number behind all data sent to it: the peer expects this one if it has received everything but not
+    /// yet acknowledged it.
     pub sent: u32,
     /// The one that is expected of it.
     pub expected: u32,
@@ -35,11 +35,11 @@ impl Standing {
     }
 }
 
-/// Sends a reset to the peer, and where it may have received more than it has acknowledged, one from there too: only
-/// the very number that it expects counts at once.
+/// Sends a reset to the peer. If it may have received more than it has acknowledged, sends one from there
+/// too: a reset takes effect at once only with exactly the expected number.
 ///
-/// A peer that expects neither, since a part of what it was sent is lost, answers with a challenge (RFC 5961 §3.2),
-/// which the stack, where the connection is unknown by then, answers with a reset that counts.
+/// A peer that expects neither, because part of the data was lost, answers with a challenge ACK (RFC 5961
+/// §3.2). The stack no longer knows the connection, and answers that with a reset that takes effect.
 pub fn reset_peer(standing: &Standing) -> io::Result<()> {
     let standing = *standing;
     admin::run(move || {
@@ -53,8 +53,9 @@ pub fn reset_peer(standing: &Standing) -> io::Result<()> {
     })?
 }
 
-/// Asks the peer where it stands, with what a keep-alive asks with (RFC 9293 §3.8.4): a segment without data one before
-/// what it expects. Its answer is not for a socket. `timestamp` is one that it has seen, where timestamps are agreed.
+/// Sends a keepalive probe (RFC 9293 §3.8.4), which the peer answers with its numbers: a segment without
+/// data, one before the number that it expects. No socket receives the answer. `timestamp` is one that it has
+/// seen, if timestamps are in use.
 pub fn ask_peer(standing: &Standing, timestamp: Option<u32>) -> io::Result<()> {
     let standing = *standing;
     admin::run(move || {

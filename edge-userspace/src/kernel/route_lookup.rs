@@ -1,5 +1,5 @@
-//! By which device packets to an address leave, asked of the kernel at once: `RTM_GETROUTE` is answered within the
-//! call, so nobody waits. Following changes of routes is not for here: see `tunnel`.
+//! Queries the kernel for the device by which packets to an address leave: `RTM_GETROUTE` is answered within
+//! the call, so nothing waits. `tunnel` follows changes of routes.
 
 use std::{io, net::IpAddr};
 

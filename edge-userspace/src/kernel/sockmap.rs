@@ -1,5 +1,5 @@
-//! The sockmap programs and maps as a typed handle: two sockets are joined, and from then on the kernel carries
-//! between them. When to do so, and what to do when it ends, is decided in `datapath`, not here.
+//! The sockmap programs and maps as a typed handle: two sockets are joined, and from then on the kernel
+//! carries data between them. `datapath` decides when to join them, and what to do at the end.
 //!
 //! Minimum kernel: 6.4, or one with its mends, as Debian's 6.1; others fail the trial at the start. Nothing is pinned: sockets leave the maps when
 //! they are closed, so that nothing of this outlives the daemon, however it ends.
@@ -51,8 +51,8 @@ const BEGINNINGS: &str = "BEGINNINGS";
 const MAPS: [&str; 5] = [LEGS, PEERS, SOURCES, RING, BEGINNINGS];
 const DUPLICATING: &str = "duplicating a map's descriptor";
 
-/// Octets of one direction that may be on their way and not acknowledged, unless told otherwise. It bounds the
-/// memory that a reader who stops can take, and the throughput: a window of this size for each round trip.
+/// The bytes of one direction that may be in transit and unacknowledged, by default. This bounds the memory
+/// that a stopped reader can take, and the throughput: one window of this size per round trip.
 pub const DEFAULT_CREDIT: u64 = 4 << 20;
 
 /// How long the trial at the start waits for its one octet.
@@ -73,7 +73,8 @@ pub struct Sockmap {
 /// Why two sockets cannot be joined. They are as they were before.
 #[derive(Debug, thiserror::Error)]
 pub enum NotJoined {
-    /// One of them is not in the state for it, was there before the programs, or the peer has closed.
+    /// One of them is not in the right state, was established before the programs were attached, or its peer
+    /// has closed.
     #[error("{0}")]
     Unfit(&'static str),
     /// A socket could not be asked.
@@ -97,7 +98,8 @@ pub struct Progress {
     pub broken: bool,
 }
 
-/// Two sockets that the kernel carries between. Its end makes the kernel forget them, not close them.
+/// Two sockets between which the kernel carries data. Dropping this makes the kernel forget them, but does
+/// not close them.
 #[derive(Debug)]
 pub struct Joined {
     /// The first socket: what it receives goes to the second.
@@ -164,8 +166,8 @@ impl Sockmap {
         Ok(sockmap)
     }
 
-    /// One octet through two connections on loopback, a second one behind it that was there before they were
-    /// joined and read in part: what a kernel does not do right shows here and not with a client.
+    /// Sends one byte through two connections on loopback, with a second one behind it that arrived before
+    /// they were joined and was read in part. Faults of a kernel show here and not with a client.
     fn try_out(self: &Arc<Self>) -> Result<(), KernelError> {
         let error = |source| KernelError::Call { call: "trying the redirection on loopback", source };
         let pair = || -> io::Result<(TcpStream, TcpStream)> {
@@ -199,7 +201,7 @@ impl Sockmap {
         Ok(())
     }
 
-    /// Hands two established connections over to the kernel: from now on it carries what the one receives to
+    /// Hands two established connections over to the kernel: from now on it carries data received by one to
     /// the other. Bytes that either has received and user space has not read go first.
     ///
     /// Nothing may be read from or written to either socket any more, unless [`Progress::spilled`] says so.
@@ -221,7 +223,7 @@ impl Sockmap {
             legs.insert(one.cookie, one.leg, 0).map_err(map("writing to", LEGS))?;
             legs.insert(two.cookie, two.leg, 0).map_err(map("writing to", LEGS))?;
         }
-        // Known as a leg, a socket cannot lose its reports any more; it may have lost them just before.
+        // A socket in the map cannot lose its reports any more; it may have lost them just before.
         self.watched(first)?;
         self.watched(second)?;
         self.notices.watch(one.cookie, first, &notice)?;
@@ -242,7 +244,7 @@ impl Sockmap {
                 return Err(map("writing to", PEERS)(error).into());
             }
         }
-        // The second before the first: it is the backend's, which may have answered and closed by now.
+        // The backend's socket goes first: it may have answered and closed by now.
         let mut sources = lock(&self.sources);
         if let Err(error) = sources.insert(two.cookie, second.as_raw_fd(), 0) {
             withdraw(&mut lock(&self.peers));
@@ -289,8 +291,8 @@ impl Sockmap {
         }
     }
 
-    /// Wakes the tasks whose connections take a turn, for as long as it is polled; without it they are not
-    /// looked after.
+    /// Wakes the tasks whose connections need attention, for as long as it is polled; without it they are not
+    /// served.
     pub async fn deliver(&self) -> io::Result<()> {
         self.notices.deliver().await
     }
@@ -365,8 +367,8 @@ impl Prepared {
 }
 
 impl Joined {
-    /// Ready when a side has closed or failed, or the kernel has left a direction to user space or lost it;
-    /// which of it, the sockets say. Only one task may wait.
+    /// Ready when a side has closed or failed, or when the kernel has left a direction to user space or lost
+    /// it; the sockets show which. Only one task may wait.
     pub fn poll_turn(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.notice.poll(cx)
     }
@@ -400,13 +402,13 @@ impl JoinedSocket {
         })
     }
 
-    /// Whether all that it receives is left to user space, since it closed before the kernel took any of it;
-    /// [`Progress::passed`] knows nothing of it then.
+    /// Whether all data that it receives is left to user space, because it closed before the kernel took any;
+    /// [`Progress::passed`] does not count it then.
     pub fn is_outside(&self) -> bool {
         self.outside.load(Ordering::Acquire)
     }
 
-    /// Octets that the socket has received since it was joined, of an account of it taken now. A FIN counts as one.
+    /// The bytes that the socket has received since it was joined, from a current query. A FIN counts as one.
     pub fn received(&self, info: &TcpInfo) -> u64 {
         info.bytes_received.saturating_sub(self.read_before)
     }

@@ -14,7 +14,7 @@ use socket2::{SockRef, TcpKeepalive};
 
 // asm-generic/socket.h
 const SO_BUF_LOCK: i32 = 72;
-/// Silence after which the kernel asks whether the peer is still there, how often, and how many times.
+/// TCP keepalive: the silence before the first probe, the interval, and the number of probes.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_time(Duration::from_mins(1))
     .with_interval(Duration::from_secs(15))
@@ -41,7 +41,8 @@ pub enum Queue {
     Send = 2,
 }
 
-/// The part of `struct tcp_info` (linux/tcp.h) that is used here. A field that this kernel does not fill is 0.
+/// The part of `struct tcp_info` (linux/tcp.h) that is used here. Fields that this kernel does not fill are
+/// 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TcpInfo {
     /// The state, as in `net/tcp_states.h`: 1 is ESTABLISHED, 8 is `CLOSE_WAIT`.
@@ -148,7 +149,8 @@ const TCP_INFO_SIZE: usize = TCP_INFO_LENGTH as usize;
 
 const INT: libc::socklen_t = 4;
 
-/// `TCP_INFO`. An error where the answer is too short for the fields of [`TcpInfo`]: emulators of Linux give a few bytes.
+/// `TCP_INFO`. Fails if the answer is too short for the fields of [`TcpInfo`]: emulators of Linux return a
+/// few bytes.
 pub fn info(socket: impl AsFd) -> io::Result<TcpInfo> {
     let mut raw = [0_u8; TCP_INFO_SIZE];
     let mut length = TCP_INFO_LENGTH;
@@ -171,7 +173,7 @@ pub fn info(socket: impl AsFd) -> io::Result<TcpInfo> {
     Ok(TcpInfo::parse(&raw))
 }
 
-/// Octets in the send queue: not sent, or sent and not acknowledged (`SIOCOUTQ`). A FIN counts as one.
+/// Bytes in the send queue: not sent, or sent and not acknowledged (`SIOCOUTQ`). A FIN counts as one.
 pub fn send_queue(socket: impl AsFd) -> io::Result<u32> {
     let mut octets = MaybeUninit::<libc::c_int>::uninit();
     // SIOCOUTQ has the number of TIOCOUTQ (linux/sockios.h).
@@ -203,14 +205,14 @@ pub fn is_at_mark(socket: impl AsFd) -> io::Result<bool> {
     Ok(unsafe { answer.assume_init() } != 0)
 }
 
-/// Leaves urgent octets in the stream, where they would be skipped otherwise (`SO_OOBINLINE`). Only then do
-/// [`receive_queue`] and [`read_so_far`] count what stands behind one.
+/// Keeps urgent bytes in the stream, where they would otherwise be skipped (`SO_OOBINLINE`). Only then do
+/// [`receive_queue`] and [`read_so_far`] count the bytes behind one.
 pub fn keep_urgent(socket: impl AsFd, keep: bool) -> io::Result<()> {
     Ok(rustix::net::sockopt::set_socket_oobinline(socket, keep)?)
 }
 
-/// Octets that user space has read. The queue and the count are two questions: asked until nothing has come
-/// in between.
+/// The bytes that user space has read. The queue and the count need two queries, which are repeated until
+/// nothing has arrived in between.
 pub fn read_so_far(socket: impl AsFd) -> io::Result<u64> {
     loop {
         let before = info(&socket)?.bytes_received;
@@ -221,7 +223,8 @@ pub fn read_so_far(socket: impl AsFd) -> io::Result<u64> {
     }
 }
 
-/// Octets ever queued for sending (the SYN included, where it was sent from here), and the account that says so.
+/// The bytes ever queued for sending (including the SYN, if it was sent from here), and the `TcpInfo` they
+/// come from.
 pub fn written(socket: impl AsFd) -> io::Result<(u64, TcpInfo)> {
     loop {
         let before = info(&socket)?;
@@ -232,8 +235,8 @@ pub fn written(socket: impl AsFd) -> io::Result<(u64, TcpInfo)> {
     }
 }
 
-/// `SO_RCVLOWAT`: how many octets make a socket readable. Setting it also runs `tcp_data_ready`, which makes a
-/// verdict program look at what is queued already.
+/// `SO_RCVLOWAT`: how many bytes make a socket readable. Setting it also runs `tcp_data_ready`, which makes a
+/// verdict program look at data that is already queued.
 pub fn set_receive_low_water(socket: impl AsFd, octets: i32) -> io::Result<()> {
     set(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, octets)
 }
@@ -243,7 +246,8 @@ pub fn unlock_buffers(socket: impl AsFd) -> io::Result<()> {
     set(socket, libc::SOL_SOCKET, SO_BUF_LOCK, 0)
 }
 
-/// `TCP_NOTSENT_LOWAT`: octets not sent yet at which a send buffer counts as full; 0 is the system's default.
+/// `TCP_NOTSENT_LOWAT`: the number of unsent bytes at which a send buffer counts as full; 0 is the system's
+/// default.
 pub fn set_unsent_low_water(socket: impl AsFd, octets: i32) -> io::Result<()> {
     set(socket, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, octets)
 }
@@ -258,14 +262,14 @@ pub fn finish_on_close(socket: impl AsFd) -> io::Result<()> {
     Ok(rustix::net::sockopt::set_socket_linger(socket, None)?)
 }
 
-/// Has the kernel notice a peer that vanished, and NATs on the way remember the connection. Four calls, so for
-/// connections that turn out to be long.
+/// Turns on TCP keepalive, which detects a vanished peer and keeps NATs on the path from dropping the
+/// connection. It takes four calls, so it is only for connections that turn out to be long.
 pub fn keep_alive(socket: impl AsFd) -> io::Result<()> {
     SockRef::from(&socket).set_tcp_keepalive(&KEEPALIVE)
 }
 
-/// `TCP_MAXSEG`: the MSS to announce at most, when connecting or to the clients that a listening socket has from now
-/// on; 0 takes the limit away.
+/// `TCP_MAXSEG`: the largest MSS to announce, when connecting or, on a listening socket, to clients from now
+/// on; 0 removes the limit.
 pub fn set_max_segment(socket: impl AsFd, octets: u16) -> io::Result<()> {
     set(socket, libc::IPPROTO_TCP, libc::TCP_MAXSEG, octets.into())
 }
@@ -285,18 +289,19 @@ pub fn bound_index(socket: impl AsFd) -> io::Result<u32> {
     get(socket, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX).map(i32::cast_unsigned)
 }
 
-/// `TCP_TIMESTAMP`: the clock that this socket's timestamps show now (milliseconds and a random offset). It
-/// may be one behind what was sent last.
+/// `TCP_TIMESTAMP`: the current value of this socket's timestamp clock (milliseconds and a random offset). It
+/// may be one behind the last value sent.
 pub fn timestamp(socket: impl AsFd) -> io::Result<u32> {
     get(socket, libc::IPPROTO_TCP, TCP_TIMESTAMP).map(i32::cast_unsigned)
 }
 
-/// Freezes a connection (`TCP_REPAIR`, needs `CAP_NET_ADMIN`): nothing is sent any more, not even at close.
+/// Freezes a connection (`TCP_REPAIR`, needs `CAP_NET_ADMIN`): it sends nothing any more, not even when it is
+/// closed.
 pub fn enter_repair(socket: impl AsFd) -> io::Result<()> {
     set(socket, libc::IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_ON)
 }
 
-/// Brings a frozen connection back, without the window probe that would tell the peer.
+/// Thaws a frozen connection without the window probe that would notify the peer.
 ///
 /// The kernel clears `SO_REUSEADDR` on the way out (`do_tcp_setsockopt`); it is set again here.
 pub fn leave_repair(socket: impl AsFd) -> io::Result<()> {
@@ -305,13 +310,13 @@ pub fn leave_repair(socket: impl AsFd) -> io::Result<()> {
     Ok(set_socket_reuseaddr(socket, true)?)
 }
 
-/// Brings a frozen connection back with a window probe, which the peer answers (`tcp_send_window_probe`).
+/// Thaws a frozen connection with a window probe, which the peer answers (`tcp_send_window_probe`).
 pub fn leave_repair_asking(socket: impl AsFd) -> io::Result<()> {
     set(socket, libc::IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_OFF)
 }
 
-/// Has the peer of a live connection answer something: sends what a keep-alive asks with (RFC 9293 §3.8.4), at once.
-/// Needs `CAP_NET_ADMIN`.
+/// Sends a keepalive probe (RFC 9293 §3.8.4) on a live connection at once, which the peer must answer. Needs
+/// `CAP_NET_ADMIN`.
 pub fn ask(socket: impl AsFd) -> io::Result<()> {
     let socket = socket.as_fd();
     enter_repair(socket)?;
@@ -319,8 +324,8 @@ pub fn ask(socket: impl AsFd) -> io::Result<()> {
     Ok(set_socket_reuseaddr(socket, true)?)
 }
 
-/// Timestamps are agreed on a frozen connection, and `now` is what its clock shows, or one less: the kernel keeps the
-/// lowest bit to itself.
+/// Enables timestamps on a frozen connection. Its clock then shows `now`, or one less: the kernel reserves
+/// the lowest bit.
 pub fn show_timestamp(socket: impl AsFd, now: u32) -> io::Result<()> {
     let socket = socket.as_fd();
     let option = [TCPOPT_TIMESTAMP, 0];

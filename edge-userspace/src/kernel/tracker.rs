@@ -1,5 +1,5 @@
-//! Connection tracking as the daemon reaches it: through the keeper, which has the rights for it, or itself where there
-//! is none.
+//! The daemon's access to connection tracking: through the keeper, which has the rights for it, or directly
+//! if there is no keeper.
 
 use std::{
     io,

@@ -1,6 +1,6 @@
-//! The zones of connection tracking: a rule (`ct zone set`, the CT target, OVS, a VRF) may give entries a number beside their
-//! addresses, and then they are found by both alone. No socket knows its zone. So the entry of one connection is looked for
-//! in the whole table, and its zone tried for all that come after it.
+//! The zones of connection tracking. A rule (`ct zone set`, the CT target, OVS, a VRF) may give entries a
+//! number beside their addresses; a look-up then needs both. A socket does not know its zone. The entry of
+//! one connection is therefore searched for in the whole table, and its zone tried for all later connections.
 
 use std::{
     io,
@@ -14,8 +14,8 @@ use crate::kernel::netlink_message::{self as netlink, DUMP, REQUEST, Writer};
 
 /// `IPCTNL_MSG_CT_GET`.
 const GET: u16 = (1 << 8) | 1;
-/// `CTA_FILTER`, since Linux 5.8, and which fields of the first tuple have to be alike: the addresses (bits 0 and 1), the
-/// protocol and the ports (bits 3 to 5), in `net/netfilter/nf_internals.h`.
+/// `CTA_FILTER`, since Linux 5.8, and the fields of the first tuple that must be equal: the addresses (bits 0
+/// and 1), the protocol and the ports (bits 3 to 5), in `net/netfilter/nf_internals.h`.
 const FILTER: u16 = 25;
 const FILTER_ORIG_FLAGS: u16 = 1;
 const FILTER_REPLY_FLAGS: u16 = 2;
@@ -28,7 +28,8 @@ const FAMILY_HEADER: usize = 4;
 
 /// Zones that are tried. Few machines have more than one.
 const MOST: usize = 8;
-/// Between two looks at the table, which may be long: where connections are not tracked at all, each would be one.
+/// The pause between two scans of the table, which may be long: if connections are not tracked at all, each
+/// would cause a scan.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// The zones that entries were found in, other than 0.
@@ -39,8 +40,8 @@ pub(super) struct Zones {
 }
 
 impl Zones {
-    /// The zones to try for connections that have no entry in zone 0. Looks one of them up in the whole table, but not
-    /// often.
+    /// The zones to try for connections that have no entry in zone 0. Searches the whole table for one of
+    /// them, but not often.
     pub(super) fn for_missing(&mut self, socket: &Socket, missing: &[Ends]) -> Vec<u16> {
         let now = Instant::now();
         if let Some(ends) = missing.last()
@@ -66,8 +67,8 @@ impl Zones {
     }
 }
 
-/// The zones of the entries that began with a packet from `local` to `peer`. The kernel compares, so that an answer is
-/// short however long the table.
+/// The zones of the entries that began with a packet from `local` to `peer`. The kernel compares, so the
+/// answer is short for any table.
 fn look(socket: &Socket, ends: &Ends) -> io::Result<Vec<u16>> {
     let mut writer = Writer::default();
     writer.message(GET, REQUEST | DUMP, &header(ends.peer), |message| {

@@ -1,12 +1,13 @@
-//! The keeper: a second process that keeps the rights which the daemon gives up.
+//! The keeper: a second process that keeps the rights which the daemon drops.
 //!
-//! It is forked off before the daemon has any thread, keeps uid 0 and the capabilities for BPF, holds the loaded
-//! programs, and answers the few typed [`Request`]s of the daemon over a socket pair. It opens no port and reads
-//! nothing of the network's. The daemon's side keeps the maps: reading and writing them takes a descriptor and no
-//! capability (Linux 5.19; `__sys_bpf` in `kernel/bpf/syscall.c`).
+//! It is forked before the daemon has any other thread, and keeps uid 0 and the capabilities for BPF. It
+//! holds the loaded programs, and answers the daemon's few typed [`Request`]s over a socket pair. It opens no
+//! port and reads nothing from the network. The daemon keeps the maps: reading and writing them takes a
+//! descriptor and no capability (Linux 5.19; `__sys_bpf` in `kernel/bpf/syscall.c`).
 //!
-//! The keeper ends with the daemon. When the keeper ends first, the daemon goes on serving: what is attached stays
-//! attached, devices that come later carry no flows and drop nothing, and doctor says so.
+//! The keeper ends with the daemon. If the keeper ends first, the daemon continues to serve. Attached
+//! programs stay attached, devices that appear later carry no flows and drop no packets, and doctor reports
+//! it.
 //!
 //! No connection waits for the keeper: it is asked once per device, when the operator changes something, and beside the
 //! connections for what connection tracking keeps of flows.
@@ -32,8 +33,7 @@ pub(super) use self::protocol::{Indexes, Reply, Request};
 pub use self::server::{AskPeers, Server, Wards};
 use super::{Ends, IpsecPolicies, KernelError, capability};
 
-/// The longest that the daemon waits for an answer: loading programs on a machine without the processor's help takes
-/// seconds.
+/// The longest that the daemon waits for an answer: loading programs on an emulated machine takes seconds.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The keeper of this process. A process has one at most, like a parent.
@@ -95,7 +95,8 @@ impl Keeper {
         self.gone.load(Ordering::Acquire)
     }
 
-    /// The WireGuard peers of a device as the daemon's own code wrote them ([`AskPeers`]); waits for the answer.
+    /// The WireGuard peers of a device, serialised by the daemon's own code ([`AskPeers`]); waits for the
+    /// answer.
     pub fn peers(&self, device: &str) -> io::Result<String> {
         let device = DeviceName::try_from(device.to_owned()).map_err(io::Error::other)?;
         match self.ask(&Request::Peers { device }) {

@@ -118,7 +118,7 @@ pub(crate) enum Request {
     },
     /// Forgets devices that are gone. Answer: [`Reply::Flows`].
     ForgetGone,
-    /// Takes the programs and filters of an older layout away, whose flows have ended. Answer: [`Reply::Done`].
+    /// Removes the programs and filters of an older layout whose flows have ended. Answer: [`Reply::Done`].
     DetachOlder {
         /// The layout.
         layout: String,
@@ -146,12 +146,12 @@ pub(crate) enum Request {
         /// The connections.
         connections: Connections,
     },
-    /// Has connection tracking believe these connections whatever their windows. Answer: [`Reply::Done`].
+    /// Disables conntrack's window checks for these connections. Answer: [`Reply::Done`].
     LoosenTracks {
         /// The connections.
         connections: Connections,
     },
-    /// Has the firewall take the next packets of a connection for established ones. Answer: [`Reply::Done`].
+    /// Makes the firewall accept the next packets of a connection as established. Answer: [`Reply::Done`].
     AdmitTrack {
         /// The connection.
         connection: Ends,

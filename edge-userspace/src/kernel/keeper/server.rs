@@ -19,7 +19,7 @@ use crate::kernel::{
     sockmap::Programs,
 };
 
-/// Reads the WireGuard peers of a device with the rights that the keeper has, and writes them down without secrets.
+/// Reads the WireGuard peers of a device with the keeper's rights, and serialises them without secrets.
 pub type AskPeers = fn(device: &str) -> io::Result<String>;
 
 /// The longest description of peers.
@@ -45,10 +45,10 @@ impl Server {
         Self { channel }
     }
 
-    /// Gives up what a keeper does not need, and serves until the daemon is gone. `pins` is the directory of everything
-    /// pinned.
+    /// Drops the rights that a keeper does not need, and serves until the daemon has ended. `pins` is the
+    /// directory of all pins.
     pub fn run(mut self, wards: Wards, pins: &Path, ask_peers: AskPeers) -> ! {
-        // Sent to the whole service, these are for the daemon: it drains, and may need the keeper for it.
+        // Signals to the whole service are meant for the daemon: it drains, and may need the keeper for it.
         for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGPIPE] {
             // SAFETY: ignoring a signal installs no handler.
             unsafe { libc::signal(signal, libc::SIG_IGN) };

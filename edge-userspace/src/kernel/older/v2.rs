@@ -1,6 +1,6 @@
-//! Layout 2: the first that left flows behind on people's machines. Keys have no protocol, for all flows are TCP's.
+//! Layout 2: the first that left flows on users' machines. Keys have no protocol, because all flows are TCP.
 //!
-//! These types never change: they are what is in the kernel of whoever upgrades from there.
+//! These types never change: they describe the kernel's maps on machines that upgrade from there.
 #![expect(unsafe_code, reason = "aya asks for a promise that the types are plain bytes")]
 
 use aya::Pod;

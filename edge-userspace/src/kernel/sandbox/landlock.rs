@@ -1,6 +1,6 @@
-//! Landlock: what of the file system a process still sees, whoever it runs as.
+//! Landlock: the part of the file system that a process still sees, whatever user it runs as.
 //!
-//! Best effort: Linux 5.13 knows it at all, 6.12 also keeps signals and abstract sockets inside.
+//! Best effort: Linux 5.13 introduced it, 6.12 also restricts signals and abstract sockets.
 
 use std::path::PathBuf;
 
@@ -17,7 +17,8 @@ const VERSION: ABI = ABI::V6;
 pub(super) struct View {
     /// Files and directories to read.
     pub(super) read: Vec<PathBuf>,
-    /// Directories to make, change and remove plain files, directories and sockets in, and files to write to.
+    /// Directories in which plain files, directories and sockets may be created, changed and removed, and
+    /// files that may be written.
     pub(super) change: Vec<PathBuf>,
     /// Whether abstract Unix sockets of others may be used: some service managers listen on one.
     pub(super) abstract_sockets: bool,

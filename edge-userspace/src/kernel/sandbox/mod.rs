@@ -1,7 +1,7 @@
 //! The rights that the daemon and its keeper drop before the daemon reads a byte from the network.
 //!
-//! Each step is taken as far as the machine goes: what cannot be given up is among the findings, and the daemon serves
-//! all the same.
+//! Each step goes as far as the machine allows: a right that cannot be dropped is among the findings, and the
+//! daemon serves all the same.
 
 mod landlock;
 mod seccomp;
@@ -70,8 +70,8 @@ pub fn give(confines: &Confines<'_>, account: &Account) {
     }
 }
 
-/// Gives up everything but what serving takes. To be called while this is the only thread: those that are started
-/// later have no more. Returns what doctor has to say about it.
+/// Drops all rights that serving does not need. Must be called while this is the only thread: later threads
+/// inherit the restrictions. Returns the findings for doctor.
 pub fn enter(confines: &Confines<'_>, account: Option<&Account>) -> Vec<Finding> {
     let files = landlock::enter(&view(confines));
     let became = account.map(Account::become_it);

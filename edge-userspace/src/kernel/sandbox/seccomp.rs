@@ -1,8 +1,9 @@
-//! The system calls that are left once the daemon serves.
+//! The system calls that remain allowed once the daemon serves.
 //!
-//! An allow list: whatever is not on it, and whatever a later kernel adds, answers `ENOSYS`, as a kernel without it
-//! would; C libraries and runtimes then fall back to what is older. Nothing is killed: a call that was forgotten makes
-//! one thing fail, with an error in the log, and the audit log names the call (`SECCOMP_FILTER_FLAG_LOG`).
+//! This is an allow list. A call that is not on it, or that a later kernel adds, returns `ENOSYS`, as on a
+//! kernel without it; C libraries and runtimes then fall back to older calls. No process is killed: a
+//! forgotten call makes one operation fail, with an error in the log, and the audit log names the call
+//! (`SECCOMP_FILTER_FLAG_LOG`).
 #![expect(unsafe_code, reason = "the seccomp system call by number")]
 
 use std::{collections::BTreeMap, io};
@@ -15,14 +16,14 @@ use seccompiler::{
 
 /// `linux/seccomp.h`.
 const SET_MODE_FILTER: libc::c_ulong = 1;
-/// Does without the slower branches that older kernels give a filtered process (before 5.16,
+/// Disables the slower branches that older kernels impose on a filtered process (before 5.16,
 /// `SECCOMP_FILTER_FLAG_SPEC_ALLOW`).
 const QUIET: libc::c_ulong = 4;
 /// The same, and logs what is refused (`SECCOMP_FILTER_FLAG_LOG`).
 const LOGGED: libc::c_ulong = QUIET | 2;
 
-/// Commands of `bpf(2)` on maps that the process has (`linux/bpf.h`): lookup, update, delete, next key, information,
-/// lookup and delete, and the batches of these.
+/// Commands of `bpf(2)` on maps that the process holds (`linux/bpf.h`): lookup, update, delete, next key,
+/// information, lookup and delete, and their batches.
 const MAP_COMMANDS: [u64; 10] = [1, 2, 3, 4, 15, 21, 24, 25, 26, 27];
 /// `clone(2)` for a thread and nothing else: no process, no namespace.
 const THREAD: u64 = (libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SIGHAND) as u64;
@@ -33,7 +34,7 @@ const NAMESPACES: u64 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWUSER
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNET) as u64;
-/// Questions to sockets and terminals. Those that change devices, addresses and routes are among the rest.
+/// Queries of sockets and terminals. Requests that change devices, addresses and routes are not on the list.
 #[allow(clippy::unnecessary_cast, reason = "C libraries differ in the type of these numbers")]
 const IOCTLS: [u64; 10] = [
     libc::FIONREAD as u64,
@@ -48,7 +49,7 @@ const IOCTLS: [u64; 10] = [
     0x8905,
     0x894b,
 ];
-/// From here on options of IPv4 sockets change the tables of iptables, ebtables, arptables and IPVS.
+/// From this number on, options of IPv4 sockets change the tables of iptables, ebtables, arptables and IPVS.
 const IP_TABLES: u64 = 64;
 /// The same of IPv6, up to 65; what follows are options again.
 const IP6_TABLES: [u64; 2] = [64, 65];
@@ -65,16 +66,16 @@ pub(super) enum For {
 /// Installs the filter for this thread and those that it starts. Needs `no_new_privs`.
 pub(super) fn enter(whom: For) -> io::Result<()> {
     let unknown = SeccompAction::Errno(libc::ENOSYS.cast_unsigned());
-    // C libraries try it for each thread before clone(2), and its flags are in memory that a filter does not see. The
-    // stricter of two filters counts, so that this one is not logged.
+    // C libraries try it for each thread before clone(2), and its flags are in memory that a filter does not
+    // see. The stricter of two filters applies, so a filter of its own keeps this call out of the log.
     let clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     install(SeccompFilter::new(clone3, SeccompAction::Allow, unknown.clone(), architecture()?), QUIET)?;
     let rules = rules(whom).map_err(io::Error::other)?;
     install(SeccompFilter::new(rules, unknown, SeccompAction::Allow, architecture()?), LOGGED)
 }
 
-/// On top of the other: this thread, and those that it starts, open no netlink sockets, and send to no address that they
-/// name.
+/// In addition to the other filter: this thread, and those that it starts, can neither open netlink sockets
+/// nor send to an explicit address.
 pub(super) fn enter_admin() -> io::Result<()> {
     let rules = admin_rules().map_err(io::Error::other)?;
     let refusal = SeccompAction::Errno(libc::EPERM.cast_unsigned());
@@ -171,8 +172,8 @@ fn rules(whom: For) -> Result<Rules, BackendError> {
     Ok(rules)
 }
 
-/// Without conditions (`clone3` has a filter of its own): what std, tokio, aya, the C libraries and this program's own
-/// code need of x86-64 and aarch64.
+/// Calls without conditions (`clone3` has its own filter): those that std, tokio, aya, the C libraries and
+/// this program's own code need on x86-64 and aarch64.
 const CALLS: &[i64] = &[
     // Files and directories, as far as user and Landlock let.
     libc::SYS_openat,

@@ -31,8 +31,8 @@ impl Account {
         Self::parse(&read("/etc/passwd"), &read("/etc/group"), USER)
     }
 
-    /// From the texts of passwd(5) and group(5). The C library's lookup would need `unsafe` and, linked statically,
-    /// would find no more than these files.
+    /// Reads the texts of passwd(5) and group(5). The C library's lookup would need `unsafe` and, if linked
+    /// statically, would read no more than these files.
     fn parse(passwd: &str, group: &str, name: &str) -> Option<Self> {
         let (uid, gid): (u32, u32) = passwd.lines().find_map(|line| {
             let mut fields = line.split(':');
@@ -65,7 +65,8 @@ impl Account {
         self.uid
     }
 
-    /// Becomes it for good, keeping the permitted capabilities of this thread. To be called while it is the only one.
+    /// Switches to the user for good, keeping this thread's permitted capabilities. Must be called while it
+    /// is the only thread.
     pub(super) fn become_it(&self) -> io::Result<()> {
         let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
         let groups: Vec<_> = self.groups.iter().map(|&group| Gid::from_raw(group)).collect();
@@ -99,8 +100,8 @@ impl Account {
         Ok(())
     }
 
-    /// Gives a file that is there and root's to this account. One that is reached by a symbolic link or has another
-    /// name is left alone: whoever owns the directory must not get another's file this way.
+    /// Gives an existing file of root's to this account. A file that is reached through a symbolic link or
+    /// has another name is left alone: the owner of the directory must not get another user's file this way.
     pub fn own_file(&self, path: &Path) -> io::Result<()> {
         let opened = OpenOptions::new()
             .read(true)

@@ -1,8 +1,8 @@
-//! Turns in the life of joined sockets: a FIN, a reset, a direction left to user space.
+//! Transitions of joined sockets: a FIN, a reset, a direction left to user space.
 //!
-//! Data is none of them. A socket whose data is redirected still becomes readable with every segment, and in
-//! the runtime's own epoll each would wake a worker for nothing; so joined sockets are in one of their own that
-//! asks for closes and errors alone.
+//! Data is not a transition. A socket whose data is redirected still becomes readable with every segment, and
+//! in the runtime's epoll each segment would wake a worker for nothing. Joined sockets are therefore in a
+//! separate epoll that watches for closes and errors only.
 #![expect(unsafe_code, reason = "registering a descriptor with the runtime")]
 
 use std::{

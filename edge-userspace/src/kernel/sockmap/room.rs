@@ -1,4 +1,4 @@
-//! Room in the send buffer of a joined socket for all that may be redirected to it.
+//! Reserves room in the send buffer of a joined socket for all data that may be redirected to it.
 //!
 //! Data that finds no room waits in the queue of the redirection. Data that this socket receives and the
 //! kernel leaves to user space waits behind it (`skmsg.c`, `sk_psock_verdict_apply`). There it counts against
