@@ -1,7 +1,7 @@
-//! `cargo xtask build-ebpf`: from `edge-ebpf` to the objects committed under `edge-userspace/bpf`.
+//! `cargo xtask build-ebpf`: compiles `edge-ebpf` to the objects committed under `edge-userspace/bpf`.
 //!
-//! Everything that changes a byte of an object is pinned here, so that `--check` on any machine can tell a
-//! stale object from a fresh one. Not for loading them: that is `edge::kernel`.
+//! Everything that changes a byte of an object is pinned here, so that `--check` on any machine detects a
+//! stale object. `edge::kernel` loads the objects.
 
 use std::{
     collections::BTreeMap,
@@ -83,8 +83,8 @@ fn rust_src() -> Result<PathBuf> {
     find().with_context(|| format!("rustup installed {TOOLCHAIN}, but its rust-src is not there"))
 }
 
-/// `PATH` with the pinned bpf-linker first; one of another version is left as it is and ours goes below
-/// the target directory.
+/// `PATH` with the pinned bpf-linker first. A linker of another version is left alone, and ours is installed
+/// below the target directory.
 fn linker_path(target: &Path) -> Result<std::ffi::OsString> {
     let pinned = |program: &Path| {
         output(Command::new(program).arg("--version"))
@@ -181,7 +181,8 @@ fn without_caller_settings(command: &mut Command) {
     }
 }
 
-/// Drops DWARF and keeps `.BTF` and `.BTF.ext`, as `llvm-strip -g` does; refuses what libbpf would refuse.
+/// Removes DWARF and keeps `.BTF` and `.BTF.ext`, as `llvm-strip -g` does; refuses objects that libbpf would
+/// refuse.
 fn strip(linked: &[u8]) -> Result<Vec<u8>> {
     let mut elf = Builder::read(linked)?;
     let mut has_btf = false;

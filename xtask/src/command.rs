@@ -34,7 +34,8 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Runs a program, shows each line of its standard output and gives it to `look`. Says whether it succeeded.
+/// Runs a program, shows each line of its standard output and passes it to `look`. Returns whether it
+/// succeeded.
 pub(crate) fn watch(command: &mut Command, mut look: impl FnMut(&str)) -> Result<bool> {
     let mut child =
         command.stdout(Stdio::piped()).spawn().with_context(|| format!("starting {}", shown(command)))?;

@@ -1,6 +1,6 @@
-//! `cargo xtask dist`: what a user installs, an archive for each architecture with static binaries in it.
+//! `cargo xtask dist`: makes the archives that users install, one per architecture, with static binaries.
 //!
-//! The archives of one commit are the same wherever the same tool-chain made them.
+//! The archives of a commit are identical wherever the same tool-chain made them.
 
 use std::{
     env,
@@ -107,7 +107,8 @@ fn archive(directory: &Path, target: &str, time: &str) -> Result<PathBuf> {
 /// Builds the programs for a target with a profile of `Cargo.toml`, and returns their directory.
 pub(crate) fn build(target: &str, profile: &str) -> Result<PathBuf> {
     setup::target_library(target)?;
-    // The tool-chain's own linker and start files link musl for any architecture: no cross compiler is needed.
+    // The tool-chain's own linker and start files can link musl for any architecture: no cross compiler is
+    // needed.
     let variable = target.replace('-', "_").to_uppercase();
     run(cargo()
         .args(["build", "--profile", profile, "--locked", "-p", "edge-userspace", "--bins"])

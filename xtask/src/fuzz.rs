@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: every fuzz target for some time, from its seeds and from what earlier runs have learned.
+//! `cargo xtask fuzz`: runs every fuzz target for some time, from its seeds and the corpus of earlier runs.
 
 use std::{
     env, fs,
@@ -14,8 +14,8 @@ use crate::{
     setup,
 };
 
-/// How libFuzzer's coverage is compiled in, as cargo-fuzz does it. All of these are options of the stable compiler: only
-/// sanitizers need another, and readers without `unsafe` code have nothing that these would find.
+/// Compiles libFuzzer's coverage in, as cargo-fuzz does. All of these are options of the stable compiler.
+/// Only sanitizers need another one, and they would find nothing in parsers without `unsafe` code.
 const FLAGS: &[&str] = &[
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
@@ -74,7 +74,8 @@ impl Fuzz {
     }
 }
 
-/// This machine. Named in the build, so that build scripts and macros are compiled without [`FLAGS`].
+/// This machine's target. The build names it, so that build scripts and macros are compiled without
+/// [`FLAGS`].
 fn triple() -> String {
     format!("{}-unknown-linux-gnu", env::consts::ARCH)
 }

@@ -25,7 +25,7 @@ use crate::{
     setup,
 };
 
-/// More failed cases than this are a fault of the program and not of the moment: they are not run again.
+/// More failed cases than this are a fault of the program and not of the moment: they are not repeated.
 const AGAIN: usize = 5;
 
 #[derive(Args)]
@@ -181,8 +181,8 @@ impl Tally {
         self.unsteady.extend(unsteady);
     }
 
-    /// Makes the archive of `cargo xtask dist` for this machine and tries the programs in it in the lab; those for other
-    /// architectures are built in less time and tried in user-mode emulation.
+    /// Makes the archive of `cargo xtask dist` for this machine and runs its programs in the lab. Programs
+    /// for other architectures are built with a faster profile and run in user-mode emulation.
     fn static_programs(&mut self) -> Result<()> {
         let named = |cases: &[&str]| cases.iter().map(|&case| case.to_owned()).collect();
         if self.step("static programs", || Dist::own().run()) {

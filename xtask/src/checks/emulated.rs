@@ -1,4 +1,4 @@
-//! The static programs of another architecture, run by qemu's user mode: one process, emulated, on this kernel.
+//! Runs the static programs of another architecture in qemu's user mode: one emulated process on this kernel.
 
 use std::{
     fs,
@@ -22,8 +22,8 @@ const PROFILE: &str = "emulated";
 /// Deadlines are multiplied by this.
 pub(crate) const PATIENCE: u32 = 4;
 
-/// Builds the static programs of `target`, writes a script for each that runs it by `qemu-ARCHITECTURE-static`, and returns their
-/// directory: what the lab takes as `EDGE_PROGRAMS`.
+/// Builds the static programs of `target`, and writes a script for each that runs it with
+/// `qemu-ARCHITECTURE-static`. Returns their directory, for `EDGE_PROGRAMS` of the lab.
 pub(crate) fn programs(target: &str) -> Result<PathBuf> {
     setup::packages(PACKAGES)?;
     let built = dist::build(target, PROFILE)?;

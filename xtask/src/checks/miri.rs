@@ -1,4 +1,5 @@
-//! The tests of what is pure, interpreted by Miri: undefined behaviour in them and in the libraries they call shows.
+//! Interprets the tests of pure code with Miri, which detects undefined behaviour in them and in the
+//! libraries they call.
 
 use std::process::Command;
 
@@ -11,8 +12,8 @@ const TOOLCHAIN: &str = "nightly";
 /// The package, and the tests of it by their modules; none means all.
 const TESTS: &[(&str, &[&str])] = &[("edge-common", &[])];
 
-/// Fails with what Miri finds. Where there is no nightly tool-chain it says so and passes: the compiler that builds the
-/// programs has no Miri.
+/// Fails with Miri's findings. Without a nightly tool-chain it prints that and passes: the compiler that
+/// builds the programs has no Miri.
 pub(crate) fn check() -> Result<()> {
     if let Err(reason) = install() {
         println!("skipped: {reason:#}");

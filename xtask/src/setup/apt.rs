@@ -1,5 +1,5 @@
-//! Packages that this machine does not install, unpacked into a folder: those of another Debian suite, and those that
-//! do not fit beside what is installed. The machine stays as it is.
+//! Packages that are unpacked into a folder instead of being installed: those of another Debian suite, and
+//! those that conflict with installed ones. The machine stays as it is.
 
 use std::{
     fmt::Display,
@@ -25,7 +25,8 @@ pub(crate) struct Apt {
 }
 
 impl Apt {
-    /// An apt that knows one suite and nothing installed. Reads the suite's lists into `folder`, which is made anew.
+    /// An apt that knows one suite and no installed packages. Reads the suite's lists into `folder`, which is
+    /// recreated.
     pub(crate) fn of(suite: &str, folder: &Path) -> Result<Self> {
         let mut apt = Self::with_status(folder, "")?;
         let archive = archive(suite)?;
@@ -38,7 +39,8 @@ impl Apt {
         Ok(apt)
     }
 
-    /// An apt with this machine's suites, which takes all its packages for installed, except those of these names.
+    /// An apt with this machine's suites. It considers all their packages installed, except those with these
+    /// names.
     pub(crate) fn without(packages: &[String], folder: &Path) -> Result<Self> {
         let installed = fs::read_to_string(STATUS).with_context(|| format!("reading {STATUS}"))?;
         let stays = |paragraph: &&str| {
@@ -75,13 +77,13 @@ impl Apt {
         Ok(text.lines().filter_map(|line| Some(line.trim().strip_prefix("Depends: ")?.to_owned())).collect())
     }
 
-    /// Unpacks packages and gives the folder they are in, until [`keep`](Self::keep) gives it its place.
+    /// Unpacks packages and returns their folder, until [`keep`](Self::keep) moves it into place.
     pub(crate) fn unpack(&self, packages: &[&str]) -> Result<PathBuf> {
         run(self.command("apt-get").arg("-q").arg("download").args(packages))?;
         self.unpack_all(&self.folder)
     }
 
-    /// Unpacks packages with everything that they need and that is not installed, as [`unpack`](Self::unpack) does.
+    /// Unpacks packages with all their dependencies that are not installed, as [`unpack`](Self::unpack) does.
     pub(crate) fn unpack_with_dependencies(&self, packages: &[&str]) -> Result<PathBuf> {
         let mut download = self.command("apt-get");
         download.args(["-q", "-y", "--no-install-recommends", "--no-remove", "--download-only", "install"]);

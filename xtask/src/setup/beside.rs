@@ -1,5 +1,5 @@
-//! Packages for which apt would have to remove what this machine has: unpacked into a folder beside the builds, with what
-//! they need. Where they fit they are installed as all others are.
+//! Packages for which apt would have to remove installed ones. They are unpacked into a folder beside the
+//! builds, with their dependencies. If there is no conflict, they are installed like all others.
 
 use std::{
     env,
@@ -21,12 +21,12 @@ const WANTED: &str = "wanted";
 pub(crate) struct Tree {
     /// `/` where they are installed.
     root: PathBuf,
-    /// Folders with shared libraries, as the dynamic loader takes them; empty where it knows them by itself.
+    /// Folders with shared libraries, for the dynamic loader; empty if it finds them by itself.
     libraries: OsString,
 }
 
 impl Tree {
-    /// Installs packages, or unpacks them below `tools/NAME` of the builds. Quick when they are there.
+    /// Installs packages, or unpacks them below `tools/NAME` of the builds. Quick if they are present.
     pub(crate) fn provide(name: &str, wanted: &[&str]) -> Result<Self> {
         let root = target()?.join("tools").join(name);
         let names = wanted.join(" ");

@@ -1,5 +1,5 @@
-//! Programs that the lab needs newer than this machine's Debian has them, or that it does not have at all: taken
-//! from packages of the testing suite and unpacked into a folder beside the builds. The machine stays as it is.
+//! Programs that this machine's Debian lacks or has in too old a version. They come from packages of the
+//! testing suite, unpacked into a folder beside the builds. The machine stays as it is.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,5 @@
-//! qemu, with its friend that shares files: installed, or unpacked where it does not fit beside what the machine has.
+//! qemu and virtiofsd, which shares files: installed, or unpacked if they conflict with the machine's
+//! packages.
 
 use std::{path::PathBuf, process::Command};
 
@@ -7,7 +8,7 @@ use anyhow::{Context, Result};
 use super::system::Architecture;
 use crate::setup::beside::Tree;
 
-/// Where Debian's packages have what qemu puts into a machine: its own, firmware, and code of network devices.
+/// Where Debian's packages have qemu's files for a guest: its own, firmware, and code of network devices.
 const DATA: &[&str] = &["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"];
 /// It shares the files of the host; Debian has had it in several places.
 const VIRTIOFSD: &[&str] = &["usr/lib/qemu/virtiofsd", "usr/libexec/virtiofsd"];
@@ -28,7 +29,8 @@ impl Emulator {
         Ok(Self { architecture, tree: Tree::provide(&name, &[package])? })
     }
 
-    /// The emulator with its processor, as a process of this niceness that ends with this one, however that ends.
+    /// The emulator with its processor model, as a process of this niceness that ends when this one does, for
+    /// whatever reason.
     pub(super) fn command(&self, niceness: u8) -> Command {
         let mut qemu = Command::new("setpriv");
         qemu.args(["--pdeathsig", "KILL", "nice", "-n", &niceness.to_string()]);

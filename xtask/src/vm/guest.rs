@@ -14,7 +14,7 @@ const TTY: &str = "/dev/ttyS1";
 pub(super) const BEGIN: &str = "== suite ";
 pub(super) const END: &str = "== end";
 
-/// Deadlines are multiplied by this: without the processor's help everything takes ten to thirty times as long.
+/// The factor for deadlines: emulation is ten to thirty times as slow.
 const PATIENCE: u32 = 4;
 
 /// Kernel modules that the daemon and the tests use. A kernel loads some of them by itself, others only on

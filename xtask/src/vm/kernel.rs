@@ -100,7 +100,7 @@ impl Kernel {
         Ok(packed)
     }
 
-    /// The files of [`FIRST_MODULES`] and of what they depend on, in order; those built in are none.
+    /// The files of [`FIRST_MODULES`] and their dependencies, in order, except built-in ones.
     fn first_modules(&self) -> Result<Vec<PathBuf>> {
         let mut command = Command::new("modprobe");
         command.arg("-d").arg(self.root()).args(["-S", &self.version, "--show-depends", "-a"]);

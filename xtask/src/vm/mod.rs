@@ -1,8 +1,8 @@
-//! `cargo xtask vm`: the data path on the kernels of Debian's releases, in virtual machines.
+//! `cargo xtask vm`: tests the data path on the kernels of Debian's releases, in virtual machines.
 //!
-//! A machine boots the kernel with the files of this one, below a layer of its own that takes what is written; nothing
-//! is installed or changed here. It runs on any processor, without its help, and is slow: for right and wrong, and for
-//! figures that a line decides and not the processor.
+//! A guest boots the kernel with this machine's files, below a layer in memory for writes; nothing is
+//! installed or changed here. It is emulated, so it runs on any processor but is slow. It is suited for right
+//! and wrong, and for figures that the network line determines and not the processor.
 
 mod emulator;
 mod guest;

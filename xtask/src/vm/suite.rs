@@ -100,7 +100,7 @@ const CHOICES: &[Choice] = &[
             "upgrades::",
         ],
         quick: Some(&["netem::copy::", "netem::splice::", "netem::sockmap::", "netem::flow::"]),
-        // Minutes each without the processor's help, for the sake of many connections and not of the kernel.
+        // These take minutes each when emulated. They test many connections, and not the kernel.
         never: &["::connections_that_end", "::two_thousand"],
     },
 ];

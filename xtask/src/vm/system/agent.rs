@@ -1,7 +1,8 @@
-//! The machine's ear: a shell behind a virtio serial port, which needs neither a network nor a login.
+//! The host's access to the machine: a shell behind a virtio serial port, which needs neither a network nor a
+//! login.
 //!
-//! A request is a line with a length and so many bytes of script; the answer a line with the exit code and a length, and
-//! so many bytes of what the script printed.
+//! A request is a line with a length, followed by that many bytes of script. The answer is a line with the
+//! exit code and a length, followed by that many bytes of the script's output.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},

@@ -20,8 +20,8 @@ pub(crate) enum Architecture {
 
 /// Where the kernel takes interpreters of foreign programs from.
 const BINFMT: &str = "/proc/sys/fs/binfmt_misc";
-/// ELF, 64 bits, little endian, `EM_AARCH64`: run by qemu's user mode, whose file is opened now (F), so that a changed
-/// root has it too.
+/// ELF, 64 bits, little endian, `EM_AARCH64`: run by qemu's user mode. The kernel opens its file now (F), so
+/// that it also works after a chroot.
 const AARCH64: &str = r":qemu-aarch64:M::\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00:\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:/usr/bin/qemu-aarch64-static:OCF";
 
 impl Architecture {
@@ -61,7 +61,8 @@ impl Architecture {
         }
     }
 
-    /// Makes the kernel run programs of this architecture, so that packages can be installed into a foreign root.
+    /// Makes the kernel run programs of this architecture, so that packages can be installed into a foreign
+    /// root.
     pub(super) fn let_programs_run(self) -> Result<()> {
         if self.name() == std::env::consts::ARCH || self == Self::X86_64 {
             return Ok(());

@@ -1,4 +1,5 @@
-//! The version that a machine is upgraded from where none is given: the last whose pinned maps have another layout.
+//! The version from which a machine is upgraded by default: the last one whose pinned maps have another
+//! layout.
 
 use std::{
     fs,
@@ -11,8 +12,8 @@ use lab::older;
 
 use crate::{command::run, setup};
 
-/// Packs its daemon, as the lab builds it for this machine, and its unit. `None` where the repository does not have that
-/// commit, which is then printed.
+/// Packs that version's daemon, as the lab builds it for this machine, and its unit. `None`, with a message,
+/// if the repository does not have the commit.
 pub(super) fn archive(folder: &Path) -> Result<Option<PathBuf>> {
     let commit = older::LAYOUT_2;
     let Some(programs) = older::programs(commit)? else { return Ok(None) };

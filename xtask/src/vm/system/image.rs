@@ -1,5 +1,5 @@
-//! A Debian release as people rent it: systemd, OpenSSH, ufw, WireGuard. Made of Debian's packages and kept beside the
-//! builds; each run works on a copy of its disk.
+//! A Debian release as people rent it: systemd, OpenSSH, ufw, WireGuard. It is built from Debian's packages
+//! and kept beside the builds; each run uses a copy of its disk.
 
 use std::{
     fs,
@@ -108,7 +108,7 @@ fn configure(root: &Path) -> Result<()> {
         Ok(fs::set_permissions(&path, fs::Permissions::from_mode(mode))?)
     };
     write("etc/hostname", "vps\n", 0o644)?;
-    // Without one systemd takes the boot for the first of a template, and may ask for what is missing.
+    // Without one systemd treats the boot as the first of a template, and may prompt for missing settings.
     write("etc/machine-id", "65646765656467656564676565646765\n", 0o444)?;
     write("etc/fstab", "/dev/vda / ext4 defaults 0 1\n", 0o644)?;
     write("etc/systemd/network/10-eth0.network", &network::guest(), 0o644)?;

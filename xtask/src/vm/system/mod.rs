@@ -1,5 +1,5 @@
-//! `cargo xtask vm --system`: a VPS as people rent it, emulated, with what `cargo xtask dist` makes installed by the
-//! README, and what happens to such a machine in its life.
+//! `cargo xtask vm --system`: an emulated VPS as people rent it. The archive of `cargo xtask dist` is
+//! installed by the README, and the machine goes through the events of its life.
 
 mod agent;
 mod architecture;

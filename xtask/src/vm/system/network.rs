@@ -1,4 +1,5 @@
-//! The clients of a machine: a network namespace of this one, at the other end of the machine's virtio network device.
+//! The clients of a machine: a network namespace of the host, at the other end of the machine's virtio
+//! network device.
 
 use std::{
     io::{Read, Write},
@@ -75,7 +76,8 @@ impl Clients {
         Ok(socket.into())
     }
 
-    /// A connection through the edge to the service at home, which echoes; the ClientHello has come back.
+    /// Connects through the edge to the service at home, which echoes; returns once the ClientHello has come
+    /// back.
     pub(super) fn through_the_edge(&self, number: usize) -> Result<TcpStream> {
         let mut stream = self.connect(number, 443)?;
         echoes(&mut stream, &ClientHello::new(NAME).records())?;

@@ -11,8 +11,8 @@ const SECTION: &str = "## Quick start on a VPS";
 /// Where it says that the configuration goes.
 const CONFIGURATION: &str = "/etc/edge/edge.toml";
 
-/// A script of the steps, run where an archive of `cargo xtask dist` was unpacked. The programs are the archive's: they
-/// stand where a build of cargo's would have put them.
+/// A script of the README's steps, run in an unpacked archive of `cargo xtask dist`. The archive's programs
+/// take the place of cargo's build.
 pub(super) fn script(readme: &str) -> Result<String> {
     let (_, section) = readme.split_once(SECTION).context("the README has no quick start")?;
     let section = section.split("\n## ").next().unwrap_or(section);
