@@ -18,7 +18,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// At most one warning in this time about such pauses.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
-/// Accepts until the future is dropped. Each connection is served by a task of its own on this thread.
+/// Accepts until the future is dropped. A task on this thread serves each connection.
 pub async fn accept(edge: Arc<Edge>, name: Arc<str>, socket: Arc<TcpListener>) {
     let port = socket.local_addr().map_or(0, |local| local.port());
     let mut warned: Option<Instant> = None;
@@ -27,7 +27,8 @@ pub async fn accept(edge: Arc<Edge>, name: Arc<str>, socket: Arc<TcpListener>) {
         match socket.accept().await {
             // Before it takes a place. On most devices its packets do not come this far.
             Ok((client, peer)) if edge.refuses(&name, peer) => datapath::reset(&client),
-            // Taken only now: a listener that waits for clients must not hold a place that others could use.
+            // Taken only now: a listener that waits for clients must not occupy a place that others could
+            // use.
             Ok((client, peer)) => {
                 let slot = edge.admission.slot().await;
                 spawn(&edge, &name, port, client, peer, slot);

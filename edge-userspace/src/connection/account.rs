@@ -1,4 +1,4 @@
-//! What is known of one connection while it lives: for the operator, the idle sweep and the access log.
+//! The account of one live connection: for the operator, the idle sweep and the access log.
 
 use std::{
     net::SocketAddr,
@@ -22,7 +22,7 @@ use crate::{
 pub struct Connection {
     /// Its number, unique in this process.
     pub id: u64,
-    /// Who connected: the client, or a proxy that speaks for it.
+    /// The connected peer: the client, or a proxy that speaks for it.
     pub peer: SocketAddr,
     /// The listener that accepted it.
     pub listener: Arc<str>,
@@ -41,10 +41,10 @@ pub struct Connection {
     ledger: Mutex<Ledger>,
 }
 
-/// What the client asked for.
+/// The client's request.
 #[derive(Debug, Default)]
 pub struct Asked {
-    /// What it speaks; `None` on a tcp listener.
+    /// The client's protocol; `None` on a tcp listener.
     pub protocol: Option<Spoken>,
     /// The SNI or the Host.
     pub host: Option<HostName>,
@@ -67,12 +67,12 @@ pub struct Way {
     pub address: SocketAddr,
     /// How long connecting took, all attempts together.
     pub connect_time: Duration,
-    /// What the route or the listener says of how long nothing may move, nothing being for ever; `None` leaves it to
-    /// the limit of all.
+    /// The idle limit of the route or the listener. Zero means unlimited; `None` leaves it to the global
+    /// limit.
     pub idle_timeout: Option<Duration>,
 }
 
-/// What was already added to the counters of the destination and the backend.
+/// The part already added to the counters of the destination and the backend.
 #[derive(Debug)]
 struct Ledger {
     up: u64,
@@ -117,7 +117,7 @@ impl Connection {
         self.announced.get().map(|header| &**header)
     }
 
-    /// What the client asked for, once that is known.
+    /// The client's request, once known.
     pub fn asked(&self) -> Option<&Asked> {
         self.asked.get().map(|asked| &**asked)
     }
@@ -143,8 +143,8 @@ impl Connection {
         })
     }
 
-    /// Adds what was carried since the last call to the counters of its destination and backend, and says for
-    /// how long nothing has moved (as far as calls of this function saw).
+    /// Adds the bytes since the last call to the counters of the destination and the backend. Returns for how
+    /// long nothing has moved, as far as calls of this function saw.
     pub(super) fn settle(&self, now: Instant) -> Duration {
         let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
         let (up, down) = (self.meter.up(), self.meter.down());
@@ -169,7 +169,7 @@ impl Connection {
         }
     }
 
-    /// How long nothing may move before it is closed, where `limit` is what holds for all; `None` is for ever.
+    /// The idle limit in force, where `limit` is the global one; `None` means unlimited.
     pub(super) fn idle_timeout(&self, limit: Option<Duration>) -> Option<Duration> {
         let own = self.way().and_then(|way| way.idle_timeout);
         patience(own, limit, self.meter.half_closed())
@@ -186,8 +186,8 @@ impl Connection {
     }
 }
 
-/// How long nothing may move: the own word where there is one, nothing being for ever. Of what is closed on one side no
-/// "for ever" was meant: that may be all that one peer will ever say of its end.
+/// The idle limit in force: the connection's own setting (zero = unlimited), else the global one. "Unlimited"
+/// does not apply to half-closed connections, because the FIN of one peer may be the last sign of its end.
 pub(super) fn patience(
     own: Option<Duration>,
     limit: Option<Duration>,

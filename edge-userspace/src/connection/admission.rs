@@ -32,7 +32,8 @@ pub struct Slot(Arc<Admission>);
 /// The place of one connection among those of its source; given back when dropped.
 #[derive(Debug)]
 pub(super) struct SourceSlot {
-    /// `None` where sources are not limited: then nothing is counted. Boxed: it lives as long as the connection.
+    /// `None` if sources are not limited: then nothing is counted. Boxed, because it lives as long as the
+    /// connection.
     counted: Option<Box<(Arc<Admission>, IpAddr)>>,
 }
 
@@ -135,7 +136,7 @@ impl SourceSlot {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.0.live.fetch_sub(1, Ordering::AcqRel);
-        // Every acceptor that waits looks again: a permit kept for later could go to one that does not need it.
+        // Every waiting acceptor looks again: a stored permit could go to one that does not need it.
         self.0.freed.notify_waiters();
     }
 }

@@ -1,9 +1,9 @@
-//! PostgreSQL's `CancelRequest`: a connection of its own, in clear text, that names a running session by a number and a
-//! secret and no server by name. The server does what it asks and closes.
+//! PostgreSQL's `CancelRequest`: a separate connection in clear text that names a running session by a number
+//! and a secret, and no server by name. The server carries the request out and closes.
 //!
-//! The number and the secret were told inside of TLS, so that the edge cannot know whose they are. A request goes to the
-//! backends that its source has had PostgreSQL sessions with; where none is known, to those that it could have them with.
-//! The secret keeps it harmless everywhere else.
+//! The server sent the number and the secret inside TLS, so the edge cannot know whose they are. A request
+//! goes to the backends that its source has had PostgreSQL sessions with or, if none are known, to those that
+//! it could have them with. The secret makes it harmless everywhere else.
 
 use std::{
     collections::HashMap,
@@ -41,7 +41,8 @@ const MOST_SOURCES: usize = 4096;
 /// A destination, by its identity, and one of its backends.
 type Session = (u64, BackendId);
 
-/// Which backends a source has had PostgreSQL sessions with. A source is an IPv4 address or an IPv6 /64.
+/// The backends that each source has had PostgreSQL sessions with. A source is an IPv4 address or an IPv6
+/// /64.
 #[derive(Debug, Default)]
 pub struct Sessions(Mutex<Known>);
 
@@ -124,8 +125,8 @@ fn possible(running: &Running, listener: &ListenerState, client: IpAddr) -> Vec<
     targets
 }
 
-/// Passes a request on, and waits until the backends have closed: the client takes our close for the sign that it was
-/// done.
+/// Forwards a request and waits until the backends have closed: the client takes our close for the sign that
+/// the request was carried out.
 pub(super) async fn pass_on(
     edge: &Edge,
     running: &Running,

@@ -10,7 +10,7 @@ use crate::{
     tally::Tally,
 };
 
-/// Who said that a route exists.
+/// The origin of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
     /// The configuration file.
@@ -19,14 +19,14 @@ pub enum Source {
     Runtime,
 }
 
-/// What a picked route leads to.
+/// The target of a selected route.
 #[derive(Debug)]
 pub struct Destination {
     /// The host of the route; the name of a tcp listener.
     pub label: Arc<str>,
     /// The route as it was said; `None` for a tcp listener.
     pub route: Option<RouteSpec>,
-    /// Who said so.
+    /// The origin of the route.
     pub source: Source,
     /// The backends.
     pub pool: Arc<Pool>,
@@ -34,12 +34,12 @@ pub struct Destination {
     pub proxy_protocol: ProxyProtocol,
     /// The fastest datapath tier allowed.
     pub datapath: Choice,
-    /// What makes two destinations the same across reloads and restarts: [`identity_of`].
+    /// Identifies a destination across reloads and restarts: [`identity_of`].
     pub identity: u64,
     /// A connection without a byte either way for this long is closed, nothing is never; `None` is what the listener
     /// says.
     pub idle_timeout: Option<Duration>,
-    /// What went there; kept across reloads.
+    /// Its traffic; kept across reloads.
     pub counters: Arc<Tally>,
 }
 

@@ -1,4 +1,4 @@
-//! What every connection shares.
+//! The state that all connections share.
 
 use std::{
     collections::HashMap,
@@ -29,7 +29,7 @@ use crate::{
     spec::Tier,
 };
 
-/// What every connection shares: the running state, the registry, the limits and where accounts go.
+/// The state that all connections share: the running state, the registry, the limits and the accounts.
 #[derive(Debug)]
 pub struct Edge {
     /// The running state; swapped by a reload.
@@ -48,13 +48,13 @@ pub struct Edge {
     pub endings: Endings,
     /// Which backends PostgreSQL clients have sessions with.
     pub sessions: Sessions,
-    /// What can carry beside the sockets.
+    /// The tiers besides the sockets.
     pub tiers: Tiers,
     /// Connections that go on without sockets, where this machine can carry them.
     pub flows: Option<Flows>,
     /// Sources that are refused at accept.
     pub blocked: Arc<BlockedSources>,
-    /// What makes the numbers of this process unique among all.
+    /// Makes the connection numbers of this process globally unique.
     pub run: u64,
 }
 
@@ -62,7 +62,7 @@ pub struct Edge {
 #[derive(Debug, Default)]
 pub struct Endings(Mutex<HashMap<Ending, u64>>);
 
-/// What endings are counted by.
+/// The keys by which ended connections are counted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Ending {
     /// The listener.
@@ -89,13 +89,13 @@ impl Endings {
 }
 
 impl Edge {
-    /// What the connection is called beyond this process: in the access log and in the header to the backend.
-    /// Behind another proxy that named it, that name.
+    /// The globally unique name of the connection, for the access log and the header to the backend. Behind
+    /// another proxy it is the name that the proxy gave.
     pub(super) fn unique_id(&self, connection: &Connection) -> String {
         given_id(connection).unwrap_or_else(|| unique(self.run, connection.id))
     }
 
-    /// What a connection is known by once it is a flow.
+    /// The description of a connection after it has become a flow.
     pub(super) fn passport(&self, connection: &Connection) -> Passport {
         Passport::of(connection, given_id(connection), self.run)
     }
@@ -130,8 +130,8 @@ impl Edge {
         }
     }
 
-    /// Readies connections for their hand-over, for as long as the daemon lives. Waits for the keeper: to be called on the
-    /// control runtime.
+    /// Prepares connections for their hand-over, for as long as the daemon lives. Waits for the keeper, so it
+    /// must run on the control runtime.
     pub async fn ready_connections(&self) {
         if let Some(flows) = &self.flows {
             flows.tier().ready_connections().await;
@@ -147,7 +147,7 @@ impl Edge {
         }
     }
 
-    /// Ends all connections that `which` picks, those that are flows by `which_flow`; says how many.
+    /// Ends all connections that `which` selects, and all flows that `which_flow` selects; returns how many.
     pub fn stop(
         &self,
         reason: StopReason,
@@ -165,8 +165,9 @@ impl Edge {
         }
     }
 
-    /// Ends all connections of sources that are blocked; says how many. To be called when somebody is blocked, after
-    /// [`Self::blocked`] has them: a connection that comes meanwhile is either among those or finds itself blocked.
+    /// Ends all connections of blocked sources; returns how many. Must be called after [`Self::blocked`]
+    /// contains a new block: a connection that arrives meanwhile is then either among those or sees the block
+    /// itself.
     pub fn stop_blocked(&self) -> usize {
         let hold = |address: SocketAddr| self.blocked.hold(address.ip());
         self.stop(
@@ -176,8 +177,8 @@ impl Edge {
         )
     }
 
-    /// Whether this peer is blocked. Such a connection is counted and has no line in the access log: its packets are
-    /// dropped unseen on other devices.
+    /// Whether this peer is blocked. Such a connection is counted but has no line in the access log: on other
+    /// devices its packets are dropped unseen.
     pub fn refuses(&self, listener: &Arc<str>, peer: SocketAddr) -> bool {
         let refused = self.blocked.hold(peer.ip());
         if refused {
@@ -192,14 +193,15 @@ impl Edge {
         refused
     }
 
-    /// Brings all counters up to date. Callers that come while another one looks the flows over share the next look.
+    /// Updates all counters. Callers that arrive during a scan of the flows share the next one.
     pub fn settle(&self) {
         let not_before = Instant::now();
         self.registry.settle();
         self.sweep_flows(self.running.load().idle_timeout, not_before);
     }
 
-    /// Brings all counters up to date, and ends what moved nothing for `idle`, where nobody says otherwise.
+    /// Updates all counters, and ends connections that were idle for `idle`, unless they have a limit of
+    /// their own.
     pub fn sweep(&self, idle: Option<Duration>) {
         let not_before = Instant::now();
         self.registry.sweep(idle);
@@ -301,7 +303,7 @@ impl Edge {
     }
 }
 
-/// What another proxy named it.
+/// The name that another proxy gave it.
 fn given_id(connection: &Connection) -> Option<String> {
     let header = connection.announced()?;
     Some(tlv::find(&header.tlvs, tlv::UNIQUE_ID)?.escape_ascii().to_string())

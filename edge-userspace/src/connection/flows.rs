@@ -1,5 +1,5 @@
-//! Connections that go on as flows: without sockets, without a task, and without anything of theirs kept here. They
-//! are found in the kernel's table, looked over from time to time (see [`sweep`]), and accounted for when they end.
+//! Connections that continue as flows: without sockets, without a task, and without state here. They are
+//! found in the kernel's table, scanned from time to time (see [`sweep`]), and accounted for when they end.
 
 mod evidence;
 mod keepalive;
@@ -39,10 +39,10 @@ pub struct Flows {
     stalling: Mutex<HashMap<u64, u32>>,
     /// Flows whose peers were asked whether they are still there.
     keepalive: Mutex<Keepalive>,
-    /// What both sides of flows to suspected backends had acknowledged at the last sweep.
+    /// The acknowledgements of both sides at the last sweep, for flows to suspected backends.
     acknowledged: Mutex<HashMap<u64, [u32; 2]>>,
     census: Mutex<Census>,
-    /// When the last sweep began. Held during a sweep, so that whoever comes meanwhile waits for it.
+    /// When the last sweep began. Locked during a sweep, so that callers that arrive meanwhile wait for it.
     swept: Mutex<Option<Instant>>,
     /// Flows of hand-overs that an earlier daemon did not finish.
     suspects: Mutex<Vec<Suspect>>,
@@ -65,13 +65,13 @@ pub struct FlowView {
     pub bytes_up: u64,
     /// Bytes to the client.
     pub bytes_down: u64,
-    /// What else is known.
+    /// The rest of its description.
     pub passport: Arc<Passport>,
     pair: FlowPair,
 }
 
 impl FlowView {
-    /// Who is at the other end of the client's connection: the client, or a proxy that speaks for it.
+    /// The far end of the client's connection: the client, or a proxy that speaks for it.
     pub fn peer(&self) -> SocketAddr {
         self.pair.up_key.source()
     }
@@ -155,8 +155,8 @@ impl Flows {
         }
     }
 
-    /// Takes over what an earlier daemon left. To be called before connections are accepted; reports that it has not
-    /// read are in `events`.
+    /// Takes over the flows of an earlier daemon. Must be called before connections are accepted; `events`
+    /// holds the reports that it did not read.
     pub(super) fn adopt(
         &self,
         edge: &Edge,

@@ -52,8 +52,9 @@ pub(super) async fn read_proxy_header(
     read_until(client, received, proxy_header).await
 }
 
-/// What the client speaks: the listener's one protocol, or what the first bytes tell. One that waits for its server,
-/// where there are such, is taken for one of SSH. `None` on a tcp listener, where nothing is read.
+/// The client's protocol: the listener's only one, or the one that the first bytes show. A client that waits
+/// for its server is taken for SSH, if the listener allows SSH. `None` on a tcp listener, which reads
+/// nothing.
 pub(super) async fn read_protocol(
     client: &TcpStream,
     listener: &ListenerSpec,

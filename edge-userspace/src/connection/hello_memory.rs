@@ -1,9 +1,9 @@
-//! How much memory may go to clients that have not said yet what they want, or whose first bytes are still on their
-//! way: of all together, and of one source. Pure bookkeeping.
+//! Accounts for the memory of clients whose hello is incomplete or whose first bytes have not reached the
+//! backend: in total, and per source. Pure.
 //!
-//! When there is no room, a hello that is not finished gives way: the oldest of the source that holds the most. A
-//! client that means it is done within a round trip, so that those who hold on are the ones that go, and a source that
-//! takes much pays for it itself.
+//! When memory runs out, an unfinished hello must go: the oldest of the source that holds the most. A real
+//! client finishes within a round trip, so this hits those that hold on, and a source that takes much pays
+//! for it itself.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -21,7 +21,7 @@ const SHARE: usize = 8;
 #[derive(Debug)]
 pub struct HelloMemory(Mutex<Ledger<Weak<Connection>>>);
 
-/// What one connection holds of it; given back when dropped.
+/// One connection's share; released when dropped.
 #[derive(Debug)]
 pub(super) struct Held {
     memory: Arc<HelloMemory>,
@@ -63,7 +63,7 @@ impl HelloMemory {
 }
 
 impl Held {
-    /// From now on it holds so many bytes; `false` where there is no room for them. Others may have to give way.
+    /// Sets the number of bytes held; `false` if there is no room. Others may be ordered to stop.
     pub(super) fn set(&self, bytes: usize) -> bool {
         let mut evicted = Vec::new();
         let is_granted =
@@ -75,7 +75,8 @@ impl Held {
         is_granted
     }
 
-    /// The hello is finished: what is held stays until it is given back. `false` where it has to give way already.
+    /// The hello is complete: its memory stays claimed until it is released. `false` if it was already
+    /// ordered to stop.
     pub(super) fn finish(&self) -> bool {
         self.memory.ledger().finish(self.id)
     }
@@ -87,7 +88,7 @@ impl Drop for Held {
     }
 }
 
-/// Who holds what. `T` is how a connection that has to give way is told.
+/// Who holds how much. `T` is the handle through which a connection is ordered to stop.
 #[derive(Debug)]
 struct Ledger<T> {
     limit: usize,
@@ -116,7 +117,7 @@ enum Stage {
     Leaving,
 }
 
-/// What a source holds.
+/// The memory that a source holds.
 #[derive(Debug, Default)]
 struct Account {
     unfinished: usize,
@@ -164,7 +165,8 @@ impl<T: Clone> Ledger<T> {
                 None => return false,
             }
         }
-        // Those that give way need a turn of their tasks for it; what they still hold is memory all the same.
+        // Connections that were ordered to stop need a turn of their tasks for it; until then their memory
+        // counts.
         if more > 0 && self.total() + more > 2 * self.limit {
             return false;
         }

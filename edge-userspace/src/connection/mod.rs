@@ -1,7 +1,8 @@
-//! The life of one connection, from accept to the line in the access log, and the registry of all that live.
+//! The life of one connection, from accept to its line in the access log, and the registry of all live
+//! connections.
 //!
-//! What a connection meets on its way is one immutable [`Running`] state; what it leaves behind are counts at
-//! its [`Destination`], its backend and the listener's refusals. Where the state comes from is not known here.
+//! A connection consults one immutable [`Running`] state. It leaves counts at its [`Destination`], its
+//! backend and the listener's refusals. This module does not know where the state comes from.
 
 #![forbid(unsafe_code)]
 

@@ -20,7 +20,7 @@ pub enum Outcome {
     SourceLimit,
     /// Its source has connected too often in the last second.
     SourceRate,
-    /// What it sent is no acceptable hello.
+    /// Its first bytes are not an acceptable hello.
     Rejected(Rejection),
     /// No complete PROXY header in time.
     ProxyHeaderTimeout,
@@ -46,7 +46,7 @@ pub enum Outcome {
 #[derive(Debug)]
 pub(super) struct Ended {
     pub(super) outcome: Outcome,
-    /// What became of one that had a route and no backend.
+    /// The error of a connection that had a route but got no backend.
     pub(super) failure: Option<Box<Failure>>,
     /// The client sent no byte and was given no answer.
     pub(super) is_empty: bool,
@@ -58,7 +58,7 @@ impl From<Outcome> for Ended {
     }
 }
 
-/// A connection that was routed and came to nothing: its route refused it, or no backend could be connected.
+/// A connection that was routed but not carried: its route refused it, or no backend could be connected.
 #[derive(Debug)]
 pub(super) struct Failure {
     /// The destination's label.

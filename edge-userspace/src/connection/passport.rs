@@ -1,5 +1,5 @@
-//! What is known of a connection beside its packets, in the form in which it goes along with its flow: short text in
-//! the kernel, read again by this daemon or the next one.
+//! The description of a connection beside its packets, in the form in which it accompanies its flow: short
+//! text in the kernel, read again by this daemon or the next one.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::{
     spec::{AlpnList, HostName, Spoken},
 };
 
-/// What is known of a connection that became a flow. Keys are short: all of it has to fit in a
+/// The description of a connection that became a flow. Keys are short: all of it must fit into a
 /// [`Label`](edge_common::flow::Label).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Passport {
@@ -29,7 +29,7 @@ pub struct Passport {
     /// The backend, hashed: see [`backend_key`].
     #[serde(rename = "b")]
     pub backend: u64,
-    /// What the client speaks, where that was told by its first bytes.
+    /// The client's protocol, if its first bytes showed it.
     #[serde(rename = "p", default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<Spoken>,
     /// The SNI or the Host.
@@ -38,22 +38,22 @@ pub struct Passport {
     /// The server name in SNI, if it cannot be a host name; escaped as in the access log.
     #[serde(rename = "w", default, skip_serializing_if = "Option::is_none")]
     pub raw_name: Option<String>,
-    /// What the client offered.
+    /// The client's ALPN list.
     #[serde(rename = "a", default, skip_serializing_if = "Vec::is_empty")]
     alpn: Vec<String>,
     /// Whether the host is the outer name of an Encrypted ClientHello.
     #[serde(rename = "e", default, skip_serializing_if = "std::ops::Not::not")]
     pub ech: bool,
-    /// Who the client is, where a PROXY header said so.
+    /// The client's address, if a PROXY header named it.
     #[serde(rename = "c", default, skip_serializing_if = "Option::is_none")]
     pub client: Option<SocketAddr>,
-    /// What another proxy named the connection.
+    /// The name that another proxy gave the connection.
     #[serde(rename = "u", default, skip_serializing_if = "Option::is_none")]
     pub unique_id: Option<String>,
     /// [`Way::idle_timeout`](super::account::Way::idle_timeout), in milliseconds.
     #[serde(rename = "i", default, skip_serializing_if = "Option::is_none")]
     idle_timeout: Option<u64>,
-    /// What made the numbers of the daemon that handed it over unique.
+    /// Makes the numbers of the daemon that handed it over unique.
     #[serde(rename = "n")]
     pub run: u64,
 }
@@ -106,9 +106,9 @@ impl Passport {
         }
     }
 
-    /// As text without what the client chose, so that no number of clients makes more different ones than there are
-    /// listeners, routes and backends. `None` where a PROXY header names the client: whoever is to be blocked must
-    /// still be found.
+    /// As text without the client's choices, so that clients cannot create more different labels than there
+    /// are listeners, routes and backends. `None` if a PROXY header names the client: a block must still find
+    /// it.
     pub fn common_text(&self) -> Option<String> {
         if self.client.is_some() {
             return None;
@@ -124,17 +124,17 @@ impl Passport {
         Some(common.text())
     }
 
-    /// What was written by [`Self::text`]; an empty one where it was by another version.
+    /// Parses the text of [`Self::text`]; empty if another version wrote it.
     pub fn read(text: &str) -> Self {
         serde_json::from_str(text).unwrap_or_default()
     }
 
-    /// How long nothing may move, where its route or its listener says so; nothing is for ever.
+    /// The idle limit of its route or its listener; zero means unlimited.
     pub(super) fn idle_timeout(&self) -> Option<Duration> {
         self.idle_timeout.map(Duration::from_millis)
     }
 
-    /// What the client offered.
+    /// The client's ALPN list.
     pub fn alpn(&self) -> AlpnList {
         self.alpn.iter().map(String::as_bytes).collect()
     }

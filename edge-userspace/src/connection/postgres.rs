@@ -1,5 +1,5 @@
-//! PostgreSQL begins in clear text: TLS is asked for and agreed on before the ClientHello that names the server. The
-//! edge agrees on both sides, and carries from the ClientHello on.
+//! PostgreSQL begins in clear text: client and server agree on TLS before the ClientHello that names the
+//! server. The edge agrees on both sides, and carries data from the ClientHello on.
 
 use std::{io, time::Duration};
 
@@ -30,7 +30,8 @@ pub(super) enum Beginning {
     Cancel,
 }
 
-/// Tells a client that asks for TLS to go on. One that asks for GSSAPI first gets a no, and may ask again.
+/// Tells a client that requests TLS to go ahead. One that requests GSSAPI first gets a no, and may try TLS
+/// next.
 pub(super) async fn welcome(client: &mut TcpStream, received: &mut Received) -> Result<Beginning, NoHello> {
     for _ in 0..2 {
         let asked = read_until(client, received, request).await?;

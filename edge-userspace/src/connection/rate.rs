@@ -1,5 +1,5 @@
-//! How often one source may connect: counted in user space, for a machine without XDP and for clients behind a
-//! believed proxy, whom the shield cannot tell apart.
+//! The connection rate per source, counted in user space: for machines without XDP, and for clients behind a
+//! trusted proxy, which the shield cannot tell apart.
 
 use std::{
     collections::HashMap,
@@ -8,12 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What a source may use up at once, as time of its rate.
+/// The burst that a source may use up at once, as time at its rate.
 const BURST: Duration = Duration::from_secs(1);
-/// Sources that are remembered at most, a few megabytes: those beyond are let in uncounted rather than all refused.
+/// The most sources that are remembered, a few megabytes. Further sources are let in uncounted rather than
+/// all refused.
 const MOST: usize = 1 << 16;
 
-/// For each source when it will have paid for the connections that it had (the generic cell rate algorithm).
+/// For each source, when it will have paid for its connections so far (the generic cell rate algorithm).
 #[derive(Debug, Default)]
 pub(super) struct Rates(Mutex<Ledger>);
 
@@ -25,7 +26,7 @@ struct Ledger {
 }
 
 impl Rates {
-    /// Whether `source` may connect once more at this moment, which then counts; `rate` is a second's number.
+    /// Whether `source` may connect once more now, which then counts; `rate` is per second.
     pub(super) fn admits(&self, source: IpAddr, rate: u32, now: Instant) -> bool {
         if rate == 0 {
             return true;

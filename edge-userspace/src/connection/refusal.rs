@@ -1,4 +1,5 @@
-//! Saying no in order: the answer that the client's protocol has for it, then FIN; never a byte to a backend.
+//! Refuses a client properly: with the answer that its protocol provides, then FIN, and never a byte to a
+//! backend.
 
 use std::time::Duration;
 
@@ -15,10 +16,10 @@ use crate::{
 
 /// How long a refused client may take to read the answer and close.
 const LINGER: Duration = Duration::from_secs(1);
-/// What a refused client may still send meanwhile.
+/// The bytes that a refused client may still send meanwhile.
 const LINGER_BYTES: usize = 256 * 1024;
 
-/// What a client is told.
+/// The answer to a refused client.
 #[derive(Debug, PartialEq, Eq)]
 enum Answer {
     Alert([u8; 7]),
@@ -68,7 +69,8 @@ pub(super) async fn refuse(client: TcpStream, outcome: Outcome, protocol: Option
     if shutdown(&client, Shutdown::Write).is_err() || answer == Answer::Close {
         return;
     }
-    // Closing with unread bytes in the socket would send a reset, which can overtake the answer at the client.
+    // Closing with unread bytes in the socket would send a reset, which can overtake the answer at the
+    // client.
     let mut sink = Vec::new();
     let mut left = LINGER_BYTES;
     let _ = timeout(LINGER, async {

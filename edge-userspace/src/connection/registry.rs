@@ -79,14 +79,14 @@ impl Registry {
         }
     }
 
-    /// The same, ends what moved nothing for as long as its route or its listener allows, or for `idle` where these
-    /// say nothing, and tells what is old that it is.
+    /// The same; also ends connections that were idle for as long as their route or their listener allows, or
+    /// for `idle` without such a setting, and turns on keepalive for long-lived ones.
     pub fn sweep(&self, idle: Option<Duration>) {
         let now = Instant::now();
         for shard in 0..SHARDS {
             for connection in self.members(shard) {
                 let quiet = connection.settle(now);
-                // What is not connected yet has time limits of its own.
+                // A connection without a backend has time limits of its own.
                 let limit = connection.idle_timeout(idle);
                 if connection.way().is_some() && limit.is_some_and(|limit| quiet >= limit) {
                     connection.stop.order(StopReason::Idle);

@@ -1,4 +1,4 @@
-//! One connection's way: admitted, read, routed, connected, carried, accounted for.
+//! The path of one connection: admitted, read, routed, connected, carried, accounted for.
 
 use std::{
     fmt::Display,
@@ -45,7 +45,7 @@ use crate::{
 pub struct Accepted {
     /// Its socket.
     pub client: TcpStream,
-    /// Who is at the other end.
+    /// The far end.
     pub peer: SocketAddr,
     /// Its place among the connections that there may be.
     pub slot: Slot,
@@ -53,10 +53,10 @@ pub struct Accepted {
 
 /// Serves a connection from accept to its line in the access log.
 ///
-/// This future lives as long as the connection, so that it holds little: what happens before the connection is
-/// carried, or instead of it, is boxed and gone afterwards.
+/// This future lives as long as the connection, so it holds little: the steps before the connection is
+/// carried, and those instead of it, are boxed and dropped afterwards.
 ///
-/// `port` is the one that it was accepted on, which is meant where a backend names none.
+/// `port` is the one on which it was accepted, and the default for a backend without a port.
 pub fn serve(
     edge: Arc<Edge>,
     listener: Arc<ListenerState>,
@@ -86,8 +86,9 @@ pub fn serve(
     }
 }
 
-/// Carries the connection or refuses it; `None` where it goes on as a flow. Not an `async fn`, and no part of [`serve`]:
-/// what is taken apart in those stays in the future as long as they wait.
+/// Carries the connection or refuses it; `None` if it continues as a flow. Deliberately neither `async` nor
+/// part of [`serve`]: locals destructured there would live in the future across the await and enlarge every
+/// idle connection.
 fn finish(
     opened: Result<Opened, Refused>,
     client: TcpStream,
@@ -161,8 +162,7 @@ struct Opened {
     kept: Kept,
 }
 
-/// A connection that comes to nothing, what it speaks where that is known, and the TLS version that an alert to it
-/// carries.
+/// A refused connection: its protocol, if known, and the TLS version for an alert to it.
 struct Refused {
     outcome: Outcome,
     failure: Option<Box<Failure>>,
@@ -207,8 +207,8 @@ async fn open(
         received = received.behind(header.len, account())?;
     }
     let source = connection.client().ip();
-    // The peer was looked at when it was accepted. Since then it may have been blocked: only now is the connection among
-    // those that a block ends.
+    // The peer was checked when it was accepted. It may have been blocked since: only now is the connection
+    // among those that a block ends.
     if edge.blocked.hold(connection.peer.ip()) || edge.blocked.hold(source) {
         return Err(Outcome::Blocked.into());
     }
@@ -325,8 +325,8 @@ struct ForClient {
 impl Preparation for ForClient {
     fn prepare(&self, socket: BorrowedFd<'_>, backend: SocketAddr) -> Kept {
         if self.speaks {
-            // The end of the handshake goes in the packet of the first bytes instead of one of its own
-            // (`tcp_rcv_synsent_state_process`). What fails costs that packet.
+            // The last packet of the handshake also carries the first bytes
+            // (`tcp_rcv_synsent_state_process`). A failure only costs a separate packet.
             let _ = set_tcp_quickack(socket, false);
         }
         let ForFlow { tier, client, options } = self.flow.as_ref()?;
@@ -334,7 +334,7 @@ impl Preparation for ForClient {
     }
 }
 
-/// What the backend gets first: the PROXY header that it wants, then the client's bytes.
+/// The first bytes for the backend: its PROXY header, if it wants one, then the client's bytes.
 fn preread(
     edge: &Edge,
     connection: &Connection,

@@ -1,4 +1,4 @@
-//! Flows that work, looked for where flows of others to the same backend have failed: see
+//! Searches for flows that work, where flows of others to the same backend have failed: see
 //! [`FlowTier::judge`](crate::datapath::flow::FlowTier::judge).
 
 use std::{collections::HashMap, net::IpAddr};
@@ -67,8 +67,8 @@ impl Flows {
     }
 }
 
-/// Whether both sides have spoken through the flow, and either acknowledged all that the other has sent, or more of it
-/// than at the sweep before.
+/// Whether both sides have sent data through the flow, and each has acknowledged all of the other's, or more
+/// of it than at the previous sweep.
 fn works(pair: &FlowPair, is_moving: bool) -> bool {
     let FlowPair { up, down, .. } = pair;
     let has =

@@ -1,8 +1,8 @@
-//! Keepalive of flows, without I/O: which peers are asked whether they are still there, and which are gone.
+//! Keepalive of flows, without I/O: decides which peers to probe, and which are gone.
 //!
-//! A flow has no socket that would ask, so the sweep does, with what a socket's keepalive sends. The answer passes
-//! through the flow and is counted there like any packet. It is no activity of the connection, though: it must not put
-//! `idle_timeout` off. So what is known of a flow before it is asked is remembered until it moves again.
+//! A flow has no socket that would send keepalive probes, so the sweep sends them. The answer passes through
+//! the flow and is counted there like any packet. It must not postpone `idle_timeout`, however. The state of
+//! a flow before its probe is therefore remembered until it moves again.
 
 use std::{
     cmp::Ordering,
@@ -15,7 +15,8 @@ use edge_common::flow::{FLOW_ENTRIES, Flow, FlowKey, REPORTED, UP};
 use super::since;
 use crate::kernel::FlowPair;
 
-/// Silence of the client and of the backend, by direction, after which they are asked: as the sockets' keepalive.
+/// The silence of the client and of the backend, by direction, after which they are probed: the same as for
+/// sockets.
 const SILENCE: [Duration; 2] = [Duration::from_mins(4), Duration::from_mins(1)];
 /// From one question to the next where none was answered.
 const AGAIN: Duration = Duration::from_secs(15);
@@ -23,7 +24,8 @@ const AGAIN: Duration = Duration::from_secs(15);
 const GONE: Duration = Duration::from_mins(5);
 /// … if so many questions in a row were not answered.
 const QUESTIONS: u32 = 4;
-/// Questions a second, at most. One takes some 30 µs of the processor. Where more flows are idle, each is asked less often.
+/// The most probes per second. One takes about 30 µs of processor time. With more idle flows, each is probed
+/// less often.
 const RATE: u64 = 256;
 /// Flows that are remembered, at most: all that there can be.
 const REMEMBERED: usize = FLOW_ENTRIES as usize / 2;
@@ -34,7 +36,7 @@ const FORGOTTEN: u32 = 16;
 /// In nanoseconds.
 const SECOND: u64 = 1_000_000_000;
 
-/// What is remembered of flows whose peers were asked.
+/// State of the flows whose peers were probed.
 #[derive(Debug, Default)]
 pub(super) struct Keepalive {
     flows: HashMap<u64, Quiet>,
@@ -54,7 +56,7 @@ struct Quiet {
     look: u32,
 }
 
-/// What a peer had sent when that was last looked at, and how often it was asked since.
+/// The sequence number that a peer had reached at the last look, and the probes sent since.
 #[derive(Clone, Copy, Debug, Default)]
 struct Side {
     packets: u64,
@@ -86,7 +88,7 @@ pub(super) struct Peer {
     pub(super) direction: u8,
 }
 
-/// What one look at all flows has found.
+/// The result of one look at all flows.
 #[derive(Debug)]
 pub(super) struct Due {
     now: u64,
@@ -131,7 +133,7 @@ impl Keepalive {
         self.look = self.look.wrapping_add(1);
         let elapsed = if self.granted == 0 { 0 } else { now.saturating_sub(self.granted).min(SECOND) };
         let room = elapsed * RATE / SECOND;
-        // What does not make a whole question is kept for the next look.
+        // A fraction of a probe is carried over to the next look.
         if room > 0 || self.granted == 0 {
             self.granted = now;
         }
@@ -198,8 +200,8 @@ impl Keepalive {
         self.flows.get(&id).map_or(0, |quiet| quiet.sides[usize::from(direction & 1)].questions)
     }
 
-    /// When a flow last carried a packet that was no answer to a question, where that is not simply when it last
-    /// carried one. `CLOCK_MONOTONIC` nanoseconds.
+    /// When a flow last carried a packet that was not an answer to a probe, if that differs from when it last
+    /// carried any. `CLOCK_MONOTONIC` nanoseconds.
     pub(super) fn active(&self, id: u64) -> Option<u64> {
         self.flows.get(&id).map(|quiet| quiet.active)
     }
@@ -219,7 +221,8 @@ impl Keepalive {
 }
 
 impl Quiet {
-    /// Takes note of what a direction has carried. Whether the flow moves again, and there is nothing to remember.
+    /// Records the packets of a direction. Returns whether the flow moves again, so that nothing needs to be
+    /// remembered.
     fn note(&mut self, flow: &Flow) -> bool {
         let direction = usize::from(flow.direction & 1);
         let before = self.sides[direction];
@@ -227,7 +230,8 @@ impl Quiet {
         if came == 0 {
             return false;
         }
-        // An answer says what was known. Whoever says it without being asked has a reason of its own.
+        // An answer to a probe repeats known numbers. More packets than probes mean that the peer had a
+        // reason of its own to send.
         let has_moved = flow.position != before.position || flow.acked != before.acked;
         if has_moved || came > u64::from(before.questions) {
             self.active = self.active.max(flow.last_seen);

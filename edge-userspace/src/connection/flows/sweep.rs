@@ -1,5 +1,4 @@
-//! Looking all flows over, once in a while: counters are brought up to date, and what has ended or moves nothing is
-//! found.
+//! Scans all flows periodically: updates counters, and finds flows that have ended or are idle.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -24,7 +23,7 @@ use crate::{
     tally::FlowSum,
 };
 
-/// How long a closed flow goes on carrying what was repeated: as the kernel's own `TCP_TIMEWAIT_LEN`.
+/// How long a closed flow still carries retransmissions: the same as the kernel's `TCP_TIMEWAIT_LEN`.
 const CLOSED_LINGERS: Duration = Duration::from_mins(1);
 /// How long a reset may be belied by whom it is said to have ended.
 const RESET_LINGERS: Duration = Duration::from_secs(3);
@@ -35,7 +34,7 @@ const REPEATS: u32 = 64;
 /// Sweeps between two looks for labels that nobody has any more.
 const LABEL_SWEEPS: u32 = 30;
 
-/// What the last sweep found.
+/// The result of the last sweep.
 #[derive(Clone, Debug, Default)]
 pub struct Census {
     /// Flows of each listener.
@@ -50,13 +49,14 @@ pub struct Census {
 }
 
 impl Flows {
-    /// What the last sweep found.
+    /// The result of the last sweep.
     pub fn census(&self) -> Census {
         lock(&self.census).clone()
     }
 
-    /// Looks all flows over, unless somebody has begun to after `not_before`: brings counters up to date, and ends what
-    /// has ended or is idle for `idle`. Any number of callers at one moment make two sweeps at most, one after the other.
+    /// Scans all flows, unless another scan began after `not_before`: updates counters, and ends flows that
+    /// have ended or were idle for `idle`. Any number of concurrent callers cause at most two sweeps, one
+    /// after the other.
     pub(in crate::connection) fn sweep(
         &self,
         edge: &Edge,
@@ -88,7 +88,7 @@ impl Flows {
             due = keepalive.begin(now);
             let accounted = lock(&self.accounted).clone();
             let known = lock(&self.passports).clone();
-            // What is not known yet is looked at below, where it becomes known.
+            // Unknown flows are examined below, where they become known.
             let may_be_idle = |flow: &Flow, active: u64| {
                 let limit = known.get(&flow.label).map(|passport| limit(passport, idle, flow));
                 limit.is_none_or(|limit| limit.is_some_and(|limit| since(now, active) >= limit))
@@ -147,7 +147,8 @@ impl Flows {
         }
         for Question { peer: Peer { up_key, id, direction }, .. } in due.questions() {
             let Some(pair) = self.pair(&up_key, id) else { continue };
-            // Some peers drop a segment without a timestamp where timestamps are agreed, some one with an old one.
+            // Some peers drop a segment without a timestamp if timestamps are in use, and some one with an
+            // old timestamp.
             let with_timestamp = lock(&self.keepalive).unanswered(id, direction).is_multiple_of(2);
             if self.tier.ask(&pair, direction, with_timestamp) {
                 lock(&self.keepalive).asks(&pair, direction, now);
@@ -175,7 +176,8 @@ impl Flows {
         }
     }
 
-    /// A flow stalls. Once is once: it counts again when it has repeated as much again, for its counter is never reset.
+    /// A flow stalls. This counts once, and again when it has retransmitted as much again, because its
+    /// counter is never reset.
     fn hold_against(&self, pair: &FlowPair) -> u32 {
         let repeated = pair.up.repeated;
         let before = lock(&self.stalling).get(&pair.up.id).copied();
@@ -214,8 +216,8 @@ impl Flows {
             return;
         }
         for destination in running.destinations() {
-            // Taken out: a route of the file and one added at run time may have the same identity, and the first, which
-            // clients meet, has the flows.
+            // Removed from the map: a route of the file and one added at run time may have the same identity,
+            // and the first, which clients use, has the flows.
             let (live, ended) = destinations.remove(&destination.identity).unwrap_or_default();
             destination.counters.carried(ended.up, ended.down);
             destination.counters.set_flows(live);
@@ -246,15 +248,16 @@ impl Flows {
         Ok(())
     }
 
-    /// Those of these sources that have as many flows as they may have get no more. While there are too few flows for
-    /// anybody to be past the quota, nobody is counted; so a limit is in force one sweep after there are enough.
+    /// Sources that have reached their quota of flows get no more. While there are too few flows for any
+    /// source to be past it, sources are not counted, so a quota takes effect one sweep after there are
+    /// enough.
     fn limit_sources(&self, sources: HashMap<IpAddr, u64>) {
         let crowded = sources.into_iter().filter(|(_, count)| *count >= QUOTA).map(|(source, _)| source);
         self.tier.set_crowded(crowded.collect());
     }
 }
 
-/// How long nothing may move, where `idle` is what holds for all.
+/// The idle limit in force, where `idle` is the global one.
 fn limit(passport: &Passport, idle: Option<Duration>, flow: &Flow) -> Option<Duration> {
     patience(passport.idle_timeout(), idle, flow.has(FIN) || flow.has(PEER_FIN))
 }

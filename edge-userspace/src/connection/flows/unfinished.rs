@@ -1,10 +1,10 @@
-//! Hand-overs that an earlier daemon began and did not finish: their flows carry, but what the sockets still had is lost
-//! with them. Where they had nothing, nothing is, and the flow goes on.
+//! Hand-overs that an earlier daemon began and did not finish. Their flows carry packets, but data that was
+//! still in the sockets is lost. If there was none, nothing is lost and the flow continues.
 //!
-//! Both peers are asked where they stand. By its answer a peer shows how much it has sent, also to a socket that took
-//! it and passed it on to nobody; if the other side acknowledges that much, there is no gap. Nor is there one behind
-//! it, since a receiver acknowledges nothing beyond a gap (RFC 9293 §3.4). What a socket had written and its peer does
-//! not acknowledge in its answer, nobody repeats any more.
+//! Both peers are probed. A peer's answer shows how much it has sent, including data that a socket received
+//! and never passed on; if the other side acknowledges that much, there is no gap. There is none behind it
+//! either, since a receiver acknowledges nothing beyond a gap (RFC 9293 §3.4). Data that a socket had written
+//! and its peer does not acknowledge in its answer will never be retransmitted.
 
 use std::time::Duration;
 
@@ -18,8 +18,8 @@ use crate::{connection::Edge, kernel::FlowPair};
 const LOOK: Duration = Duration::from_millis(20);
 /// Between two questions: the kernel answers one each half second (`tcp_invalid_ratelimit`).
 const ASK: Duration = Duration::from_millis(600);
-/// How long answers are waited for, and that the other side acknowledges what they tell of: some round trips of a long
-/// path.
+/// How long to wait for answers, and for the other side to acknowledge the data that they show: a few round
+/// trips of a long path.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A flow that may miss bytes.
@@ -29,21 +29,21 @@ pub(super) struct Suspect {
     pending: Pending,
     /// By direction.
     senders: [Sender; 2],
-    /// Who was asked last, and when.
+    /// The peer that was probed last, and when.
     asked: Option<(u8, Instant)>,
     questions: u32,
 }
 
-/// What a peer has shown.
+/// The numbers that a peer has shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Sender {
     /// Packets of it that were seen before it was asked.
     before: u64,
-    /// What it has sent, in the other side's numbers; known from its answer on.
+    /// The end of the data that it has sent, in the other side's numbers; known once it has answered.
     reached: Option<u32>,
 }
 
-/// What is known of a suspect.
+/// The state of a suspect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     /// It misses nothing.
@@ -61,8 +61,9 @@ impl Suspect {
         Self { id, pending, senders, asked: None, questions: 0 }
     }
 
-    /// Whom to ask now: one after the other, since the answer of the one passes on to the other, and a question that
-    /// is older by its timestamp than what came before it is not answered (RFC 7323 §5.3).
+    /// The peer to probe now. They are probed one after the other, because the answer of one is passed on to
+    /// the other, and a probe whose timestamp is older than an earlier packet's gets no answer (RFC 7323
+    /// §5.3).
     fn whom_to_ask(&mut self) -> Option<u8> {
         let is_open = |direction: u8| self.senders[usize::from(direction)].reached.is_none();
         let next = match self.asked {
@@ -115,7 +116,7 @@ fn covers(acknowledged: u32, number: u32) -> bool {
 }
 
 impl Flows {
-    /// Finds out about the hand-overs that an earlier daemon did not finish; ends those whose bytes are lost.
+    /// Decides about the hand-overs that an earlier daemon did not finish; ends those whose data is lost.
     pub(in crate::connection) async fn finish_handovers(&self, edge: &Edge) {
         let mut suspects = std::mem::take(&mut *lock(&self.suspects));
         if suspects.is_empty() {
@@ -135,8 +136,8 @@ impl Flows {
                 match suspect.look(&pair) {
                     Verdict::Unknown if !is_late => {
                         if let Some(whom) = suspect.whom_to_ask() {
-                            // Some drop what shows no timestamp where timestamps are agreed, and some one that is older
-                            // than what the sockets said last.
+                            // Some peers drop segments without a timestamp if timestamps are in use, and some
+                            // drop those older than the sockets' last.
                             self.tier.ask(&pair, whom, suspect.questions % 4 < 3);
                         }
                         return true;
@@ -184,7 +185,8 @@ mod tests {
         };
         FlowPair {
             up_key: FlowKey::default(),
-            // Each acknowledges in its own leg's numbers what the other has sent, moved by the other's difference.
+            // Each side acknowledges the other's data in its own leg's numbers, shifted by the other's
+            // difference.
             up: flow(UP, 100, 70_000 + 7, 40),
             down: flow(DOWN, 70_000, 100 + 40, 7),
         }
