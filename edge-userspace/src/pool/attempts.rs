@@ -1,7 +1,7 @@
 //! A pool at run time, and the order in which a connection tries its backends.
 //!
-//! Backends that are up come first, picked by the pool's method; then backups; then, since a state may be
-//! wrong and a connection attempt is what wakes some tunnels, those that are down. Drained ones never.
+//! Backends that are up come first, picked by the pool's method; then backups; then those that are down,
+//! since a state may be wrong and a connection attempt wakes some tunnels. Drained ones are never tried.
 
 use std::{
     net::IpAddr,
@@ -21,8 +21,8 @@ use super::{
 };
 use crate::spec::{HealthSpec, PoolSpec, ProxyProtocol, ProxyTlvs, Warm};
 
-/// The time to connect when no backend is up. The refusal should come soon, yet a second SYN, which Linux sends
-/// after one second, must have had its chance.
+/// The time to connect when no backend is up. The refusal should come soon, but only after a second SYN,
+/// which Linux sends after one second, has had a chance.
 pub const LAST_RESORT_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// A pool: its configuration and its backends. Immutable; a reload makes a new one over the same backends.
@@ -103,8 +103,8 @@ impl Pool {
         &self.backends
     }
 
-    /// The backends to try for a connection of `client`, best first, each once. Nothing is decided before it
-    /// is asked for, so the usual single attempt costs a single pick.
+    /// The backends to try for a connection of `client`, best first, each once. They are picked on demand, so
+    /// the usual single attempt costs a single pick.
     pub fn attempts(&self, client: IpAddr) -> Attempts<'_> {
         let words = self.backends.len().div_ceil(64);
         Attempts {
@@ -175,8 +175,8 @@ impl Attempts<'_> {
         whole.saturating_sub(elapsed) / u32::try_from(parts).unwrap_or(1)
     }
 
-    /// Whether there is but one backend, of which nothing speaks but clients: that it failed the last of them is no
-    /// reason to give the next less time.
+    /// Whether there is only one backend and only clients' connections show its state: a failure of the last
+    /// is no reason to give the next less time.
     fn is_only_way(&self) -> bool {
         matches!(self.pool.backends(), [backend] if backend.is_only_way())
     }

@@ -149,8 +149,8 @@ impl Backend {
         self.location.addresses(default_port)
     }
 
-    /// What the resolver found; ignored for a backend that is given by address. An empty answer changes
-    /// nothing but the reason: the last good one stays in use.
+    /// Takes the resolver's answer; ignored for a backend that is given by address. An empty answer changes
+    /// only the reason: the last valid addresses stay in use.
     pub fn resolved(&self, answer: Result<Vec<Endpoint>, &str>) {
         let found = answer.as_ref().is_ok_and(|found| !found.is_empty());
         match answer {
@@ -199,8 +199,8 @@ impl Backend {
         self.succeeded.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Relaxed);
     }
 
-    /// Whether only clients tell of it and its pool has no other: down or not, every client tries it, with all the
-    /// time there is. What its tunnel or its name says against it holds all the same.
+    /// Whether its state comes from clients alone and its pool has no other backend. Every client then tries
+    /// it, down or not, with the full timeout. A fault of its tunnel or its name still counts.
     pub(super) fn is_only_way(&self) -> bool {
         let condition = self.condition();
         condition.health().is_only_way()

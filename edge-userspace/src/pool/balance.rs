@@ -31,7 +31,7 @@ pub(super) fn slow_start(since: Duration) -> u64 {
     SLOW_START_FIRST + u64::try_from(grown).unwrap_or(FULL)
 }
 
-/// What a pick needs to know of a candidate.
+/// The properties of a candidate that a pick uses.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Candidate {
     /// Its share, in units of 1/[`FULL`] of a configured weight; never picked at 0.

@@ -1,5 +1,5 @@
-//! The state of a backend, put together from the four sides that have a say: its health, its tunnel, its name and
-//! the operator. Each sets and clears its own part only. Pure but for the time of day that it notes.
+//! The state of a backend, composed of four parts: its health, its tunnel, its name and the operator's
+//! setting. Each source sets and clears only its own part. Pure except for the time of day that it records.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -12,7 +12,7 @@ use crate::{moment::Moment, spec::HealthSpec};
 pub enum BackendState {
     /// It does.
     Up,
-    /// It does, as far as is known: it is not checked, and no client's connection has told anything yet.
+    /// It does, as far as is known: there are no checks, and no client's connection has decided it yet.
     Unchecked,
     /// It does not work, or cannot be reached.
     Down,

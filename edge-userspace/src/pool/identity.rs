@@ -9,7 +9,7 @@ use std::{
 use super::{condition::BackendState, location::Endpoint};
 use crate::spec::BackendAddress;
 
-/// What makes two backends the same across reloads.
+/// Identifies a backend across reloads.
 ///
 /// The device belongs to it: the same address at home by two tunnels is two backends.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -71,7 +71,7 @@ impl Location {
         }
     }
 
-    /// Takes what the resolver found. The same endpoints in another order are no news, and the order in use may
+    /// Takes the resolver's answer. The same endpoints in another order change nothing: the order in use may
     /// be the better one.
     pub(super) fn resolved(&self, found: Vec<Endpoint>) {
         let Host::Name(endpoints) = &self.host else { return };
@@ -81,8 +81,8 @@ impl Location {
         }
     }
 
-    /// `ip` answered before the ones ahead of it: it goes first from now on, so that a family that leads nowhere
-    /// costs one client its delay and not every one. Not where SRV records set the order.
+    /// `ip` answered before the addresses ahead of it: it goes first from now on, so that an unreachable
+    /// family delays one client and not every one. Not if SRV records determine the order.
     pub(super) fn prefer(&self, ip: IpAddr) {
         let Host::Name(endpoints) = &self.host else { return };
         endpoints.rcu(|known| {

@@ -15,7 +15,7 @@ pub struct Backends {
 }
 
 impl Backends {
-    /// A pool as `spec` says, over the backends that are known already and new ones for the rest.
+    /// A pool according to `spec`, over the known backends and new ones for the rest.
     ///
     /// Known backends take the new weight, role and health check at once, so call this only once the whole
     /// configuration is known to be valid.

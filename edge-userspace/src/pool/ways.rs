@@ -29,7 +29,7 @@ impl Ways {
         Self { watcher, task: None }
     }
 
-    /// Follows the tunnels of these backends and no others from now on; backends without a device cost nothing.
+    /// Follows the tunnels of only these backends from now on; backends without a device cost nothing.
     ///
     /// # Panics
     ///
@@ -84,7 +84,7 @@ fn ways(backend: &Backend) -> Vec<Way> {
     }
 }
 
-/// What keeps every address of a backend from being reached.
+/// The fault that makes every address of a backend unreachable.
 fn fault(tunnels: &Tunnels, backend: &Backend) -> Option<String> {
     let mut first = None;
     for way in ways(backend) {

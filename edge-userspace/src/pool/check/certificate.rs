@@ -1,8 +1,8 @@
-//! The certificate that a backend shows: until when it is valid and for which names. For `doctor`; nothing is
-//! verified here, since nothing is decided by it.
+//! The certificate that a backend shows: its validity and its names. For `doctor`; nothing is verified here,
+//! because nothing is decided by it.
 //!
-//! TLS 1.3 encrypts the certificate, TLS 1.2 does not, so it is asked for with a ClientHello that offers no more
-//! than 1.2. A backend that speaks 1.3 only keeps it to itself. Pure: bytes in, certificate out.
+//! TLS 1.3 encrypts the certificate and TLS 1.2 does not, so the ClientHello offers at most 1.2. A backend
+//! that speaks only 1.3 does not show it. Pure: bytes in, certificate out.
 
 use std::{
     net::IpAddr,
@@ -14,7 +14,7 @@ pub const MAX_FLIGHT: usize = 64 * 1024;
 /// Names that are kept; certificates of large hosters have hundreds.
 const MAX_NAMES: usize = 256;
 
-/// What a certificate says.
+/// The contents of a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {
     /// From when it is valid.
@@ -26,7 +26,7 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// Whether it is good for this name: a wildcard stands for one label, the first (RFC 9525 §6.3).
+    /// Whether it is valid for this name: a wildcard stands for one label, the first (RFC 9525 §6.3).
     pub fn covers(&self, name: &str) -> bool {
         let parent = name.split_once('.').map(|(_, parent)| parent);
         self.names.iter().any(|own| match own.strip_prefix("*.") {
@@ -36,7 +36,7 @@ impl Certificate {
     }
 }
 
-/// What the first flight of a server shows.
+/// The contents of a server's first flight.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Shown {
     /// Not enough of it yet.
@@ -73,7 +73,8 @@ pub fn shown(received: &[u8]) -> Shown {
         }
         rest = body.get(len..).unwrap_or_default();
     };
-    // What the messages show stands, whatever follows them: the answer must not depend on how much was read at once.
+    // Bytes behind the messages do not change the result: the answer must not depend on how much was read at
+    // once.
     match message(&messages) {
         Shown::Incomplete => after,
         shown => shown,

@@ -1,4 +1,4 @@
-//! What `doctor` asks of a backend beyond its health: whether large packets get there, and which certificate it shows.
+//! Further questions of `doctor` to a backend: do large packets arrive, and which certificate does it show?
 
 use super::{
     CheckError, Plan,
@@ -7,13 +7,14 @@ use super::{
 };
 use crate::{pool::Backend, spec::Ask};
 
-/// Whether large packets get lost on the way: a ClientHello as large as a post-quantum one is answered when both sides
-/// keep to small segments, and is not when they use what the MTU allows. That is an MTU black hole; lowering the MTU
-/// of the tunnel mends it. An error means that the first failed already.
+/// Whether large packets are lost on the path: a ClientHello of post-quantum size is answered if both sides
+/// use small segments, and not if they use the full MTU. That is an MTU black hole; a lower MTU of the tunnel
+/// fixes it. An error means that the first attempt already failed.
 pub async fn is_black_hole(backend: &Backend, plan: &Plan) -> Result<bool, CheckError> {
-    /// What browsers send since 2025 (ML-KEM-768 makes it 1.7 to 2.4 kB): two full packets on any tunnel.
+    /// The size of browsers' hellos since 2025 (ML-KEM-768 makes it 1.7 to 2.4 kB): two full packets on any
+    /// tunnel.
     const LARGE: usize = 2400;
-    /// What every line carries (RFC 9293 §3.7.1).
+    /// The MSS that every line carries (RFC 9293 §3.7.1).
     const SMALL_SEGMENTS: u16 = 536;
     let ask = async |segments| {
         let hello = |_| probe::client_hello(plan.server_name.as_ref(), LARGE);
@@ -96,7 +97,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let backend = backend(listener.local_addr().unwrap());
         let plan = Plan { proxy_protocol: ProxyProtocol::Off, ..plan(HealthKind::Tcp) };
-        // What large segments carry, if anything at all, gets lost.
+        // With `lossy`, large segments and their data are lost.
         let home = async |lossy: bool| {
             let mut held = Vec::new();
             loop {

@@ -1,7 +1,7 @@
-//! When a backend counts as up: rise and fall over what checks and real connections report.
+//! Decides when a backend counts as up: rise and fall over the results of checks and clients' connections.
 //!
-//! A state machine without clock or socket: it is told outcomes and says how long to wait. The checks themselves are in
-//! [`check`](super), what acts on a change is [`backend`](crate::pool::Backend).
+//! A state machine without clock or socket: its input is results, its output how long to wait.
+//! [`check`](super) performs the checks, and [`backend`](crate::pool::Backend) acts on changes.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ const FLOOR: Duration = Duration::from_millis(100);
 /// The longest time that an unchecked backend stays out after failures.
 const HOLD_CEILING: Duration = Duration::from_mins(1);
 
-/// What an outcome was observed on.
+/// The origin of an observation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::pool) enum Evidence {
     /// A health check.
@@ -100,7 +100,7 @@ impl Health {
                 served: self.served,
                 ..Self::new(spec, alone)
             };
-            // What checks found does not hold for ever without them, and nothing else would bring it back.
+            // Without checks their last result must not stay for ever, and nothing else would change it.
             if spec.kind == HealthKind::Off && were_checks {
                 (self.up, self.settled) = (true, false);
             }
@@ -132,7 +132,7 @@ impl Health {
         self.epoch
     }
 
-    /// Whether every outcome agrees with the state, so that another one of the same kind changes nothing.
+    /// Whether every result agrees with the state, so that another one of the same kind changes nothing.
     pub(in crate::pool) fn is_steady(&self) -> bool {
         self.up && self.against == 0 && self.settled
     }
@@ -179,8 +179,8 @@ impl Health {
         (first || self.against >= self.spec.fall).then(|| self.turn(false))
     }
 
-    /// Ends the time out of an unchecked backend: it is up on probation, the next failure takes it out for
-    /// twice as long.
+    /// Ends the time out of an unchecked backend: it is up on probation, and the next failure takes it out
+    /// for twice as long.
     pub(in crate::pool) fn retry(&mut self) -> Option<Change> {
         if self.up || self.spec.kind != HealthKind::Off || self.alone {
             return None;
@@ -312,7 +312,8 @@ mod tests {
         assert!((0..100).all(|_| health.failed(suspected).is_none()), "the operator knows better");
     }
 
-    /// Clients that come all the time to a service that comes and goes: what becomes of the backend, and when.
+    /// Clients connect all the time to a service that comes and goes: the state of the backend, and when it
+    /// changes.
     fn flapping(
         kind: HealthKind,
         clients: bool,
@@ -342,7 +343,7 @@ mod tests {
 
     #[test]
     fn clients_bring_a_flapping_backend_down_sooner_but_not_up() {
-        // There for half a second of every three, which no two checks in a row can see, and then for good.
+        // Up for half a second of every three, which no two checks in a row can see, and then permanently.
         let settles = Duration::from_mins(4);
         let is_there = |now: Duration| now >= settles || now.as_millis() % 3000 >= 2500;
         for kind in [HealthKind::Tcp, HealthKind::Tls] {

@@ -1,7 +1,7 @@
-//! Health checks: what is asked of a backend, and what counts as an answer.
+//! Health checks: the questions to a backend, and which answers count.
 //!
-//! A check that asks for a connection alone ([`Ask::Connect`]) never completes one: see [`quiet`]. The others speak the
-//! protocol of the routes that lead to the backend. What an outcome means is decided by [`health`].
+//! A check that only needs a connection ([`Ask::Connect`]) never completes one: see [`quiet`]. The others
+//! speak the protocol of the routes that lead to the backend. [`health`] decides what a result means.
 
 pub mod certificate;
 pub mod diagnosis;
@@ -37,16 +37,17 @@ use crate::{
 pub struct Plan {
     /// The pool's check.
     pub health: HealthSpec,
-    /// What is asked, in this order; the check passes with the first answer. Empty where the backend is not checked.
+    /// The questions, in this order; the check passes with the first answer. Empty if the backend is not
+    /// checked.
     pub asks: Vec<Ask>,
-    /// The port for a backend that has none of its own: that of a listener whose routes lead to it. What clients
-    /// find on other ports says nothing about its health.
+    /// The port for a backend that has none of its own: that of a listener whose routes lead to it. Results
+    /// of clients on other ports do not affect its health.
     pub port: u16,
     /// The name in the ClientHello or in the HTTP request.
     pub server_name: Option<HostName>,
-    /// The PROXY header that the backend wants. A check that speaks sends one that names the check's own socket: real
-    /// servers refuse what the protocol has for a proxy's own connections (Postfix: `UNKNOWN` of version 1, and LOCAL of
-    /// version 2 ends its `smtpd`).
+    /// The PROXY header that the backend wants. A check that sends data sends one with the addresses of its
+    /// own socket: real servers refuse the protocol's forms for a proxy's own connections (Postfix: `UNKNOWN`
+    /// of version 1; LOCAL of version 2 ends its `smtpd`).
     pub proxy_protocol: ProxyProtocol,
 }
 
@@ -73,8 +74,8 @@ pub enum CheckError {
     Silent(Ask, Duration),
 }
 
-/// Checks a backend once: the question that was answered, and the round trip. Each question ends within
-/// `plan.health.timeout`. The error is that of the first.
+/// Checks a backend once: returns the question that was answered, and the round trip. Each question ends
+/// within `plan.health.timeout`. The error is that of the first.
 pub async fn check(backend: &Backend, plan: &Plan) -> Result<(Ask, Duration), CheckError> {
     let mut failed = None;
     for &ask in &plan.asks {
@@ -108,9 +109,9 @@ fn round_trip(stream: &tokio::net::TcpStream, start: Instant) -> Duration {
     measured.unwrap_or_else(|| start.elapsed())
 }
 
-/// Connects, sends the PROXY header of the plan and what `question` makes for the backend's address, and reads until
-/// `understand` has an answer. Neither side sends larger segments than `segments`, if that is given. Returns the round
-/// trip as well.
+/// Connects, sends the PROXY header of the plan and the bytes that `question` makes for the backend's
+/// address, and reads until `understand` has an answer. Neither side sends larger segments than `segments`,
+/// if given. Also returns the round trip.
 async fn converse<T>(
     backend: &Backend,
     plan: &Plan,
@@ -125,7 +126,7 @@ async fn converse<T>(
     let preparation = segments.as_ref().map(|segments| segments as &dyn Preparation);
     let (mut stream, address) = connect_in(backend, plan.port, limit, preparation).await?;
     let rtt = round_trip(&stream, start);
-    // Reset at the end: a check that leaves TIME_WAIT behind would in time use up the ports to the backend.
+    // Reset at the end: checks that left TIME_WAIT behind would in time use up the ports to the backend.
     SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
     let source = ProxySource::Client { source: stream.local_addr()?, destination: address };
     let mut said = write(plan.proxy_protocol, source, &Tlvs::default()).bytes;

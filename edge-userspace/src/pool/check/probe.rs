@@ -1,14 +1,14 @@
-//! The ClientHello of a check, and what the first bytes back mean. Pure.
+//! The ClientHello of a check, and the meaning of the first bytes of the answer. Pure.
 //!
-//! The ClientHello is a real one, complete enough for a ServerHello of TLS 1.2 or 1.3, but no handshake can be
-//! finished with it: its key share is random, nobody has the secret. That makes a check cost no cryptography.
+//! The ClientHello is complete enough for a ServerHello of TLS 1.2 or 1.3, but cannot finish a handshake: its
+//! key share is random, and nobody has the secret. A check therefore costs no cryptography.
 
 use crate::spec::HostName;
 
 /// The longest ClientHello that [`client_hello`] pads to, in bytes on the wire.
 pub const MAX_HELLO: usize = 16 * 1024;
 
-/// What the first bytes of a backend say.
+/// The meaning of a backend's first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// Too few of them to tell.

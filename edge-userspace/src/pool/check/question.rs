@@ -1,4 +1,4 @@
-//! What a check says to a backend in each protocol, and which first bytes answer it. Pure.
+//! The questions of a check in each protocol, and which first bytes answer them. Pure.
 
 use std::net::SocketAddr;
 
@@ -11,9 +11,10 @@ use crate::{
     spec::{Ask, HostName},
 };
 
-/// Bytes of an SSH server that are read in search of its identification: lines may come before it (RFC 4253 §4.2).
+/// The bytes of an SSH server that are searched for its identification: other lines may precede it (RFC 4253
+/// §4.2).
 const SSH_PREAMBLE: usize = 8 * 1024;
-/// Our identification. Without one, sshd complains of an error; with one it notes that a client went away.
+/// Our identification. Without one, sshd logs an error; with one it logs that a client disconnected.
 const SSH_IDENTIFICATION: &[u8] = b"SSH-2.0-edge_health_check\r\n";
 
 impl Ask {
@@ -34,7 +35,7 @@ impl Ask {
         }
     }
 
-    /// What the first bytes of the backend mean; `None` where there are too few.
+    /// The meaning of the backend's first bytes; `None` if there are too few.
     pub(super) fn understand(self, received: &[u8]) -> Option<Result<(), CheckError>> {
         let understood = match self {
             Self::Connect => Some(true),
@@ -65,7 +66,7 @@ fn identification(received: &[u8]) -> Option<bool> {
     if lines.clone().any(|line| line.starts_with(WORD)) {
         return Some(true);
     }
-    // What is no text is no line before an identification.
+    // Only a line of text may precede an identification.
     let is_text = received.iter().all(|byte| *byte >= b' ' || b"\t\r\n".contains(byte));
     if is_text && received.len() < SSH_PREAMBLE { None } else { Some(false) }
 }

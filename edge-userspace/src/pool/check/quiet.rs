@@ -1,13 +1,13 @@
-//! A connection that only the backend's kernel sees: the check of a port that nobody at home notices.
+//! A connection that only the backend's kernel sees: a check of a port that nobody at home notices.
 //!
-//! A listening kernel hands a connection to its program when the last packet of the handshake arrives. Linux lets the
-//! side that connects hold that packet back where a reply is expected to carry it (`TCP_QUICKACK` off: up to 200 ms, see
-//! `tcp_rcv_synsent_state_process` in `net/ipv4/tcp_input.c`). By then the SYN-ACK has come, which is all that a check
-//! asks for. The socket is closed at once, and `SO_LINGER` of no time makes the close a reset: the backend's kernel
-//! forgets the half-open connection, and its program never had one to accept.
+//! A listening kernel hands a connection to its program when the last packet of the handshake arrives. Linux
+//! lets the connecting side delay that packet if a reply is expected to carry it (`TCP_QUICKACK` off: up to
+//! 200 ms, see `tcp_rcv_synsent_state_process` in `net/ipv4/tcp_input.c`). By then the SYN-ACK has arrived,
+//! which is all that a check needs. The socket is closed at once, and a zero `SO_LINGER` makes the close a
+//! reset. The backend's kernel forgets the half-open connection, and its program never had one to accept.
 //!
-//! Where this machine stands still for more than those 200 ms just then, the packet goes out after all and the program
-//! sees one connection that is reset.
+//! If this machine stalls for more than those 200 ms at that moment, the packet is sent after all, and the
+//! program sees one connection that is reset.
 
 use std::{io, net::SocketAddr, os::fd::BorrowedFd};
 

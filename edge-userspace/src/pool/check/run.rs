@@ -11,7 +11,7 @@ use tokio::{
 use super::{CheckError, Plan, check};
 use crate::pool::{backend::Backend, identity::BackendId};
 
-/// Checks that may be under way at once: when everything is dead, each holds a socket for its whole timeout.
+/// The most checks under way at once: when all backends are dead, each holds a socket for its whole timeout.
 const AT_ONCE: usize = 1024;
 /// The first check comes within this time, so that a start with thousands of backends is no storm.
 const FIRST_WITHIN: Duration = Duration::from_secs(1);
@@ -45,8 +45,8 @@ impl Default for Checks {
 }
 
 impl Checks {
-    /// Checks these backends and no others from now on; those with an unchanged plan go on undisturbed.
-    /// Backends whose checks are off belong here too: the same task brings them back after failures.
+    /// Checks only these backends from now on; those with an unchanged plan continue undisturbed. Backends
+    /// whose checks are off belong here too: the same task brings them back after failures.
     ///
     /// # Panics
     ///
@@ -80,12 +80,12 @@ async fn run(backend: Arc<Backend>, mut plan: Plan, permits: Arc<Semaphore>) {
         let mut start = Instant::now();
         // A name that is not resolved keeps the backend down by itself, and says so better.
         if checked && !backend.addresses(plan.port).is_empty() {
-            // The semaphore is never closed; were it, checking without a limit would be the lesser harm.
+            // The semaphore is never closed; if it were, checking without a limit would be the lesser harm.
             let _permit = permits.acquire().await;
             start = Instant::now();
             match check(&backend, &plan).await {
                 Ok((answered, rtt)) => {
-                    // What it speaks is asked first from now on.
+                    // The protocol that it answered in is tried first from now on.
                     plan.asks.sort_by_key(|&ask| ask != answered);
                     backend.checked(Ok(rtt));
                 }

@@ -102,7 +102,7 @@ async fn a_check_of_the_port_alone_is_accepted_by_nobody() {
     for _ in 0..50 {
         check(&backend, &plan(HealthKind::Tcp)).await.unwrap();
     }
-    // What was accepted before this connection is ahead of it in the queue.
+    // Earlier connections are ahead of this one in the queue.
     let client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (_, first) = listener.accept().await.unwrap();
     assert_eq!(first, client.local_addr().unwrap());

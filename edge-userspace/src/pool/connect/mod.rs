@@ -1,4 +1,5 @@
-//! Connecting to a backend: its addresses raced in order, its device bound to, the next backend where one fails.
+//! Connects to a backend: its addresses raced in order, bound to its device, with the next backend after a
+//! failure.
 
 mod stock;
 pub mod warm;
@@ -46,7 +47,7 @@ pub enum ConnectError {
         address: SocketAddr,
         /// The device's name.
         device: Arc<str>,
-        /// What `SO_BINDTODEVICE` said.
+        /// The error of `SO_BINDTODEVICE`.
         error: io::Error,
     },
     /// This machine has no socket or port left.
@@ -54,7 +55,7 @@ pub enum ConnectError {
     Local {
         /// The backend's address.
         address: SocketAddr,
-        /// What the call said.
+        /// The error of the call.
         error: io::Error,
     },
     /// The backend or something on the way refused.
@@ -62,7 +63,7 @@ pub enum ConnectError {
     Refused {
         /// The backend's address.
         address: SocketAddr,
-        /// What `connect` said.
+        /// The error of `connect`.
         error: io::Error,
     },
     /// Its state fell while it was being connected, and another is up.
@@ -78,7 +79,7 @@ pub enum ConnectError {
     },
 }
 
-/// What `SO_BINDTODEVICE` means, in the words that the watch over the tunnels uses too.
+/// The meaning of `SO_BINDTODEVICE`'s error, in the same words as the tunnel watch uses.
 fn unusable(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::ENODEV) => "does not exist".into(),
@@ -114,9 +115,9 @@ impl ConnectError {
     }
 }
 
-/// Has a word with a socket before it connects: it may bind it and set its options.
+/// Configures a socket before `connect`: may bind it and set options.
 pub trait Preparation: Sync {
-    /// What has to be kept for as long as the socket is there.
+    /// A value to keep for the lifetime of the socket.
     fn prepare(&self, socket: BorrowedFd<'_>, backend: SocketAddr) -> Kept;
 }
 
@@ -185,7 +186,7 @@ impl Pool {
             let outcome = tokio::select! {
                 biased;
                 outcome = attempt(&backend, default_port, time, preparation) => outcome,
-                // What is known to lead nowhere is not waited for.
+                // A backend that is known to be unreachable is not waited for.
                 () = down(&backend), if attempts.has_up() => {
                     Err(ConnectError::WentDown(backend.to().to_string()))
                 }

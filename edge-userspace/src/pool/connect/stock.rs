@@ -1,5 +1,5 @@
-//! How many warm connections a backend is worth, and how long one is kept. Pure; the connections are in
-//! [`warm`](super::warm).
+//! How many warm connections a backend is worth, and how long one is kept. Pure; [`warm`](super::warm) has
+//! the connections.
 
 use std::time::{Duration, Instant};
 
@@ -57,7 +57,7 @@ impl Demand {
     }
 }
 
-/// What a backend lets us do with idle connections, learned from what becomes of them.
+/// How long a backend tolerates idle connections, learned from how they end.
 #[derive(Debug)]
 pub(super) struct Pace {
     lifetime: Duration,
@@ -72,8 +72,8 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// The age at which a connection is replaced, before the backend would close it: a client that takes it at
-    /// that very moment would meet a closed door.
+    /// The age at which a connection is replaced, before the backend would close it: a client that took it at
+    /// that very moment would fail.
     pub(super) fn lifetime(&self) -> Duration {
         self.lifetime
     }

@@ -1,9 +1,9 @@
 //! Warm connections: a few idle ones to a backend, so that a client need not wait for the handshake on the way home.
 //!
-//! They are plain connections on which nothing was said, not even a PROXY header, and each is used once. A socket
-//! belongs to a runtime and a runtime to a worker's thread, so each worker has a stock of its own; it begins
-//! with the first client that a backend of the worker has. How many and how long is decided by
-//! [`stock`](super::stock).
+//! They are plain connections on which nothing was sent, not even a PROXY header, and each is used once. A
+//! socket belongs to a runtime, and a runtime to a worker's thread, so each worker has its own stock. It
+//! begins with the worker's first client of a backend. [`stock`](super::stock) decides how many there are and
+//! for how long.
 
 use std::{
     cell::RefCell,
@@ -45,13 +45,13 @@ thread_local! {
 /// The stock of one worker.
 struct Stock {
     workers: u32,
-    /// By the backend's place in memory, which no other can take while its entry holds on to it, and the listener's
-    /// port.
+    /// Keyed by the backend's address in memory, which cannot be reused while the entry holds on to it, and
+    /// the listener's port.
     stashes: HashMap<(usize, u16), Arc<Stash>>,
 }
 
-/// Lets this thread keep warm connections, as one of so many workers that share the configured number. Without
-/// this, and outside of it, every connection is made when it is needed.
+/// Enables warm connections on this thread, which is one of so many workers that share the configured number.
+/// Without this, every connection is made when it is needed.
 pub fn enable(workers: usize) {
     let workers = u32::try_from(workers).unwrap_or(u32::MAX).max(1);
     STOCK.set(Some(Stock { workers, stashes: HashMap::new() }));
@@ -133,8 +133,8 @@ fn is_silent(stream: &TcpStream) -> bool {
     peeked.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
 }
 
-/// Ends with the connection itself when the backend closes it or speaks first, and with `None` when it left the shelf
-/// otherwise.
+/// Ends with the connection itself if the backend closes it or sends first, and with `None` if it left the
+/// shelf otherwise.
 struct Watch {
     idle: Weak<Idle>,
     end: oneshot::Receiver<Infallible>,

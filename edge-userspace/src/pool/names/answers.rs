@@ -1,5 +1,5 @@
-//! What the answers of name servers come to: which addresses in which order, and when to ask again. Pure; the
-//! asking is in [`resolve`](super::resolve).
+//! Evaluates answers of name servers: which addresses in which order, and when to resolve again. Pure;
+//! [`resolve`](super::resolve) sends the queries.
 
 use std::{cmp::Reverse, net::IpAddr, time::Duration};
 
@@ -29,7 +29,7 @@ impl Family {
         matches!(self, Self::Known(found) if found.is_empty())
     }
 
-    /// What is known.
+    /// The known addresses.
     pub(super) fn addresses(&self) -> &[IpAddr] {
         match self {
             Self::Known(found) => found,
@@ -48,8 +48,8 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Takes new answers about `name` and returns what to use, in order. A family without an answer keeps the last
-    /// one of the same name.
+    /// Takes new answers for `name` and returns the addresses to use, in order. A family without an answer
+    /// keeps the last one of the same name.
     pub(super) fn update(&mut self, name: &HostName, v6: Family, v4: Family) -> Vec<IpAddr> {
         if self.name.as_ref() != Some(name) {
             *self = Self { name: Some(name.clone()), ..Self::default() };
@@ -62,8 +62,8 @@ impl Memory {
         self.addresses()
     }
 
-    /// What to use while there is no other answer. A name that has lost all its addresses keeps them too, since it
-    /// is rather the zone that is broken than the home that moved nowhere.
+    /// The addresses to use while there is no other answer. A name that has lost all its addresses keeps them
+    /// too: more likely the zone is broken than home has moved nowhere.
     pub(super) fn addresses(&self) -> Vec<IpAddr> {
         interleave(&self.v6, &self.v4)
     }
@@ -92,8 +92,8 @@ pub(super) fn is_service(name: &str) -> bool {
     name.starts_with('_') && name.split('.').nth(1).is_some_and(|label| label.eq_ignore_ascii_case("_tcp"))
 }
 
-/// The order in which the targets of a service are tried (RFC 2782): by priority, at the same priority at random
-/// by weight. `random` draws from 0 to 1. A target of "." means that there is no such service.
+/// The order in which the targets of a service are tried (RFC 2782): by priority, then at random by weight.
+/// `random` draws from 0 to 1. A target of "." means that there is no such service.
 pub(super) fn order_services(mut services: Vec<Service>, mut random: impl FnMut() -> f64) -> Vec<Service> {
     services.retain(|service| !matches!(service.target.as_str(), "" | "."));
     services.sort_by_cached_key(|service| {
@@ -121,7 +121,7 @@ pub(super) struct Schedule {
 }
 
 impl Schedule {
-    /// The wait after an answer that is valid for `ttl`, or after none: then 1, 2, 4 seconds and so on.
+    /// The wait after an answer that is valid for `ttl`, or after a failure: then 1, 2, 4 seconds and so on.
     pub(super) fn next(&mut self, ttl: Option<Duration>) -> Duration {
         if let Some(ttl) = ttl {
             self.failures = 0;

@@ -1,6 +1,7 @@
-//! Backends that are given by name: a task for each asks when the last answer ends.
+//! Backends that are given by name: a task for each resolves the name when the last answer expires.
 //!
-//! Nothing waits for this: a backend without an address is down until there is one, and keeps the last good one.
+//! Nothing waits for this: a backend without an address is down until it has one, and keeps the last valid
+//! address.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -43,7 +44,7 @@ impl Names {
         Self { resolver: Arc::new(resolver), running: HashMap::new() }
     }
 
-    /// Looks up these backends and no others from now on; those that are given by address cost nothing.
+    /// Looks up only these backends from now on; those that are given by address cost nothing.
     ///
     /// # Panics
     ///
@@ -139,7 +140,7 @@ mod tests {
         until(backend, |backend| backend.state() == BackendState::Up).await;
         assert_eq!(backend.addresses(443)[..], [SocketAddr::from(([127, 0, 0, 1], 443))]);
 
-        // The home got another address long before the TTL ends. Clients fail, the name is asked for again.
+        // Home got another address long before the TTL expires. Clients fail, and the name is resolved again.
         address(&zone, "caddy.home.example.", "127.0.0.2");
         tokio::task::yield_now().await;
         for _ in 0..3 {

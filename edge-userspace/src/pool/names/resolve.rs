@@ -1,5 +1,5 @@
-//! Asking name servers, the right ones for each name. What the answers come to is in [`answers`](super::answers), who
-//! asks and when in [`lookups`](super::lookups).
+//! Queries name servers, the right ones for each name. [`answers`](super::answers) evaluates the answers;
+//! [`lookups`](super::lookups) decides when to query.
 
 use std::{
     fs,
@@ -27,8 +27,8 @@ use super::{
 };
 use crate::{pool::Endpoint, spec::HostName};
 
-/// What the system's configuration is read from. Both are looked at before each question, so that edged may
-/// start before the network is set up.
+/// The system's configuration. Both files are checked before each query, so that edged may start before the
+/// network is set up.
 const SYSTEM_FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
 /// Targets of an SRV record that are looked up.
 const MAX_TARGETS: usize = 8;
@@ -38,15 +38,15 @@ const MAX_TARGETS: usize = 8;
 pub(super) struct Patience {
     /// With one server; it is asked up to three times.
     pub(super) server: Duration,
-    /// A backend that went down is looked up anew, for its address may have changed before the TTL ended, but
-    /// not more often than this.
+    /// A backend that went down is looked up again, because its address may have changed before the TTL
+    /// expired, but not more often than this.
     pub(super) down: Duration,
 }
 
 const PATIENCE: Patience = Patience { server: Duration::from_secs(2), down: Duration::from_secs(5) };
 
-/// Asks name servers, the right ones for each suffix. Search domains are applied here and not by its clients: each
-/// of the names that come of them may have servers of its own.
+/// Queries name servers, the right ones for each suffix. Search domains are applied here, because each
+/// resulting name may have its own servers.
 pub struct Resolver {
     /// Without it the system's are asked.
     default: Option<Client>,
@@ -67,7 +67,7 @@ impl std::fmt::Debug for Resolver {
 /// A client, or why there is none.
 type Client = Result<TokioResolver, Arc<str>>;
 
-/// What the system's files say, as of their times.
+/// The contents of the system's files, as of their times.
 struct System {
     files: [Option<SystemTime>; 2],
     client: Client,
@@ -84,9 +84,9 @@ pub(super) struct Found {
 }
 
 impl Resolver {
-    /// A resolver that asks `servers`, or the system's if there are none, and for names at or below a suffix
-    /// that suffix's servers. A name may leave out one of the domains in `search`; without that, one of the
-    /// system's if the servers are the system's, else none. Reads files, asks nobody yet.
+    /// A resolver that queries `servers`, or the system's if there are none, and for names at or below a
+    /// suffix that suffix's servers. A name may omit one of the domains in `search`; without `search`, one of
+    /// the system's if the servers are the system's, else none. Reads files, but sends no query yet.
     pub fn new(
         servers: &[SocketAddr],
         suffixes: impl IntoIterator<Item = (HostName, Vec<SocketAddr>)>,
@@ -110,10 +110,10 @@ impl Resolver {
         Self { default, suffixes, search, system: Mutex::new(Arc::new(System::read())), patience }
     }
 
-    /// The addresses of a name, `memory` standing in for what is not answered.
+    /// The addresses of a name; `memory` stands in for missing answers.
     ///
-    /// Of the names that it may stand for, the next is asked for only where the one before does not exist: a name
-    /// server that fails must not lead to somebody else's machine of the same name.
+    /// Of the names that it may stand for, the next is queried only if the previous one does not exist: a
+    /// failing name server must not lead to somebody else's machine of the same name.
     pub(super) async fn resolve(&self, name: &HostName, memory: &mut Memory) -> Result<Found, String> {
         let system = self.system();
         let names = match system.local(name) {
@@ -207,7 +207,7 @@ impl Resolver {
         Ok(Some(Found { endpoints, ttl }))
     }
 
-    /// Both families of a name with their time to live: what the hosts file has, else what its servers say.
+    /// Both families of a name with their TTL: from the hosts file, else from its servers.
     async fn addresses(&self, system: &System, name: &HostName) -> Result<(Answer, Answer), String> {
         match system.local(name) {
             Some(local) => Ok(local),
@@ -252,7 +252,7 @@ impl System {
         Self { files, client, search, hosts: Hosts::from_system().unwrap_or_default() }
     }
 
-    /// What the hosts file has.
+    /// The entries of the hosts file.
     fn local(&self, name: &HostName) -> Option<(Answer, Answer)> {
         let name = Name::from_ascii(absolute(name)).ok()?;
         let one = |kind| self.hosts.lookup_static_host(&Query::query(name.clone(), kind));
@@ -300,12 +300,12 @@ fn client(config: ResolverConfig, mut options: ResolverOpts) -> Client {
 
 type Answer = (Family, Option<Duration>);
 
-/// Both families of a name with their time to live; an error only if there is no answer about either.
+/// Both families of a name with their TTL; an error only if there is no answer about either.
 async fn families(client: &TokioResolver, name: &HostName) -> Result<(Answer, Answer), String> {
     let one = async |kind| match client.lookup(absolute(name), kind).await {
         Ok(answer) => Ok((Family::Known(ips(&answer)), Some(left(answer.valid_until())))),
-        // Its absence has a time to live as well, but an address may be added any moment: the other family's
-        // rules.
+        // A negative answer has a TTL as well, but an address may be added at any moment: the other family's
+        // TTL applies.
         Err(error) if error.is_no_records_found() => Ok((Family::Known(Vec::new()), Some(Duration::MAX))),
         Err(error) => Err(error),
     };

@@ -1,5 +1,5 @@
-//! Which names a name may stand for: itself, and what search domains make of it. Pure; the asking is in
-//! [`resolve`](super::resolve).
+//! The names that a name may stand for: itself, and itself below each search domain. Pure;
+//! [`resolve`](super::resolve) sends the queries.
 
 use std::iter;
 
@@ -21,18 +21,18 @@ impl Search {
         Self { domains: domains.to_vec(), dots: 1 }
     }
 
-    /// What the system's configuration says. Domains that are no names, such as the root, are left out.
+    /// The system's search domains. Domains that are not names, such as the root, are left out.
     pub(super) fn of_system(config: &ResolverConfig, ndots: usize) -> Self {
         let domain = |name: &Name| HostName::parse(name.to_ascii().as_bytes()).ok();
         Self { domains: config.domain.iter().chain(&config.search).filter_map(domain).collect(), dots: ndots }
     }
 
-    /// What to ask for in place of `name`, in turn until there is such a name. Never empty.
+    /// The names to query in place of `name`, in turn until one exists. Never empty.
     pub(super) fn names(&self, name: &HostName) -> Vec<HostName> {
         if is_localhost(name) {
             return vec![name.clone()];
         }
-        // What gets too long is no name.
+        // A name that becomes too long is left out.
         let longer = self.domains.iter().filter_map(|domain| format!("{name}.{domain}").parse().ok());
         let alone = iter::once(name.clone());
         let mut names: Vec<HostName> = if name.as_str().matches('.').count() < self.dots {
