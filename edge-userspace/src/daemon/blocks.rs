@@ -38,8 +38,8 @@ pub(super) struct Shielding {
 }
 
 impl Shielding {
-    /// Takes the shield's program, and puts the operator's blocks of before in force. To be called before connections are
-    /// accepted.
+    /// Takes the shield's program, and restores the operator's earlier blocks. Must be called before
+    /// connections are accepted.
     pub(super) fn new(kernel: &mut Kernel, blocks: &[state::Block], following: &Following) -> Self {
         let taken = kernel.shield.take().map(Shield::new).transpose().unwrap_or_else(|error| {
             let error = error.words();
@@ -61,7 +61,7 @@ impl Shielding {
         }
     }
 
-    /// Who is blocked, for whoever accepts.
+    /// The blocked sources, for the accept loops.
     pub(super) fn sources(&self) -> Arc<BlockedSources> {
         Arc::clone(self.shield().sources())
     }
@@ -92,8 +92,8 @@ impl Shielding {
         }
     }
 
-    /// Attaches to devices that have come, and lets go of those that have gone. Takes a dump of all devices, and resets
-    /// queues of drivers where it attaches.
+    /// Attaches to new devices, and detaches from those that are gone. Dumps all devices, and resets the
+    /// drivers' queues where it attaches.
     pub(super) fn look(&self, edge: &Edge) {
         look(&self.shield, edge);
     }
@@ -137,8 +137,8 @@ fn look(shield: &Mutex<Shield>, edge: &Edge) {
     }
 }
 
-/// Saves a state, or sees to it that what is on disk is what was there: the last step of a save may fail, after which the
-/// new text is there already.
+/// Saves a state, or restores the one on disk: the last step of a save may fail after the new text is already
+/// there.
 async fn save(steering: &Steering, new: &State) -> Result<(), StateError> {
     let saved = steering.store.save(new).await;
     if saved.is_err() {
@@ -148,10 +148,10 @@ async fn save(steering: &Steering, new: &State) -> Result<(), StateError> {
     saved
 }
 
-/// A word of the operator about a prefix: in force and on disk, or neither.
+/// A change of the operator's setting for a prefix: in force and on disk, or neither.
 ///
-/// It is in force first, so that what the kernel refuses is never on disk. A daemon that dies in between leaves the next
-/// one to go by what is on disk ([`Shield::restore`]).
+/// It is put in force first, so that a setting that the kernel refuses is never on disk. If the daemon dies
+/// in between, the next one follows the disk ([`Shield::restore`]).
 async fn lasting<T>(
     shield: &Mutex<Shield>,
     cidr: IpNet,
@@ -308,7 +308,7 @@ mod tests {
         ready(Ok(()))
     }
 
-    /// Until when what is blocked is, in the shield's account, and whether this address is refused at accept.
+    /// The ends of blocks in the shield's ledger, and whether this address is refused at accept.
     fn blocked(shield: &Mutex<Shield>, net: IpNet) -> (Vec<Option<SystemTime>>, bool) {
         let shield = lock(shield);
         let known = shield.blocked().unwrap().into_iter().map(|block| block.until);

@@ -19,7 +19,7 @@ use crate::{
     tally::Tally,
 };
 
-/// What survives a reload: backends with their state, and counters.
+/// The part that survives a reload: backends with their state, and counters.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     pub(super) backends: Backends,
@@ -33,12 +33,12 @@ pub(super) struct Built {
     pub(super) running: Running,
     /// How the backends of all pools in use are checked, those that a `to` made by itself included.
     pub(super) checks: Vec<(Arc<Backend>, Plan)>,
-    /// What is not as the operator may think.
+    /// Settings whose effect may surprise the operator.
     pub(super) warnings: Vec<String>,
 }
 
-/// Builds the running state. The routes of the operator go before those of the file at the same host, since they
-/// are the later word.
+/// Builds the running state. The operator's runtime routes come before those of the file for the same host,
+/// since they are more recent.
 pub(super) fn build(settings: &Settings, runtime: &[RouteSpec], kept: &mut Kept) -> Built {
     let uses = settings.uses(runtime);
     let mut pools = Pools { settings, uses, kept, built: HashMap::new(), checks: Vec::new() };
@@ -56,7 +56,8 @@ pub(super) fn build(settings: &Settings, runtime: &[RouteSpec], kept: &mut Kept)
             ));
             continue;
         };
-        // Of two routes with the same conditions no client meets the second: it has counters of its own, which stay 0.
+        // Of two routes with the same conditions the second is never used: it has its own counters, which
+        // stay 0.
         let counter = match counters.entry(spec.conditions.clone()) {
             Entry::Occupied(_) => Arc::default(),
             Entry::Vacant(free) => {
@@ -122,7 +123,7 @@ fn narrower(daemon: Choice, route: Choice) -> Choice {
     if route == Choice::Auto { daemon } else { route }
 }
 
-/// What the route says of a pool that its `to` makes: the header, its TLVs, and the time to connect.
+/// A route's settings for the pool that its `to` makes: the header, its TLVs, and the time to connect.
 type Wants = (ProxyProtocol, ProxyTlvs, Option<Duration>);
 
 /// Pools by what makes them the same.
@@ -142,7 +143,7 @@ impl Pools<'_> {
         (proxy_protocol, proxy_tlvs, connect_timeout): Wants,
     ) -> Option<Arc<Pool>> {
         let named = named(self.settings, target);
-        // A pool of the configuration has a header setting of its own, unless the route says otherwise.
+        // A pool of the configuration has its own header setting, unless the route overrides it.
         let (proxy_protocol, proxy_tlvs) = match (named, proxy_protocol) {
             (Some(pool), ProxyProtocol::Off) => (pool.proxy_protocol, pool.proxy_tlvs),
             (_, said) => (said, proxy_tlvs),
@@ -180,8 +181,8 @@ fn named<'a>(settings: &'a Settings, target: &Target) -> Option<&'a PoolSpec> {
     }
 }
 
-/// The pool that an address or a list of addresses makes, an empty one where clients are refused. With one backend there
-/// is nothing to choose, so it is not checked.
+/// The pool that an address or a list of addresses makes, an empty one if clients are refused. With one
+/// backend there is no choice, so it is not checked.
 fn unnamed(target: &Target) -> Option<PoolSpec> {
     let addresses = match target {
         Target::One(text) => vec![text.parse::<BackendAddress>().ok()?],

@@ -1,5 +1,5 @@
-//! The clock on the wall, which somebody may set while edged runs: boards without a battery start in 1970, until NTP
-//! tells them the time. Blocks with an end are what has to follow; intervals are measured by other clocks.
+//! The wall clock, which may be set while edged runs: boards without a battery start in 1970 until NTP sets
+//! their clock. Blocks with an end must follow it; intervals use other clocks.
 
 use std::time::{Duration, SystemTime};
 
@@ -18,19 +18,20 @@ pub(super) fn is_plausible(now: SystemTime) -> bool {
     now >= SystemTime::UNIX_EPOCH + EARLIEST
 }
 
-/// What becomes of a block when the clock was set.
+/// The fate of a block after the clock was set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Outcome {
     /// Its end came from the disk, a time of the right clock: it is in force until then.
     Until(SystemTime),
     /// The same, and that time is over.
     Over,
-    /// It was made while the clock was wrong, for a span of time: the kernel counts that, and its end is this.
+    /// It was made for a duration while the clock was wrong. The kernel measures the duration, and this is
+    /// its end.
     Ends(SystemTime),
 }
 
-/// What becomes of the blocks with an end. `loaded` are those that were on disk when edged started, `in_kernel` says when
-/// one ends that is in force.
+/// The fate of the blocks that have an end. `loaded` were on disk when edged started; `in_kernel` returns the
+/// end of one that is in force.
 fn outcomes(
     blocks: &[Block],
     loaded: &[Block],

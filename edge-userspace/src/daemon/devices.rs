@@ -1,5 +1,5 @@
-//! Keeps the programs in the kernel on the devices that they belong on: devices come later than the daemon, are renamed,
-//! get their addresses, are deleted and made anew.
+//! Keeps the programs in the kernel on the right devices: devices appear later than the daemon, are renamed,
+//! get their addresses, and are deleted and recreated.
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
@@ -12,7 +12,8 @@ use crate::{
     shield::Devices,
 };
 
-/// Between two looks where the kernel says nothing: which devices lead home depends on names that are resolved, too.
+/// The interval between two looks without kernel events: which devices lead home also depends on names that
+/// are resolved.
 const EVERY: Duration = Duration::from_secs(10);
 
 impl Daemon {

@@ -1,8 +1,8 @@
-//! When freed memory is given back to the system: after a flood of connections or of first bytes. Pure.
+//! Decides when freed memory is returned to the system: after a flood of connections or of first bytes. Pure.
 
 use std::time::{Duration, Instant};
 
-/// What a connection is reckoned with, in bytes: its task while it opens.
+/// The estimated size of a connection in bytes: its task while it opens.
 const CONNECTION: usize = 4 << 10;
 /// Less than this is not worth the walk through the heap.
 const WORTH_IT: usize = 4 << 20;

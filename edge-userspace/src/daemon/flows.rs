@@ -1,4 +1,5 @@
-//! The flow tier in the daemon: taken from the kernel at the start, its reports read, shown with everything else.
+//! The flow tier in the daemon: taken from the kernel at the start, its reports read, its flows shown with
+//! all other connections.
 
 use std::{collections::HashMap, fs, io, iter, ops::RangeInclusive, sync::Arc};
 
@@ -24,7 +25,7 @@ const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 /// Those that it gives out.
 const LOCAL: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
-/// Takes the tier from the kernel, where it has one. What is missing is among the findings then.
+/// Takes the tier from the kernel, if it is available. Otherwise the findings name the missing part.
 pub(super) fn take(
     kernel: &mut Kernel,
     tiers: &Tiers,
@@ -51,7 +52,7 @@ pub(super) fn take(
     }
 }
 
-/// Keeps the kernel from giving out these ports, where its own range reaches into them. Needs rights.
+/// Keeps the kernel from assigning these ports, if its own range overlaps them. Needs rights.
 pub(super) fn reserve_ports(ports: &RangeInclusive<u16>) {
     if let Err(error) = reserve(ports) {
         tracing::warn!(%error, "ports of flows cannot be reserved: do not let others connect from {ports:?}");
@@ -75,7 +76,7 @@ fn reserve(ports: &RangeInclusive<u16>) -> io::Result<()> {
     fs::write(RESERVED, all)
 }
 
-/// What the programs of all layouts report.
+/// The reports of the programs of all layouts.
 pub(super) struct Reports {
     own: FlowEvents,
     older: Vec<(Arc<OlderFlows>, FlowEvents)>,
@@ -129,13 +130,14 @@ async fn listen_to(edge: &Edge, events: &mut FlowEvents) {
     }
 }
 
-/// Reads what an older layout's programs report until the last of their flows has ended, and takes them away then.
+/// Reads the reports of an older layout's programs until the last of their flows has ended, then removes the
+/// programs.
 async fn outlive(edge: Arc<Edge>, table: Arc<OlderFlows>, mut events: FlowEvents) {
     tokio::select! {
         () = listen_to(&edge, &mut events) => table.emptied().await,
         () = table.emptied() => {}
     }
-    // What ended last was reported before its entries went.
+    // The last flows to end were reported before their entries went.
     edge.flows_happened(&mut events);
     let Some(flows) = &edge.flows else { return };
     if let Err(error) = table.detach().and_then(|()| flows.tier().older().remove(&table)) {
@@ -147,7 +149,7 @@ async fn outlive(edge: Arc<Edge>, table: Arc<OlderFlows>, mut events: FlowEvents
     }
 }
 
-/// What is counted of the tier.
+/// The counters of the tier.
 pub(super) fn measured(flows: &Flows) -> FlowCounts {
     let tier = flows.tier();
     let packets = FlowReason::ALL.into_iter().map(|reason| (name(reason), tier.count(reason)));
@@ -220,7 +222,7 @@ impl Daemon {
         }
     }
 
-    /// What is left of other versions, for `status` and `doctor`.
+    /// Layouts of other versions that still exist, for `status` and `doctor`.
     pub(super) fn left_by_others(&self) -> Vec<api::OtherLayout> {
         let older = self.edge.flows.iter().flat_map(|flows| flows.tier().older().tables());
         let older = older.map(|table| api::OtherLayout {

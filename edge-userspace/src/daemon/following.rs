@@ -1,4 +1,4 @@
-//! What feeds the pools beside the connections: checks, name resolution, tunnels.
+//! The tasks that feed the pools beside the connections: checks, name resolution, tunnels.
 
 use std::sync::Arc;
 
@@ -67,7 +67,7 @@ impl Following {
         self.watcher.as_ref().map(|watcher| watcher.stirred())
     }
 
-    /// What is known of the tunnels; changes with them.
+    /// The state of the tunnels; changes with them.
     pub(super) fn tunnels(&self) -> Option<watch::Receiver<Arc<Tunnels>>> {
         self.watcher.as_ref().map(|watcher| watcher.tunnels())
     }

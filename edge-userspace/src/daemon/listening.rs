@@ -1,5 +1,5 @@
-//! Taking up what was not there when edged started: addresses of listeners and of `daemon.admin`, ports that another
-//! program had, the control socket's directory.
+//! Takes up what was missing when edged started: addresses of listeners and of `daemon.admin`, ports that
+//! another program had, the control socket's directory.
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -26,8 +26,8 @@ const EVERY: Duration = Duration::from_secs(5);
 const REST: Duration = Duration::from_millis(200);
 
 impl Daemon {
-    /// Tries again what could not be bound, and looks which addresses are there, for as long as the daemon lives: when
-    /// the kernel says that an address or a device changed, and now and then.
+    /// Retries failed binds and checks which addresses exist, for as long as the daemon lives: on kernel
+    /// events about addresses and devices, and periodically.
     pub(super) async fn keep_listening(&self) {
         let mut stirred = self.segments.stirred();
         loop {
@@ -52,7 +52,8 @@ impl Daemon {
         self.note_listeners(&steering.sockets);
     }
 
-    /// Answers on `daemon.admin` until `ended`; while it cannot be bound, tries again. Returns after the first attempt.
+    /// Serves `daemon.admin` until `ended`; retries while it cannot be bound. Returns after the first
+    /// attempt.
     pub(super) fn open_admin(self: &Arc<Self>, address: SocketAddr, ended: watch::Receiver<bool>) {
         let first = self.bind_admin(address);
         let daemon = Arc::clone(self);

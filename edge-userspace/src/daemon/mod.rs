@@ -1,7 +1,7 @@
 //! The daemon: ties configuration, runtime state, listeners, workers and the control API together.
 //!
-//! Everything that changes what connections meet goes through here, one change at a time: it is checked, put on
-//! disk where it has to last, and then swapped in whole.
+//! Every change of what connections use goes through here, one at a time: it is checked, put on disk if it
+//! must last, and then swapped in as a whole.
 
 #![forbid(unsafe_code)]
 
@@ -66,12 +66,13 @@ use crate::{
     spec::Tier,
 };
 
-/// Descriptors that are not for connections: listeners, epoll, logs, the control API, health checks, pipes.
+/// Descriptors that are reserved for other uses than connections: listeners, epoll, logs, the control API,
+/// health checks, pipes.
 const RESERVED_DESCRIPTORS: u64 = 256;
 /// Descriptors that a connection holds: its two sockets.
 const DESCRIPTORS_A_CONNECTION: u64 = 2;
-/// Memory that a connection is reckoned with, in bytes: two idle sockets of the kernel, the task, and as much again
-/// for what they hold now and then.
+/// The estimated memory of a connection, in bytes: two idle kernel sockets, the task, and as much again for
+/// buffers now and then.
 const MEMORY_A_CONNECTION: u64 = 16 << 10;
 /// One source may have one in so many connections ...
 const SHARE_OF_A_SOURCE: usize = 8;
@@ -119,7 +120,7 @@ pub struct Daemon {
     started: Moment,
     edge: Arc<Edge>,
     workers: Workers,
-    /// What a change goes through, and what it changes.
+    /// Serialises changes, and holds the state that they change.
     steering: tokio::sync::Mutex<Steering>,
     shielding: Shielding,
     segments: Segments,
@@ -128,15 +129,15 @@ pub struct Daemon {
     loaded_blocks: Vec<state::Block>,
     /// Where tiers come from that are asked for later.
     objects: Objects,
-    /// What the kernel does not have, as far as it was looked at when the daemon started.
+    /// Features that the kernel lacks, as of the daemon's start.
     findings: Vec<Finding>,
     /// Flows of versions whose layout this one cannot read.
     unread: Vec<UnreadFlows>,
-    /// What is shown of the settings without waiting for a change under way.
+    /// Settings that can be shown without waiting for a change in progress.
     shown: Mutex<Shown>,
 }
 
-/// What only one change at a time may touch.
+/// State that only one change at a time may touch.
 #[derive(Debug)]
 struct Steering {
     settings: Settings,
@@ -163,7 +164,7 @@ struct Reload {
     error: Option<String>,
 }
 
-/// What a reload brought.
+/// The result of a reload.
 #[derive(Debug)]
 struct Applied {
     listeners: usize,
@@ -288,7 +289,7 @@ impl Daemon {
         }))
     }
 
-    /// Reads the configuration file again and swaps it in. What is wrong changes nothing.
+    /// Reads the configuration file again and swaps it in. A faulty file changes nothing.
     async fn reload_file(&self) -> Result<Applied, DaemonError> {
         let mut steering = self.steering.lock().await;
         let outcome = match self.read_file().await {
@@ -400,7 +401,7 @@ impl Daemon {
     }
 }
 
-/// Drops routes that were added at run time and that the file has as well by now; says whether there were any.
+/// Drops runtime routes that the file now has as well; returns whether there were any.
 fn drop_repeated(settings: &Settings, state: &mut State) -> bool {
     let repeated = state.routes.extract_if(.., |route| settings.routes.contains(route));
     let mut any = false;
@@ -414,7 +415,8 @@ fn drop_repeated(settings: &Settings, state: &mut State) -> bool {
     any
 }
 
-/// Drains what the operator drained before: backends that are new to this process know nothing of it.
+/// Drains the backends that the operator drained earlier: backends that are new to this process do not know
+/// it.
 fn drain(kept: &Kept, state: &State) {
     for backend in kept.backends.all() {
         let drained = state.drained.iter().any(|drained| operate::means(drained, backend.id()));
@@ -429,7 +431,7 @@ fn is_closed(path: &Path) -> bool {
     std::fs::File::open(path).is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
-/// What a reload cannot change.
+/// Changed settings that a reload cannot apply.
 fn needs_restart(old: &Settings, new: &Settings) -> Vec<String> {
     let ports = ("flow.ports", old.flow.ports != new.flow.ports);
     let (old, new) = (&old.daemon, &new.daemon);
@@ -458,8 +460,8 @@ fn connection_limit(configured: usize) -> usize {
     usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
-/// How many of `connections` one source may have where nothing else is said: wide enough for the many customers behind
-/// the NAT of a provider, narrow enough that a few sources cannot have them all.
+/// How many of `connections` one source may have by default: enough for the many customers behind a
+/// provider's NAT, and few enough that a few sources cannot have them all.
 fn share_of_a_source(connections: usize) -> usize {
     (connections / SHARE_OF_A_SOURCE).max(LEAST_SHARE)
 }

@@ -1,4 +1,4 @@
-//! What the operator can do: the control API's calls on the running daemon.
+//! The operator's commands: the control API's calls on the running daemon.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -132,7 +132,7 @@ impl Operator for Daemon {
             Refusal::new(RefusalKind::Invalid, code, error.to_string())
                 .hint("the running configuration is unchanged; `edgectl config check` shows errors without a reload")
         })?;
-        // Who is told that it is done finds no listener that is gone and each that is new.
+        // When the caller gets the answer, removed listeners are closed and new ones accept.
         self.workers.answer().await;
         Ok(ReloadReport { listeners: listeners as u64, pools: pools as u64, routes: routes as u64, warnings })
     }
@@ -268,7 +268,7 @@ fn shown(destination: &Destination) -> Option<Route> {
     Some(route)
 }
 
-/// What an imagined client gets, in words.
+/// The result for a hypothetical client, in words.
 fn outcome(
     refused: Option<connection::Outcome>,
     winner: Option<&Destination>,
@@ -292,8 +292,8 @@ fn outcome(
     format!("{why}: {answer}")
 }
 
-/// The listener that a route is tested on: the one named, or the first that routes, where it is said what the client
-/// speaks the first that takes that.
+/// The listener that a route is tested on: the one named, else the first that routes, or the first that
+/// accepts the client's protocol if that is given.
 fn tested_listener(
     running: &connection::Running,
     name: Option<&Arc<str>>,

@@ -1,5 +1,5 @@
-//! The start, as far as it needs rights: everything before the first byte of the network's is read, and before there
-//! is a second thread.
+//! The part of the start that needs rights: everything before the first byte from the network is read, and
+//! before there is a second thread.
 
 use std::{net::TcpListener, path::PathBuf};
 
@@ -18,7 +18,7 @@ use crate::{
     tunnel,
 };
 
-/// What the command line says.
+/// The options of the command line.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The configuration file.
@@ -40,10 +40,10 @@ pub struct Prepared {
     pub(super) pins: Option<PinLock>,
 }
 
-/// Opens what takes rights, splits off the keeper, and gives the rest up.
+/// Opens everything that needs rights, forks the keeper, and drops the rights.
 ///
-/// To be called before the process has any other thread: rights are given up by this one for all that come. It returns
-/// in the daemon alone.
+/// Must be called before the process has any other thread, because later threads inherit the restrictions.
+/// Returns in the daemon only.
 pub fn prepare(options: &Options) -> Result<Prepared, DaemonError> {
     let settings = Settings::load(&options.config)?;
     raise_descriptor_limit();
@@ -59,7 +59,7 @@ pub fn prepare(options: &Options) -> Result<Prepared, DaemonError> {
             Ok(Forked::Daemon) => drop(kernel.wards()),
             Ok(Forked::Keeper(server)) => {
                 let wards = kernel.wards();
-                // What is open here would stay open when the daemon closes it.
+                // Descriptors that stay open here would stay open when the daemon closes them.
                 drop((inherited, kernel, pins));
                 server.run(wards, &options.pins, tunnel::describe)
             }
@@ -93,7 +93,7 @@ pub fn prepare(options: &Options) -> Result<Prepared, DaemonError> {
     say(&found);
     kernel.findings.extend(found);
     let control = match control {
-        // Its directory may be closed to root without CAP_DAC_OVERRIDE, and open to whom the daemon became.
+        // Its directory may be closed to root without CAP_DAC_OVERRIDE, but open to the daemon's user.
         Err(BindError::Io { .. }) => ControlSocket::bind(&settings.daemon.control),
         bound => bound,
     };
@@ -107,7 +107,7 @@ pub fn prepare(options: &Options) -> Result<Prepared, DaemonError> {
     }
 }
 
-/// Loads what the kernel has room for. What it refuses is missing, and said once.
+/// Loads the parts that the kernel supports. A refused part is missing, and reported once.
 fn open_kernel(options: &Options) -> Kernel {
     let objects = options.bpf_object.clone().map_or_else(Objects::embedded, Objects::replaced_by);
     let mut kernel = Kernel::open(&Wanted { objects, pins: options.pins.clone(), ..Wanted::default() });
@@ -124,8 +124,8 @@ fn say(findings: &[Finding]) {
     }
 }
 
-/// Takes all descriptors that the hard limit allows: a proxy needs two a connection, and poll(2), for which the
-/// soft limit is kept low, is not used here.
+/// Raises the descriptor limit to the hard limit: a proxy needs two per connection. The soft limit is low for
+/// the sake of poll(2), which is not used here.
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })

@@ -1,4 +1,5 @@
-//! `edgectl routes test --probe`: the whole way to each backend, walked step by step up to where it stops.
+//! `edgectl routes test --probe`: follows the whole path to each backend step by step, up to the first that
+//! fails.
 
 use std::{
     io,
@@ -47,7 +48,7 @@ async fn walk(backend: &Arc<Backend>, plan: &Plan) -> Probe {
         }
         None => steps.push(step("address", CheckStatus::Fail, "the name has no address")),
     }
-    // What could not be looked at makes the way neither better nor worse.
+    // A step that could not be examined makes the path neither better nor worse.
     let status = steps.iter().map(|step| step.status).filter(|&status| status != CheckStatus::Skip).max();
     Probe {
         to: backend.to().clone(),
@@ -97,8 +98,8 @@ fn no_route(error: &io::Error, device: Option<&str>) -> String {
     }
 }
 
-/// Connects and asks as the route's clients do; where that is TLS, also with a ClientHello as large as browsers send it,
-/// and for the certificate.
+/// Connects and asks as the route's clients do. For TLS, also sends a ClientHello as large as a browser's,
+/// and reads the certificate.
 async fn talk(backend: &Backend, plan: &Plan) -> Vec<ProbeStep> {
     let started = Instant::now();
     let (ask, connected) = match check(backend, plan).await {

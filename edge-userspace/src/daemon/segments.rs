@@ -1,8 +1,8 @@
-//! The MSS that listeners announce: no more than the ways home of their routes carry.
+//! The MSS that listeners announce: no more than the paths home of their routes carry.
 //!
-//! A client learns it with the SYN-ACK, long before its ClientHello says which route it wants, so that it is the
-//! least over all routes of a listener. What a client then sends fits into every tunnel without being cut, which
-//! a connection that is handed over depends on.
+//! A client learns it with the SYN-ACK, long before its ClientHello shows which route it wants. It is
+//! therefore the minimum over all routes of a listener. The client's segments then fit into every tunnel
+//! without fragmentation, which a hand-over depends on.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -37,7 +37,7 @@ const EVERY: Duration = Duration::from_secs(10);
 /// The rest between two looks, however much happens.
 const REST: Duration = Duration::from_millis(200);
 
-/// What a listener announces, and because of whom.
+/// The MSS that a listener announces, and the backend that determines it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Clamp {
     /// The MSS, in bytes.
@@ -48,14 +48,14 @@ pub(super) struct Clamp {
     pub(super) by: String,
 }
 
-/// What the listeners announce, and when to look again.
+/// The MSS of all listeners, and when to look again.
 #[derive(Debug)]
 pub(super) struct Segments {
     clamps: Mutex<BTreeMap<Arc<str>, Clamp>>,
     ways: Mutex<Ways>,
     /// Routes or listeners changed.
     outdated: Notify,
-    /// Changes with devices, addresses and routes of the kernel; `None` where they cannot be watched.
+    /// Changes with the kernel's devices, addresses and routes; `None` if they cannot be watched.
     stirred: Option<watch::Receiver<()>>,
 }
 
@@ -74,7 +74,7 @@ impl Segments {
         self.outdated.notify_one();
     }
 
-    /// What the listeners may announce now.
+    /// The MSS that each listener may announce now.
     fn look(&self, running: &Running) -> BTreeMap<Arc<str>, Clamp> {
         let mut ways = self.ways.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
@@ -93,15 +93,15 @@ impl Segments {
         *known = found;
     }
 
-    /// What this listener announces; `None` where nothing limits it.
+    /// The MSS that this listener announces; `None` if nothing limits it.
     pub(super) fn of(&self, listener: &str) -> Option<Clamp> {
         self.clamps.lock().unwrap_or_else(PoisonError::into_inner).get(listener).cloned()
     }
 }
 
-/// What is known of the ways to backends, also while one is not there. A tunnel that is made anew is gone for a moment,
-/// or its packets would go by the default route: whoever connects then, and those that were reset do at once, is to be
-/// told what the tunnel carries.
+/// The known paths to backends, including those that are gone at the moment. While a tunnel is being
+/// recreated its packets would take the default route. Clients that connect then, such as those that were
+/// just reset, must still learn the tunnel's MSS.
 #[derive(Debug, Default)]
 struct Ways(HashMap<(IpAddr, Option<String>), Way>);
 
@@ -115,7 +115,8 @@ struct Way {
 }
 
 impl Ways {
-    /// What counts of a way of which this was found now: less at once, more when it has been so for [`EVERY`].
+    /// The value in force for a path after this observation: a smaller one at once, a larger one after it has
+    /// lasted for [`EVERY`].
     fn settle(
         &mut self,
         address: IpAddr,
@@ -150,7 +151,7 @@ impl Ways {
 }
 
 impl Daemon {
-    /// Keeps what the listeners announce in step with routes and tunnels, for as long as the daemon lives.
+    /// Updates the announced MSS after changes of routes and tunnels, for as long as the daemon lives.
     pub(super) async fn keep_announcing(&self) {
         let mut stirred = self.segments.stirred();
         loop {
@@ -186,8 +187,8 @@ pub(super) async fn stirring(stirred: Option<&mut watch::Receiver<()>>) {
     std::future::pending::<()>().await;
 }
 
-/// What each listener may announce, `mtu` being asked for the way to an address by a device. Listeners none of whose
-/// routes has a known way are left out.
+/// The MSS that each listener may announce. `mtu` returns the MTU of the path to an address through a device.
+/// Listeners without a known path are left out.
 fn clamps(
     running: &Running,
     mut mtu: impl FnMut(IpAddr, Option<&str>) -> io::Result<u32>,

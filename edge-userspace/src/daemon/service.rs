@@ -28,7 +28,7 @@ pub async fn run(prepared: Prepared) -> Result<(), DaemonError> {
     let (admin, control_path) = (settings.daemon.admin, settings.daemon.control.clone());
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     let daemon = Daemon::start(&config, settings, inherited, workers, kernel)?;
-    // Before anybody is told that it serves: a client that was promised more would stay on its sockets.
+    // Before readiness is announced: a client that was promised a larger MSS would stay on its sockets.
     daemon.announce();
     daemon.workers.answer().await;
     let (ending, ended) = watch::channel(false);
@@ -83,8 +83,8 @@ pub async fn run(prepared: Prepared) -> Result<(), DaemonError> {
 }
 
 impl Daemon {
-    /// Stops accepting and waits for connections, at most `daemon.drain_timeout`; those that are left are cut. What can go
-    /// on as a flow does, and outlives the daemon.
+    /// Stops accepting and waits for connections, at most `daemon.drain_timeout`; resets the remaining ones.
+    /// Connections that can become flows do so, and outlive the daemon.
     async fn drain(&self) {
         let patience = {
             let mut shown = self.shown();
@@ -115,7 +115,8 @@ impl Daemon {
                 self.edge.registry.last_call();
                 called = Some(Instant::now());
             }
-            // A slot is freed after its connection left the registry; the timeout covers one freed in between.
+            // A slot is released after its connection left the registry; the timeout covers one released in
+            // between.
             let _ = timeout(Duration::from_millis(100), freed).await;
         }
     }

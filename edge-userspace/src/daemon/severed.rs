@@ -1,6 +1,6 @@
-//! Connections by a device that is gone end: their sockets are bound to that very device, or their packets are sent to
-//! it as a flow's, and one of the same name that comes later is another to them. Their clients should know now and come
-//! back, not when TCP gives up after a quarter of an hour.
+//! Ends the connections of a device that is gone. Their sockets are bound to that very device, or a flow
+//! sends packets to it; a later device of the same name is a different one to them. Their clients should
+//! learn of it now and reconnect, and not when TCP gives up after a quarter of an hour.
 
 use std::{collections::BTreeMap, sync::Arc};
 

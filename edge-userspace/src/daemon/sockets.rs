@@ -1,5 +1,5 @@
-//! The listening sockets of the running listeners: bound, left with the service manager too, handed to the workers,
-//! closed when a reload drops them. What cannot be bound yet is tried again.
+//! The listening sockets of the running listeners: bound, also left with the service manager, handed to the
+//! workers, closed when a reload drops them. A failed bind is retried.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -28,10 +28,10 @@ pub(super) struct Sockets {
     open: HashSet<Binding>,
     /// Wanted, and not to be had when they were last tried.
     failed: HashMap<Binding, BindError>,
-    /// Passed by the service manager and not claimed by a listener yet (`LISTEN_FDS`): bound by itself, or by an edged
-    /// before this one.
+    /// Passed by the service manager and not yet claimed by a listener (`LISTEN_FDS`): bound by the manager,
+    /// or by an earlier edged.
     inherited: Vec<TcpListener>,
-    /// Addresses whose sockets the service manager may have kept for somebody else than who has them now.
+    /// Addresses whose sockets the service manager may have kept for a previous owner.
     stale: BTreeSet<SocketAddr>,
 }
 
@@ -43,7 +43,7 @@ pub(super) struct Prepared {
     failed: HashMap<Binding, BindError>,
 }
 
-/// What becomes of an address that cannot be bound, but may be later.
+/// The fate of an address that cannot be bound now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Demand {
     /// The others are served meanwhile: at the start, an edge with one listener is better than none.
@@ -69,8 +69,8 @@ impl Sockets {
         for (binding, v6_only) in bindings(listeners) {
             if !self.open.contains(&binding) {
                 let address = binding.address;
-                // A listener that only got another name keeps its port busy until it is closed: SO_REUSEPORT
-                // lets the new one in beside it.
+                // A listener that was only renamed keeps its port busy until it is closed: SO_REUSEPORT lets
+                // the new one in beside it.
                 let renamed = self.open.iter().any(|open| open.address == address);
                 let bound = match self.claim(address, workers) {
                     Some(sockets) => Ok(sockets),
@@ -151,7 +151,8 @@ impl Sockets {
         }
     }
 
-    /// What the service manager passed for this address, one for each worker: where there are fewer, some share one.
+    /// The sockets that the service manager passed for this address, one per worker; workers share them if
+    /// there are fewer.
     fn claim(&mut self, address: SocketAddr, workers: usize) -> Option<Vec<TcpListener>> {
         let is_for = |socket: &mut TcpListener| socket.local_addr().is_ok_and(|local| local == address);
         let passed: Vec<_> = self.inherited.extract_if(.., is_for).collect();
@@ -189,8 +190,9 @@ fn adopt(mut sockets: Vec<TcpListener>, workers: usize) -> io::Result<Vec<TcpLis
     Ok(sockets)
 }
 
-/// Leaves copies with the service manager, which passes them to the next edged: meanwhile the kernel goes on to queue
-/// clients. Without one, or with one that keeps no descriptors, nothing happens (`sd_pid_notify_with_fds(3)`).
+/// Leaves copies with the service manager, which passes them to the next edged: the kernel continues to queue
+/// clients meanwhile. Without a manager, or with one that keeps no descriptors, nothing happens
+/// (`sd_pid_notify_with_fds(3)`).
 fn keep(address: SocketAddr, sockets: &[TcpListener]) {
     for socket in sockets {
         let states = [NotifyState::FdStore, NotifyState::FdName(&name(address))];

@@ -1,5 +1,5 @@
-//! The runtime state on its way to the disk: written by a thread that may wait, so that a slow disk delays the answer to
-//! the one call and nothing else. Health checks and the watchdog share the control runtime.
+//! Writes the runtime state to disk on a thread that may block, so that a slow disk delays only the answer to
+//! that call. Health checks and the watchdog share the control runtime.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,7 +20,7 @@ impl StateWriter {
 
     /// [`StateStore::save`] off the runtime: when this returns, the state is on disk.
     ///
-    /// The caller holds the lock of all changes meanwhile, so that saves come one after the other.
+    /// The caller holds the lock of all changes meanwhile, so saves happen one after the other.
     pub(super) async fn save(&self, state: &State) -> Result<(), StateError> {
         let (store, state) = (Arc::clone(&self.store), state.clone());
         let save = move || store.lock().unwrap_or_else(PoisonError::into_inner).save(&state);

@@ -1,4 +1,5 @@
-//! Tiers that routes ask for by name: loaded when the first one does, so that nobody pays for what nobody uses.
+//! Tiers that routes request by name: loaded with the first such route, so that nobody pays for an unused
+//! one.
 
 use crate::{
     config::Settings,
@@ -9,9 +10,9 @@ use crate::{
 
 use super::DaemonError;
 
-/// Loads what the settings and the routes of the operator ask for and is not there yet.
+/// Loads the tiers that the settings and the runtime routes request and that are not loaded yet.
 ///
-/// Runs within the control runtime, which looks after what is loaded.
+/// Runs within the control runtime, which serves the loaded tiers.
 pub(super) fn provide(
     tiers: &Tiers,
     objects: &Objects,

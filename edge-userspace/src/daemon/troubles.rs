@@ -1,5 +1,6 @@
-//! What is not as it is configured, and may pass by itself: known here to the status, doctor, `/healthz` and the service
-//! manager. Each trouble is logged once when it comes, and once when it goes.
+//! Parts of the configuration that are not in effect and may recover without a change. Status, doctor,
+//! `/healthz` and the service manager read them here. Each is logged once when it begins and once when it
+//! ends.
 
 use std::{
     collections::BTreeMap,
@@ -57,7 +58,7 @@ pub(super) struct Troubles(Mutex<Known>);
 struct Known {
     listeners: BTreeMap<(Arc<str>, SocketAddr), Trouble>,
     parts: BTreeMap<Part, String>,
-    /// What the service manager was told last.
+    /// The last text for the service manager.
     told: Option<String>,
 }
 
@@ -89,7 +90,7 @@ impl Troubles {
         known.listeners = found;
     }
 
-    /// What is wrong with a part now; `None` where nothing is.
+    /// The present fault of a part; `None` if there is none.
     pub(super) fn note(&self, part: Part, trouble: Option<String>) {
         let mut known = self.known();
         match trouble {
@@ -113,7 +114,7 @@ impl Troubles {
         own.map(|((_, address), trouble)| (*address, trouble.clone())).collect()
     }
 
-    /// What is wrong with a part.
+    /// The fault of a part.
     pub(super) fn part(&self, part: Part) -> Option<String> {
         self.known().parts.get(&part).cloned()
     }
@@ -129,7 +130,7 @@ impl Troubles {
         listeners.chain(parts).collect()
     }
 
-    /// The line for the service manager (`STATUS=` in `sd_notify(3)`), where it is another one than before.
+    /// The line for the service manager (`STATUS=` in `sd_notify(3)`), if it has changed.
     pub(super) fn news(&self) -> Option<String> {
         let line = match &*self.lines() {
             [] => "serving".to_owned(),

@@ -1,7 +1,7 @@
 //! Worker threads: each has a runtime, listening sockets and connections of its own.
 //!
 //! A connection stays on the thread that accepted it, so that its two sockets, its buffers and its wake-ups
-//! never cross a processor.
+//! never move between processors.
 
 use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, thread, time::Duration};
 
@@ -34,7 +34,7 @@ enum Order {
     Answer(oneshot::Sender<()>),
 }
 
-/// The worker threads. They end with the process: connections in them are never cut by a dropped value.
+/// The worker threads. They end with the process: dropping this value never ends a connection.
 #[derive(Debug)]
 pub(super) struct Workers(Vec<mpsc::UnboundedSender<Order>>);
 
@@ -76,7 +76,7 @@ impl Workers {
         }
     }
 
-    /// Has a listener announce at most this MSS to clients; `None` means what the kernel finds right.
+    /// Sets the largest MSS that a listener announces; `None` means the kernel's choice.
     pub(super) fn announce(&self, listener: &Arc<str>, mss: Option<u16>) {
         for worker in &self.0 {
             let _ = worker.send(Order::Announce(Arc::clone(listener), mss));
@@ -100,8 +100,8 @@ impl Workers {
     }
 }
 
-/// A timer that is always the next one to end. Without it each time limit of a connection would be, and setting it
-/// would write to the runtime's wake-up descriptor and end its `epoll_wait` for nothing.
+/// A timer that always expires next. Without it each time limit of a connection would be the next, and
+/// setting it would write to the runtime's wake-up descriptor and end its `epoll_wait` for nothing.
 async fn beat() {
     /// Shorter than the usual limits of a hello and of connecting.
     const EVERY: Duration = Duration::from_secs(1);
@@ -141,7 +141,7 @@ async fn work(edge: Arc<Edge>, mut inbox: mpsc::UnboundedReceiver<Order>) {
             Order::Announce(listener, mss) => {
                 let own = accepting.iter().filter(|(binding, _)| binding.listener == listener);
                 for (binding, (_, socket)) in own {
-                    // 0 takes the limit away. Clients that connect from now on see it (`user_mss` in `tcp_mss_clamp`).
+                    // 0 removes the limit. Later clients see the change (`user_mss` in `tcp_mss_clamp`).
                     if let Err(error) = tcp::set_max_segment(&**socket, mss.unwrap_or(0)) {
                         tracing::warn!(address = %binding.address, %error, "the MSS cannot be set");
                     }

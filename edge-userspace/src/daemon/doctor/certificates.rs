@@ -1,8 +1,8 @@
-//! `edgectl doctor` on the certificates that backends show: whether they are valid for long enough and for the name,
-//! and whether one covers names that lead elsewhere.
+//! `edgectl doctor` on the certificates of backends: whether they are valid long enough and for the name, and
+//! whether one covers names of other backends.
 //!
-//! The last is what HTTP/2 makes a trap of: a browser reuses a connection for every name that the certificate of it
-//! covers and that resolves to the same address, which at an edge is all of them (RFC 9113 §9.1.1).
+//! HTTP/2 turns the last into a trap: a browser reuses a connection for every name that its certificate
+//! covers and that resolves to the same address, which at an edge all names do (RFC 9113 §9.1.1).
 
 use std::{
     collections::HashSet,
@@ -19,12 +19,13 @@ use crate::{
     spec::HostPattern,
 };
 
-/// Less than this left is worth a warning: ACME clients renew at a third of 90 days, and have failed by then.
+/// A shorter remaining validity is worth a warning: ACME clients renew at a third of 90 days, and have failed
+/// by then.
 const SOON: Duration = Duration::from_hours(14 * 24);
 /// Pairs of names that are told of.
 const MOST_PAIRS: usize = 8;
 
-/// What was shown to a client of a route.
+/// The certificate shown to a client of a route.
 struct Seen {
     host: HostPattern,
     pool: Arc<str>,
@@ -68,7 +69,7 @@ fn of_one(seen: &Seen, now: SystemTime) -> Option<Check> {
         Err(error @ CheckError::NoCertificate(_)) => {
             return Some(Check::new(name, CheckStatus::Skip, error.to_string()));
         }
-        // What else is wrong shows with the hellos.
+        // The hello checks show other faults.
         Err(_) => return None,
     };
     let renew = "renew it at home; see why its ACME client did not";

@@ -1,5 +1,5 @@
-//! What the firewall and the routes of this machine do with connections: how full connection tracking is, and what keeps
-//! connections on their sockets.
+//! The effects of this machine's firewall and routes on connections: how full connection tracking is, and why
+//! connections stay on their sockets.
 
 use crate::{
     connection::Flows,
@@ -56,7 +56,7 @@ pub(super) fn conntrack() -> Check {
         ))
 }
 
-/// What keeps connections from becoming flows, as far as the operator can do something about it.
+/// Reasons why connections do not become flows, as far as the operator can change them.
 pub(super) fn hindrances(flows: &Flows) -> Vec<Check> {
     let counts = flows.tier().stay_counts();
     let count = |reason| counts.iter().find(|(counted, _)| *counted == reason).map_or(0, |(_, count)| *count);

@@ -1,5 +1,5 @@
-//! `edgectl doctor` on PROXY headers: whether each backend that TLS clients are sent to expects what it gets. Where it
-//! does not, clients see a connection that just breaks, and the backend's log speaks of garbage.
+//! `edgectl doctor` on PROXY headers: whether each backend of TLS clients expects the header it gets. If not,
+//! clients see a connection that breaks, and the backend logs garbage.
 
 use std::{collections::HashSet, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -51,7 +51,7 @@ pub(super) fn sizes(running: &Running) -> Vec<Check> {
         .collect()
 }
 
-/// What TLS clients can reach, each backend once.
+/// Backends that TLS clients can reach, each once.
 fn ways(running: &Running) -> Vec<(Arc<Backend>, Plan)> {
     let mut seen = HashSet::new();
     let mut ways = Vec::new();
@@ -82,7 +82,8 @@ fn ways(running: &Running) -> Vec<(Arc<Backend>, Plan)> {
     ways
 }
 
-/// `None` where nothing can be said: it is not reached, does not speak TLS, or gets no header and wants none.
+/// `None` if nothing can be concluded: it cannot be reached, does not speak TLS, or gets no header and wants
+/// none.
 async fn judge(backend: &Backend, plan: &Plan) -> Option<Check> {
     let sent = plan.proxy_protocol;
     let answers = async |header| {

@@ -1,4 +1,4 @@
-//! `edgectl doctor` on what edged waits for: addresses and ports of listeners, the admin address, files.
+//! `edgectl doctor` on missing parts: addresses and ports of listeners, the admin address, files.
 
 use std::time::SystemTime;
 

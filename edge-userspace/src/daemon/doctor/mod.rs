@@ -1,4 +1,4 @@
-//! What `edgectl doctor` sees: the daemon looks at itself and its surroundings.
+//! The examination for `edgectl doctor`: the daemon looks at itself and its environment.
 
 mod certificates;
 mod firewall;

@@ -1,5 +1,5 @@
-//! `edgectl doctor` on the ways home: what listeners announce, the devices, and whether a ClientHello as large as
-//! browsers send it gets through.
+//! `edgectl doctor` on the paths home: the MSS of the listeners, the devices, and whether a ClientHello as
+//! large as a browser's arrives.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -34,7 +34,7 @@ pub(super) struct Home {
     pub(super) plan: Plan,
 }
 
-/// What TLS clients can reach, each way to a backend once a route, in the order of the routes.
+/// Backends that TLS clients can reach: each path once per route, in the order of the routes.
 pub(super) fn homes(running: &Running) -> Vec<Home> {
     let mut listeners: Vec<_> = running.listeners.values().collect();
     listeners.sort_by_key(|listener| &listener.spec.name);
@@ -61,7 +61,8 @@ pub(super) fn homes(running: &Running) -> Vec<Home> {
     homes
 }
 
-/// The name of a route for one host. For the others none is made up: a server may go and get a certificate for it.
+/// The name of a route for one host. For other routes none is invented: a server may request a certificate
+/// for it.
 pub(super) fn exact(host: &HostPattern) -> Option<&HostName> {
     match host {
         HostPattern::Exact(name) => Some(name),
@@ -69,7 +70,7 @@ pub(super) fn exact(host: &HostPattern) -> Option<&HostName> {
     }
 }
 
-/// What a listener announces.
+/// The MSS that a listener announces.
 pub(super) fn announced(listener: &str, clamp: Option<&Clamp>) -> Check {
     let message = match clamp {
         Some(Clamp { mss, mtu, by }) => {
