@@ -1,6 +1,6 @@
-//! When a connection whose packets go another way than a flow's would is looked at again. Its first packets may have been
-//! out of the ordinary: a client that had an older address of the neighbour, a route that was just changed. And the way may
-//! change while the connection lives.
+//! Decides when to look again at a connection whose packets take another path than a flow's would. Its first
+//! packets may have been unusual: a client with an outdated neighbour entry, a route that had just changed.
+//! The path may also change while the connection lives.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ const FIRST: Duration = Duration::from_secs(5);
 /// Between two looks at most: as long as a difference is remembered (see [`super::wire`]).
 const LONGEST: Duration = Duration::from_mins(10);
 
-/// What is to be known of looks in vain. On the heap: most connections have none.
+/// Unsuccessful looks. On the heap, because most connections have none.
 #[derive(Debug, Default)]
 pub(super) struct Again(Option<Box<Waiting>>);
 

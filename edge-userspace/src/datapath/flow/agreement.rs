@@ -1,7 +1,7 @@
 //! Whether the two legs of a connection can be rewritten into each other, and the numbers for it.
 //!
-//! The differences of sequence numbers and timestamps are constants of a connection: they follow from where
-//! each leg began and how many bytes have gone each way, and stay what they are whenever it is handed over.
+//! The differences of sequence numbers and timestamps are constants of a connection. They follow from where
+//! each leg began and how many bytes went each way, and do not depend on the moment of the hand-over.
 
 use std::net::SocketAddr;
 
@@ -12,13 +12,13 @@ use thiserror::Error;
 
 use crate::kernel::{FlowPair, tcp::TcpInfo};
 
-/// How far ahead of the edge's clock translated timestamps start, in its ticks (milliseconds): the clock can be
-/// read only a little after what the socket sent last, and a timestamp must not go back (RFC 7323 §5.3).
+/// How far ahead of the edge's clock translated timestamps start, in its ticks (milliseconds). The clock can
+/// be read only shortly after the socket's last packet, and a timestamp must not go back (RFC 7323 §5.3).
 const CLOCK_LEAD: u32 = 20;
 
-/// What may still come under the windows that the sockets announced, and go out by them, when the flow is there
-/// already: as far as numbers are believed that it has not seen. Above the largest window that the kernel announces
-/// by default (`tcp_rmem[2]`).
+/// The data that may still arrive and leave under the windows that the sockets announced, once the flow
+/// exists: the limit for numbers that the flow has not seen but believes. Above the largest window that the
+/// kernel announces by default (`tcp_rmem[2]`).
 const AFTERWARDS: u32 = 1 << 24;
 
 /// The largest window that fits in a header without scaling.
@@ -40,7 +40,7 @@ pub struct Leg {
     pub device: u32,
     /// Its start.
     pub handshake: Handshake,
-    /// What the kernel says of it now.
+    /// The kernel's present information about it.
     pub info: TcpInfo,
     /// The clock of its timestamps now.
     pub clock: u32,
@@ -55,7 +55,7 @@ pub struct Leg {
 /// Why two legs do not fit, and the connection stays on its sockets.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum Mismatch {
-    /// The start was not seen: the socket is not in the cgroup that is watched, or was there before.
+    /// The handshake was not seen: the socket is not in the watched cgroup, or is older than the programs.
     #[error("its handshake was not noted")]
     Unseen,
     /// One side has closed.
@@ -98,7 +98,8 @@ impl Leg {
 
     /// The longest packet that the edge told the peer to send, in bytes on this leg.
     fn promised(&self) -> u32 {
-        // The kernel takes timestamps off what it says that it announced (`tcp_rcv_synsent_state_process`).
+        // The kernel subtracts the timestamps option from the MSS that it reports as announced
+        // (`tcp_rcv_synsent_state_process`).
         let timestamps = if self.has(HAS_TIMESTAMPS) { TIMESTAMPS } else { 0 };
         self.info.announced_mss + timestamps + self.headers()
     }
@@ -115,7 +116,7 @@ pub(super) const fn headers(is_ipv4: bool) -> u32 {
     if is_ipv4 { HEADERS_V4 } else { HEADERS_V6 }
 }
 
-/// What a flow carries along for its account.
+/// The data that a flow keeps for its account.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Account {
     /// The connection's number.
@@ -179,7 +180,7 @@ fn one_way(from: &Leg, to: &Leg, bytes: u64) -> Flow {
         let scaled = leg.info.options & TcpInfo::WINDOW_SCALE != 0;
         if scaled { (leg.info.send_scale, leg.info.receive_scale) } else { (0, 0) }
     };
-    // Until its first packet says better, the receiver's window is not known: the least that can be wrong.
+    // The receiver's window is unknown until its first packet: this is the smallest safe value.
     let floor = to.acknowledged().wrapping_sub(seq_delta);
     Flow {
         to: Tuple::new(to.local, to.peer),

@@ -1,5 +1,6 @@
-//! When a connection is handed over: at once where the route says so, else when it has shown that it is worth it,
-//! at a moment when little is on its way. Before, and where it may not be, the socket tiers carry.
+//! Decides when to hand a connection over: at once if its route requests it, otherwise when it has proved
+//! worth it, at a moment when little is in flight. Until then, and if it cannot be handed over, the socket
+//! tiers carry it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,12 +22,13 @@ use crate::{
     kernel::tcp::{self, TcpInfo},
 };
 
-/// What a connection has carried, both ways together, when it is handed over. Short ones never pay for it.
+/// The bytes that a connection has carried, in both directions together, before it is handed over. Short
+/// connections never pay for a hand-over.
 const WORTH_IT: u64 = 512 << 10;
-/// How old a connection is when it is handed over, however little it has carried: one that lives long should
+/// The age at which a connection is handed over, however little it has carried: a long-lived one should
 /// outlive the daemon, too.
 pub const OLD_ENOUGH: Duration = Duration::from_secs(10);
-/// What may be on its way at most, in all queues of both sockets, in bytes.
+/// The largest amount of data in all queues of both sockets and in flight, in bytes.
 const QUIET: u64 = 128 << 10;
 /// The windows that both sides get while it is waited for quiet, in bytes.
 const NARROW: i32 = 16 << 10;
@@ -37,7 +39,7 @@ const APPROACH: Duration = Duration::from_millis(500);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// Of so many segments to a client one was lost: then the edge, which is near, repeats for it, not home.
+/// If one in so many segments to a client was lost, the edge retransmits, because it is nearer than home.
 const LOSSY: u64 = 200;
 /// Fewer may be chance.
 const LOSSES: u32 = 3;
@@ -57,7 +59,7 @@ pub(in crate::datapath) fn carry<'a>(
     meter: &'a Meter,
     stop: &'a Stop,
 ) -> impl Future<Output = Fate> + Send + 'a {
-    // On the heap, since it is handed back and forth: as a part of the future it would be there twice.
+    // On the heap, because it is passed back and forth: inside the future it would exist twice.
     let mut relay = Box::new(Relay::new(pair, preread, true));
     async move {
         let mut due = if at_once { 0 } else { WORTH_IT };
@@ -177,8 +179,8 @@ enum Approach {
     End(End),
 }
 
-/// Waits until little is on its way. A stream at full speed is never quiet by itself: meanwhile both senders get
-/// small windows.
+/// Waits until little is in flight. A stream at full speed never pauses, so both senders get small windows
+/// meanwhile.
 async fn approach(relay: &mut Relay, meter: &Meter, stop: &Stop) -> Approach {
     if is_quiet(relay) {
         return Approach::Quiet;
@@ -222,8 +224,9 @@ fn is_quiet(relay: &Relay) -> bool {
     !relay.holds_bytes() && relay.sockets().into_iter().map(queued).sum::<u64>() <= QUIET
 }
 
-/// Whether the client's line loses so much, and home is so far behind it, that repairs are better made from here (what
-/// is lost towards the edge is not seen); and whether the path is much longer than a sender believes.
+/// Whether the client's line loses so much, and home is so far behind it, that the edge should do the
+/// retransmissions (losses towards the edge are not visible); and whether the path is much longer than a
+/// sender believes.
 fn look(pair: &Pair, meter: &Meter) -> (bool, bool) {
     let infos = tcp::info(&pair.client).and_then(|client| Ok((client, tcp::info(&pair.backend)?)));
     infos.map_or((false, false), |(client, backend)| {

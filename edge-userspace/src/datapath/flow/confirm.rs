@@ -1,6 +1,6 @@
-//! Before a hand-over: both legs show on the wire what their sockets believe. Until then everything is carried on the
-//! sockets, so nothing can be lost, and ordinary traffic is what shows it. A side that is quiet is asked, as a
-//! keep-alive does.
+//! Before a hand-over, packets on the wire must confirm the sockets' view of both legs. The sockets carry
+//! everything until then, so nothing can be lost, and ordinary traffic suffices. A quiet side gets keepalive
+//! probes.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ const ASK: Duration = Duration::from_millis(600);
 /// How long all of it may take: some questions, and the round trip of a long path.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// What came of it.
+/// The result.
 pub(super) enum Confirmed {
     /// The connection may be handed over.
     Yes(Survey),
@@ -35,7 +35,8 @@ pub(super) enum Confirmed {
     No(Stay),
 }
 
-/// Carries on the sockets until everything is readied and both legs are known. `is_first`: nobody has looked before.
+/// Carries on the sockets until everything is prepared and both legs are confirmed. `is_first`: nobody has
+/// looked before.
 pub(super) async fn confirm(
     tier: &FlowTier,
     relay: &mut Relay,
@@ -61,7 +62,7 @@ pub(super) async fn confirm(
         }
         survey.begin(relay.pair())?;
         let known = tier.compare(relay.pair(), &survey, false)?;
-        // What came meanwhile is seen.
+        // Packets that arrived meanwhile have been recorded.
         Ok(if known { None } else { Some(tier.comparison()?) })
     });
     let comparison = match looked {
@@ -109,7 +110,8 @@ fn ask(pair: &Pair) {
     }
 }
 
-/// What the answer of home to a client's hello, and the client's to that, take at most: twice the way there and back.
+/// The longest time for home's answer to a client's hello and the client's answer to that: twice the round
+/// trip.
 fn round_trips(pair: &Pair) -> Duration {
     let rtt = |socket| tcp::info(socket).map(|info| info.rtt).unwrap_or_default();
     ((rtt(&pair.client) + rtt(&pair.backend)) * 2).min(PATIENCE / 3)

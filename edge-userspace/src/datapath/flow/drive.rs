@@ -29,8 +29,8 @@ use crate::{
 const CHUNK: usize = 64 * 1024;
 
 thread_local! {
-    /// What is read goes through here. One for each worker thread: many hand-overs are under way at once, and most
-    /// of them move nothing.
+    /// The read buffer. One per worker thread: many hand-overs are under way at once, and most of them move
+    /// nothing.
     static SHARED: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into_boxed_slice());
 }
 
@@ -106,7 +106,7 @@ pub(super) async fn hand_over(
         }
         Outcome::Cut(failure) => {
             for socket in [&pair.client, &pair.backend] {
-                // Then it closes without a word; what there is to say is said by the flow's numbers.
+                // It then closes silently; the flow's own numbers cover the rest.
                 let _ = tcp::enter_repair(socket);
             }
             meter.set_tier(Tier::Flow);
@@ -152,12 +152,12 @@ fn prepare(
         now: monotonic(),
     };
     let flows = tier.agree(pair, survey, &account)?;
-    // What a side was sent, in its own numbers: what the other side has sent, translated.
+    // The end of the data sent to a side, in its own numbers: the other side's, translated.
     let reached = |flow: &Flow| flow.sent().wrapping_add(flow.seq_delta);
     Ok((flows, Sides { client: reached(&flows.down), backend: reached(&flows.up) }))
 }
 
-/// Where there is no room for all that is known of the connection, it goes with what it has in common with others.
+/// If there is no room for the full label, the flow gets one that it shares with others.
 fn label(tier: &FlowTier, passenger: &impl Passenger, ticket: &Ticket) -> Result<u32, InstallError> {
     let mut table = tier.table();
     match table.label(&ticket.label) {
@@ -175,7 +175,7 @@ struct Drive<'a> {
     pair: &'a Pair,
     up: Lane,
     down: Lane,
-    /// What each socket has been written up to.
+    /// The end of the data written to each socket.
     written: Sides<u32>,
     /// The flow as it was last seen.
     last: FlowPair,
@@ -186,7 +186,7 @@ struct Drive<'a> {
 #[derive(Default)]
 struct Lane {
     held: Vec<u8>,
-    /// What is held is one byte that was sent as urgent.
+    /// The held data is one byte that was sent as urgent.
     is_urgent: bool,
     ended: bool,
 }
@@ -228,8 +228,9 @@ impl Drive<'_> {
     fn install(&self) -> Result<(), Stay> {
         for socket in [&self.pair.client, &self.pair.backend] {
             self.tier.table().let_hand_over(socket)?;
-            // Where the daemon dies, nothing may be left that repeats a FIN in vain: the next one could not make the
-            // connection again to reset it. What they say now, the flow keeps from their peers.
+            // If the daemon dies, no socket may remain that retransmits a FIN in vain: the next daemon could
+            // not recreate the connection to reset it. The flow withholds the sockets' packets from their
+            // peers.
             tcp::reset_on_close(socket)?;
         }
         Ok(self.tier.install(&self.flows, &self.pending())?)
@@ -242,8 +243,8 @@ impl Drive<'_> {
         Pending { up_key: self.flows.up_key, watch, ..Pending::default() }
     }
 
-    /// Moves what the source holds to the destination: how much was read (a FIN counts as one), and whether the
-    /// destination is full.
+    /// Moves the source's data to the destination. Returns how much was read (a FIN counts as one), and
+    /// whether the destination is full.
     fn relay(
         &mut self,
         buffer: &mut [u8],
@@ -278,8 +279,8 @@ impl Drive<'_> {
         }
     }
 
-    /// More was read and is about to be written: its acknowledgements are for the other socket to hear, before they
-    /// can come.
+    /// More was read and is about to be written. The other socket must get its acknowledgements, so the flow
+    /// is told before they can arrive.
     fn was_read(&mut self, from: Side, bytes: usize) -> io::Result<()> {
         let written = match from {
             Side::Client => &mut self.written.backend,
@@ -307,8 +308,8 @@ impl Drive<'_> {
             self.last = now;
         }
         let FlowPair { up, down, .. } = self.last;
-        // An acknowledgement that came just before the flow was there is the socket's alone to know, and no other may
-        // ever come.
+        // An acknowledgement that arrived just before the flow existed is known only to the socket, and no
+        // other may ever come.
         let heard = |socket, written: u32| Ok::<_, io::Error>(written.wrapping_sub(tcp::send_queue(socket)?));
         let Pair { client, backend } = self.pair;
         Ok(Numbers {
@@ -328,8 +329,8 @@ const fn later(one: u32, other: u32) -> u32 {
     if other.wrapping_sub(one).cast_signed() > 0 { other } else { one }
 }
 
-/// Reads what has come, 0 at the end of the stream; `None` where nothing has. An urgent byte is read alone (a read
-/// stops before one by itself) and marked, so that it stays urgent on its way.
+/// Reads available data, 0 at the end of the stream; `None` if there is none. An urgent byte is read alone (a
+/// read stops before one by itself) and marked, so that it is sent as urgent again.
 fn read(socket: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<(usize, bool)>> {
     let receive = |buffer: &mut [u8], flags| loop {
         match recv(socket, &mut *buffer, flags | RecvFlags::DONTWAIT) {

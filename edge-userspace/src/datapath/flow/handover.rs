@@ -1,26 +1,25 @@
 //! The hand-over of a connection from its two sockets to the packet path, step by step, without losing or
-//! repeating a byte. No I/O here: whoever drives it does what [`Handover::next`] says and reports what came of it.
+//! repeating a byte. No I/O here: the driver performs [`Handover::next`] and reports the result.
 //!
-//! 1. The flow is installed: from now on packets pass the sockets by, but some may have been on their way in.
-//! 2. What has reached the sockets is read and written to the other side's socket; the numbers fit, because
-//!    the flow's differences count from the same place. The flow leaves to a socket the bare acknowledgements of
-//!    what it wrote, so that it repeats what is lost.
-//! 3. The sockets are frozen: closed now, by the end of the daemon or on purpose, they vanish without a word.
-//! 4. After a grace period nothing can be on its way into the sockets any more. If one has received something
-//!    meanwhile: thaw, back to 2.
-//! 5. When both peers have acknowledged what the sockets sent, by the flow's own account, the sockets are
-//!    released silently.
+//! 1. The flow is installed. From now on packets bypass the sockets, but some may still be on their way in.
+//! 2. Data that has reached the sockets is read and written to the other side's socket. The numbers fit, because
+//!    the flow's differences count from the same place. The flow passes bare ACKs of that data up to the socket
+//!    that wrote it, so that the socket retransmits lost packets.
+//! 3. The sockets are frozen: if they are now closed, deliberately or by the end of the daemon, they send nothing.
+//! 4. After a grace period nothing can be on its way into the sockets any more. If one has received data
+//!    meanwhile, they are thawed, and step 2 is repeated.
+//! 5. When both peers have acknowledged the sockets' data, according to the flow, the sockets are closed silently.
 //!
-//! If that never comes, both sides are reset: better an end than a gap.
+//! If they never acknowledge it, both sides are reset: better an end than a gap.
 
 use std::time::Duration;
 
-/// How long a packet that passed tc before the flow was there may take into the socket: it is in the receive
-/// path of one CPU, and delayed by no more than what runs there.
+/// How long a packet that passed tc before the flow existed may take to reach the socket. It is in the
+/// receive path of one CPU, delayed only by other work there.
 pub const GRACE: Duration = Duration::from_millis(20);
 
-/// How long the peers may acknowledge nothing of what the sockets sent. By then a repetition has been lost three
-/// times on a path of half a second.
+/// How long the peers may leave the sockets' data unacknowledged. By then a retransmission has been lost
+/// three times on a path of half a second.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// The longest pause between two looks.
@@ -29,12 +28,12 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// Before a socket that did not take everything is written to again.
 const FULL_PAUSE: Duration = Duration::from_millis(2);
 
-/// What to do next.
+/// The next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Note that the hand-over begins, then install the flow. → [`Event::Installed`] or [`Event::Refused`]
+    /// Record that the hand-over begins, then install the flow. → [`Event::Installed`] or [`Event::Refused`]
     Install,
-    /// Read what either socket holds and write it to the other, a FIN included. → [`Event::Relayed`]
+    /// Read the data in either socket and write it to the other, including a FIN. → [`Event::Relayed`]
     Relay,
     /// Freeze both sockets. → [`Event::Frozen`]
     Freeze,
@@ -66,11 +65,11 @@ pub enum Failure {
     Io,
     /// A peer reset the connection before it had all that the edge had acknowledged.
     Reset,
-    /// What the sockets sent was not acknowledged in time.
+    /// The sockets' data was not acknowledged in time.
     Unacknowledged,
 }
 
-/// What came of an [`Action`].
+/// The result of an [`Action`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The flow is there.
@@ -103,12 +102,12 @@ pub enum Event {
 pub struct Numbers {
     /// The next sequence number that each socket expects.
     pub received: Sides<u32>,
-    /// What each peer has acknowledged: to the flow, or to the socket before the flow was there.
+    /// Each peer's latest acknowledgement: to the flow, or to the socket before the flow existed.
     pub acknowledged: Sides<u32>,
     /// Whether a peer has reset the connection.
     pub ended: bool,
-    /// Whether the flow is there no more: both sides have ended the connection and its addresses were taken for
-    /// another, or somebody has cut it.
+    /// Whether the flow is gone: both sides have ended the connection and another one has taken its
+    /// addresses, or somebody has ended it.
     pub gone: bool,
 }
 
@@ -124,11 +123,11 @@ pub struct Sides<T> {
 /// A hand-over under way.
 #[derive(Debug)]
 pub struct Handover {
-    /// What each socket has been read up to.
+    /// The end of the data read from each socket.
     read: Sides<u32>,
-    /// What each socket has been written up to.
+    /// The end of the data written to each socket.
     written: Sides<u32>,
-    /// What was acknowledged at the last look.
+    /// The acknowledgements at the last look.
     acknowledged: Option<Sides<u32>>,
     /// Whether there is more to relay after the pause.
     more: bool,
@@ -165,7 +164,7 @@ impl Handover {
         }
     }
 
-    /// What each socket has been written up to.
+    /// The end of the data written to each socket.
     pub const fn written(&self) -> Sides<u32> {
         self.written
     }
@@ -188,13 +187,14 @@ impl Handover {
             return Action::End(Outcome::Carried);
         }
         if numbers.ended {
-            // What was acknowledged is with its reader, whoever ended it afterwards.
+            // Acknowledged data has reached its reader, whoever ended the connection afterwards.
             let outcome =
                 if acknowledged && !slipped { Outcome::Carried } else { Outcome::Cut(Failure::Reset) };
             return Action::End(outcome);
         }
         if slipped {
-            // Acknowledged in the peer's name: it has to get to the other side, and its path may still hold more.
+            // Acknowledged in the peer's name: it must reach the other side, and its path may still hold
+            // more.
             self.pause = GRACE;
             return Action::Thaw;
         }

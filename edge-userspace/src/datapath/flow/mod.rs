@@ -1,7 +1,8 @@
 //! The flow tier: a connection is handed to the packet path and needs neither sockets nor daemon any more.
 //!
-//! [`carry`] says when, [`survey`] and [`confirm`] whether its packets go the way that a flow's would, [`ready`] what is done for it before, [`agreement`]
-//! with which numbers, [`handover`] in which steps, [`drive`] takes them. The packets themselves are rewritten in the kernel (`edge-ebpf/src/flow`).
+//! [`carry`] decides when, [`survey`] and [`confirm`] whether its packets would take the path of a flow's.
+//! [`ready`] prepares it, [`agreement`] computes the numbers, [`handover`] determines the steps and [`drive`]
+//! performs them. The kernel rewrites the packets (`edge-ebpf/src/flow`).
 
 mod again;
 pub mod agreement;

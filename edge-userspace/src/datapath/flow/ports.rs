@@ -1,12 +1,12 @@
-//! Local ports of connections to backends: a range of its own, because a flow has no socket that would keep its port
-//! taken, and anybody who connected from it would have the answers carried off by the flow.
+//! Local ports of connections to backends. They have a separate range, because no socket reserves the port of
+//! a flow, and the flow would carry off the answers to anybody else who connected from it.
 //!
-//! A port is taken for one backend; to another it is free. Who takes them in turn meets a port again as late as
-//! possible, when the other side has forgotten the connection before.
+//! A port is reserved per backend. Ports are handed out round-robin, so that one is reused as late as
+//! possible, when the peer has left TIME-WAIT.
 //!
-//! Towards each backend a source holds at most as many ports as are still free, and its network at most twice as many.
-//! So one source gets half of all ports where nobody else wants any, two together two thirds, and there is always one
-//! for a source that has none.
+//! For each backend a source holds at most as many ports as are still free, and its network at most twice as
+//! many. A single source gets half of all ports if nobody else wants any, two together get two thirds, and
+//! one is always left for a newcomer.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -91,8 +91,8 @@ impl Ports {
         Self { range, first: 0, taken: Mutex::default() }
     }
 
-    /// The same, taken from the middle of the range on: as far as can be from those that a daemon took which has started
-    /// not long ago, where its flows cannot be read.
+    /// The same, from the middle of the range on: as far as possible from the ports of a recently started
+    /// daemon whose flows cannot be read.
     #[must_use]
     pub fn from_the_middle(self) -> Self {
         Self { first: (self.range.end() - self.range.start()) / 2, ..self }
@@ -108,7 +108,7 @@ impl Ports {
         &self.range
     }
 
-    /// A free port towards a backend for a connection of this client. `None` where there is none, or where the
+    /// A free port towards a backend for a connection of this client. `None` if there is none, or if the
     /// client's source or network holds its share.
     pub fn lease(self: &Arc<Self>, backend: SocketAddr, client: IpAddr) -> Option<PortLease> {
         let size = self.range.end() - self.range.start() + 1;
@@ -124,8 +124,8 @@ impl Ports {
         Some(PortLease { ports: Arc::clone(self), backend, port: self.range.start() + at })
     }
 
-    /// The port belongs to a flow from now on, whatever becomes of the socket. It is counted for this client unless it
-    /// was leased for another one before.
+    /// The port belongs to a flow from now on, even after the socket is gone. It is counted for this client
+    /// unless it was leased for another one.
     pub fn take_for_flow(&self, backend: SocketAddr, port: u16, client: IpAddr) {
         self.change(backend, port, |taken, at| taken.take(at, true, Owner::of(client)));
     }
@@ -275,7 +275,7 @@ mod tests {
         assert_eq!(take_all(&ports, &[client(1), client(2)], &mut leases), 667);
         assert!(ports.lease(backend(1), client(3)).is_some());
         assert!(ports.lease(backend(2), client(1)).is_some(), "towards another backend");
-        // What is given back may be taken again.
+        // A returned port may be used again.
         leases.truncate(600);
         assert_eq!(take_all(&ports, &[client(1), client(2)], &mut leases), 67);
         drop(leases);

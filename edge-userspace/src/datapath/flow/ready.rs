@@ -1,10 +1,10 @@
-//! What the keeper does for a connection before its hand-over: it attaches the programs to both devices, reads the IPsec
-//! policies, and has connection tracking believe both legs. From the hand-over on, conntrack sees only some of their
-//! packets; a firewall that drops what it takes for invalid would drop what the sockets still repeat, and the
-//! acknowledgements of it.
+//! The keeper's work before a hand-over: it attaches the programs to both devices, reads the IPsec policies,
+//! and disables conntrack's window checks for both legs. From the hand-over on, conntrack sees only some of
+//! their packets. A firewall that drops invalid packets would otherwise drop the sockets' retransmissions and
+//! their acknowledgements.
 //!
-//! The control runtime asks the keeper, for many connections at once. Workers wait for the answer and carry on their sockets
-//! meanwhile: a keeper that is slow delays hand-overs and no byte.
+//! The control runtime sends requests for many connections at once. Workers wait for the answer and carry on
+//! their sockets meanwhile: a slow keeper delays hand-overs but no byte.
 
 use std::{sync::Mutex, time::Duration};
 
@@ -21,7 +21,7 @@ use super::{
 
 /// How long a worker waits. The keeper usually takes less than a millisecond.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Connections that may wait. What comes beyond is tried again later.
+/// The most connections that may wait. Further ones are retried later.
 const MOST: usize = 1 << 14;
 /// Connections a turn: they fit into one request to the keeper.
 const BATCH: usize = 32;
@@ -55,7 +55,7 @@ impl Readying {
     /// Those that wait still, in their order.
     fn next(&self) -> Vec<Asked> {
         let mut asked = lock(&self.asked);
-        // Whoever has given up gets nothing done.
+        // Requests whose connection has given up are dropped.
         asked.retain(|asked| !asked.answer.is_closed());
         let some = asked.len().min(BATCH);
         asked.drain(..some).collect()
@@ -63,7 +63,7 @@ impl Readying {
 }
 
 impl FlowTier {
-    /// Has everything readied that the hand-over of this connection takes, or says why it stays on its sockets.
+    /// Prepares everything for the hand-over of this connection, or returns why it stays on its sockets.
     pub(super) async fn readied(&self, survey: Survey) -> Result<(), Stay> {
         let answered = self.readying().ask(survey).ok_or(Stay::NotReady)?;
         match timeout(PATIENCE, answered).await {
@@ -72,7 +72,8 @@ impl FlowTier {
         }
     }
 
-    /// Readies connections for their hand-over, for as long as the daemon lives. Waits for the keeper: not for workers.
+    /// Prepares connections for their hand-over, for as long as the daemon lives. Waits for the keeper, so
+    /// workers must not run it.
     pub async fn ready_connections(&self) {
         let readying = self.readying();
         loop {
@@ -85,7 +86,7 @@ impl FlowTier {
             for Asked { survey, answer } in some {
                 match self.attach_for(&survey) {
                     Ok(()) => ready.push((survey, answer)),
-                    // Who does not wait any more needs no answer, here and below.
+                    // A connection that no longer waits needs no answer, here and below.
                     Err(stay) => drop(answer.send(Err(stay))),
                 }
             }

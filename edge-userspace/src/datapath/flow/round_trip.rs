@@ -1,29 +1,30 @@
-//! Whether a hand-over would stretch the round trip of a running stream by too much.
+//! Decides whether a hand-over would lengthen the round trip of a running stream too much.
 //!
-//! On sockets a sender sees the round trip of its own leg; in a flow, that of both legs together. BBR takes the
-//! shortest round trip of the last ten seconds for the path's (`bbr_min_rtt_win_sec`, `net/ipv4/tcp_bbr.c`) and keeps no
-//! more in flight than twice what the path would hold then. Where the whole path is much longer than the leg, that is
-//! less than it holds: BBR measures a lower rate with each round trip and sends less still, until the ten seconds are
-//! over. The edge cannot see who uses BBR. So such a stream stays on sockets, and becomes a flow
-//! once it has rested for as long: then its sender takes the next round trip for the path's.
+//! On sockets a sender sees the round trip of its own leg; in a flow, that of both legs together. BBR takes
+//! the shortest round trip of the last ten seconds for the path's (`bbr_min_rtt_win_sec`,
+//! `net/ipv4/tcp_bbr.c`), and limits the data in flight to twice what such a path would hold. If the whole
+//! path is much longer than the leg, that is less than it holds. BBR then measures a lower rate with each
+//! round trip and slows down further, until the ten seconds are over. The edge cannot see which senders use
+//! BBR. Such a stream therefore stays on sockets, and becomes a flow once it has rested for that long: its
+//! sender then measures the path's round trip anew.
 
 use std::time::{Duration, Instant};
 
 use crate::kernel::tcp::TcpInfo;
 
-/// How long the path may be for each 2 of the sender's leg: measured at 2.5 times the leg, BBR's rate does not suffer; at
-/// 3 times by a sixth, at 4 times by half.
+/// The longest path, for each 2 of the sender's leg. Measured at 2.5 times the leg, BBR's rate does not
+/// suffer; at 3 times it drops by a sixth, at 4 times by half.
 const STRETCH: u32 = 5;
-/// By less than this a round trip may grow in any case: on short legs it is chance that decides how many times it is.
+/// The increase of the round trip that is always allowed: on short legs the ratio is a matter of chance.
 const NEGLIGIBLE: Duration = Duration::from_millis(5);
 /// How long BBR remembers, and some for what is on its way.
 const REMEMBERED: Duration = Duration::from_secs(11);
-/// What a connection may move within that time and still rests, in bytes, both ways together: BBR keeps four segments
-/// in flight whatever it believes, and more are not needed for so little.
+/// The bytes that a resting connection may move within that time, in both directions together. BBR keeps four
+/// segments in flight whatever it believes, and so little needs no more.
 const STREAM: u64 = 64 << 10;
 
-/// Notices when a stream rests. What has moved little since it began has rested: what is handed over for its age alone
-/// is older than what its peers remember of their handshake.
+/// Notices when a stream rests. A connection that has moved little since it began counts as rested: when it
+/// is handed over for its age, it is older than its peers' memory of the handshake.
 #[derive(Debug, Default)]
 pub(super) struct Rest(Option<Box<Mark>>);
 
@@ -34,7 +35,8 @@ struct Mark {
 }
 
 impl Rest {
-    /// Whether the connection, which has moved so many bytes until now, has rested for as long as its senders remember.
+    /// Whether the connection, which has moved this many bytes so far, has rested for as long as its senders
+    /// remember.
     pub(super) fn is_over(&mut self, moved: u64, now: Instant) -> bool {
         let (before, since) = self.0.as_ref().map_or((0, None), |mark| (mark.moved, Some(mark.at)));
         if moved.saturating_sub(before) >= STREAM {
@@ -45,7 +47,8 @@ impl Rest {
     }
 }
 
-/// Whether one of the two senders would see a path that much longer, by what it has sent: `up` and `down` are bytes.
+/// Whether one of the two senders would see a path that is too long, judged by the bytes it has sent: `up`
+/// and `down`.
 pub(super) fn is_stretched(client: &TcpInfo, backend: &TcpInfo, up: u64, down: u64) -> bool {
     let is_longer = |sender: &TcpInfo, receiver: &TcpInfo| {
         let leg = as_seen_by_peer(sender);
@@ -55,8 +58,8 @@ pub(super) fn is_stretched(client: &TcpInfo, backend: &TcpInfo, up: u64, down: u
     (down >= STREAM && is_longer(backend, client)) || (up >= STREAM && is_longer(client, backend))
 }
 
-/// The shortest round trip that a peer which sends much has seen. The edge sends it little, and may have measured no
-/// more than a slow handshake; what it receives tells more.
+/// The shortest round trip that a peer which sends much has seen. The edge sends it little, and may have
+/// measured only a slow handshake; the receiving side's measurement is better.
 fn as_seen_by_peer(info: &TcpInfo) -> Duration {
     if info.receive_rtt.is_zero() { info.shortest_rtt } else { info.shortest_rtt.min(info.receive_rtt) }
 }

@@ -19,7 +19,7 @@ pub enum Stay {
     /// The device cannot be used.
     #[error("{}", .0.words())]
     Kernel(#[from] KernelError),
-    /// Its local port is not one of those kept for flows: none was left for it, or it was connected beforehand.
+    /// Its local port is outside the range for flows: none was free, or it was connected in advance.
     #[error("its port is not one of those kept for flows")]
     Port,
     /// Packets of a side come by one device and go by another.
@@ -28,7 +28,8 @@ pub enum Stay {
     /// On the wire it has other addresses or sequence numbers than at its sockets.
     #[error("NAT or SYNPROXY on this machine changes its packets")]
     Translated,
-    /// A rule of policy routing, by port, mark or user, leads its packets another way than a flow's.
+    /// A policy routing rule that matches ports, marks or users leads its packets along another path than a
+    /// flow's.
     #[error("policy routing leads its packets another way than those of a flow")]
     PolicyRoute,
     /// The kernel encrypts its packets, and would not those of a flow.
@@ -40,13 +41,13 @@ pub enum Stay {
     /// The keeper did not do in time what a hand-over takes.
     #[error("the privileged process of edged did not ready devices and firewall for it in time")]
     NotReady,
-    /// Flows of several networks to this backend have failed a short while ago, and hardly any works.
+    /// Flows of several networks to this backend failed recently, and hardly any works.
     #[error("flows to its backend have failed, it is left alone for a while")]
     Distrusted,
     /// A flow of this source, or several of its network, to this backend have.
     #[error("a flow of its source to its backend has failed, they are left alone for a while")]
     DistrustedSource,
-    /// What is lost on the way to its client is better repeated from here.
+    /// Losses towards its client are better repaired from here.
     #[error("its client's line loses packets, and home is far")]
     Lossy,
     /// It streams, and the whole path is much longer than its sender believes.
@@ -61,7 +62,7 @@ pub enum Stay {
 }
 
 impl From<io::Error> for Stay {
-    /// Who asks for the addresses of a socket whose peer has reset it gets none.
+    /// The addresses of a socket whose peer has reset it cannot be queried.
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::NotConnected { Mismatch::Closing.into() } else { Self::Io(error) }
     }
@@ -83,8 +84,8 @@ impl Stay {
         )
     }
 
-    /// Whether it lies in the way of the packets, which may change, or was judged by a packet out of the ordinary: looked at
-    /// again at growing intervals.
+    /// Whether the reason lies in the path of the packets, which may change or was judged by an unusual
+    /// packet: such a connection is looked at again at growing intervals.
     pub const fn is_about_the_way(&self) -> bool {
         matches!(self, Self::Asymmetric | Self::Translated | Self::PolicyRoute | Self::Ipsec)
     }

@@ -1,5 +1,5 @@
-//! Which way the packets of a connection go, and whether those of a flow would go the same: by the routes, the rules for
-//! IPsec, and what the wire shows. Where in doubt, the connection stays on its sockets.
+//! The path of a connection's packets, and whether a flow's would take the same, judged by the routes, the
+//! IPsec policies and the packets on the wire. In doubt the connection stays on its sockets.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -22,7 +22,7 @@ use crate::{
     source::source_of,
 };
 
-/// What decides on the way of packets.
+/// The properties that decide the path of packets.
 #[derive(Debug)]
 pub(super) struct Surroundings {
     routes: std::sync::Mutex<RouteLookup>,
@@ -48,7 +48,7 @@ pub(super) struct Leg {
     /// The device that its socket is bound to, if any.
     bound: Option<u32>,
     place: Place,
-    /// What its socket had sent and received.
+    /// The packets that its socket had sent and received.
     before: Traffic,
 }
 
@@ -72,8 +72,9 @@ impl Surroundings {
         lock(&self.routes).device(address.to_canonical())
     }
 
-    /// The device by which the packets of a socket leave, where those of a flow would take the same way: a redirected
-    /// packet is routed by its addresses and device alone (`__bpf_redirect_neigh_v4`), without ports, user or mark.
+    /// The device by which a socket's packets leave, if those of a flow would take the same path. A
+    /// redirected packet is routed by its addresses and device alone (`__bpf_redirect_neigh_v4`), without
+    /// ports, user or mark.
     fn way(&self, ends: &Ends, device: Option<u32>, mark: u32) -> Result<u32, Stay> {
         let of_socket = RouteQuestion {
             source: Some(ends.local.ip()),
@@ -92,8 +93,9 @@ impl Surroundings {
 }
 
 impl FlowTier {
-    /// Looks the ways of a connection over. Where it `is_first`, the device of the client's SYN has to be the one that
-    /// answers leave by. Later the wire alone tells: the SYN may have come before its sender knew the way.
+    /// Surveys the paths of a connection. With `is_first`, the client's SYN must have arrived through the
+    /// device by which answers leave. Later only the wire counts: the SYN may have come before its sender
+    /// knew the path.
     pub(super) fn survey(&self, pair: &Pair, is_first: bool) -> Result<Survey, Stay> {
         let (client, backend) = (ends_of(&pair.client)?, ends_of(&pair.backend)?);
         if !self.ports().contains(backend.local.port()) {
@@ -145,7 +147,8 @@ impl FlowTier {
         Ok(survey)
     }
 
-    /// Attaches the programs to both devices, unless an IPsec policy is for the connection. May wait for the keeper.
+    /// Attaches the programs to both devices, unless an IPsec policy covers the connection. May wait for the
+    /// keeper.
     pub(super) fn attach_for(&self, survey: &Survey) -> Result<(), Stay> {
         for ends in survey.ends() {
             if lock(&self.surroundings().policies).covers(&ends)? {
@@ -162,7 +165,8 @@ impl FlowTier {
         Ok([&pair.client, &pair.backend].into_iter().try_for_each(|socket| table.forget_wire(socket))?)
     }
 
-    /// Whether both legs have shown on the wire what their sockets believe. `is_late`: nothing more is waited for.
+    /// Whether packets on the wire have confirmed the sockets' view of both legs. `is_late`: no more packets
+    /// are awaited.
     pub(super) fn compare(&self, pair: &Pair, survey: &Survey, is_late: bool) -> Result<bool, Stay> {
         let around = self.surroundings();
         let mut all = true;
@@ -182,7 +186,8 @@ impl FlowTier {
         Ok(all)
     }
 
-    /// The firewall marks the socket's packets: the rules may lead them another way than a flow's, which have no mark.
+    /// The firewall marks the socket's packets: rules may route them differently from a flow's, which have no
+    /// mark.
     fn is_marked_alike(&self, leg: &Leg, noted: &Handshake) -> Result<(), Stay> {
         if noted.mark != 0 && self.surroundings().way(&leg.ends, leg.bound, noted.mark)? != leg.device {
             return Err(Stay::PolicyRoute);

@@ -1,7 +1,7 @@
-//! What the flow tier has of the machine: programs, the table of flows, ports, and which backends are trusted with it.
+//! The tier's share of the machine: programs, the table of flows, ports, and the backends that it trusts.
 //!
-//! One for the whole daemon. Who may be handed over when is said elsewhere ([`super::carry`]); here is whether a
-//! connection can be, and its numbers.
+//! One for the whole daemon. [`super::carry`] decides when to hand over; this module decides whether a
+//! connection can be handed over, and computes its numbers.
 
 mod older;
 
@@ -42,12 +42,12 @@ use crate::{
     },
 };
 
-/// What most devices carry.
+/// The MTU of most devices.
 const ETHERNET_MTU: u32 = 1500;
 /// The default of IPv4 (RFC 9293 §3.7.1).
 const LEAST_MSS: u32 = 536;
 
-/// What the client's connection agreed to, as far as the backend's has to agree to the same.
+/// The options of the client's connection that the backend's has to match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// As in [`TcpInfo::options`].
@@ -63,8 +63,8 @@ impl Options {
         Ok(Self { agreed: options, path_mtu, is_ipv4: peer.to_canonical().is_ipv4() })
     }
 
-    /// The MSS to announce to a backend, where the device's own may be too much: packets of this size fit the
-    /// client's path when they have the header of its family.
+    /// The MSS to announce to a backend, if the device's own may be too large: packets of this size fit the
+    /// client's path even with its address family's header.
     fn max_segment(self, backend: IpAddr) -> Option<u16> {
         let is_narrow = self.path_mtu < ETHERNET_MTU || self.is_ipv4 != backend.is_ipv4();
         let room = self.path_mtu.checked_sub(agreement::headers(self.is_ipv4))?;
@@ -109,8 +109,8 @@ pub struct FlowTier {
 }
 
 impl FlowTier {
-    /// Takes over what the programs have, and lets them run where an earlier daemon left others. Flows of older layouts
-    /// go on beside.
+    /// Takes over the programs' state, and runs them in place of an earlier daemon's. Flows of older layouts
+    /// continue beside them.
     pub fn new(mut program: FlowProgram, older: Vec<OlderFlows>, ports: Ports) -> Result<Self, KernelError> {
         program.watch_handshakes()?;
         let mut table = program.table()?;
@@ -133,8 +133,8 @@ impl FlowTier {
         })
     }
 
-    /// The flows of this layout. Not to be held across an await, nor longer than a few calls to the kernel: every hand-over
-    /// needs it.
+    /// The flows of this layout. Must not be held across an await, nor longer than a few kernel calls: every
+    /// hand-over needs it.
     pub fn table(&self) -> MutexGuard<'_, FlowTable> {
         lock(&self.table)
     }
@@ -154,8 +154,9 @@ impl FlowTier {
         &self.ports
     }
 
-    /// Readies a socket that is about to connect to `backend` for a hand-over later: a port of the range, and a SYN
-    /// that offers what the client offered. `None` where no port is left for this client: it stays on sockets.
+    /// Prepares a socket that is about to connect to `backend` for a later hand-over: a port of the range,
+    /// and a SYN with the options that the client offered. `None` if no port is left for this client: it
+    /// stays on sockets.
     pub fn prepare(
         &self,
         socket: BorrowedFd<'_>,
@@ -219,7 +220,8 @@ impl FlowTier {
         let unacknowledged = u32::try_from(written - info.bytes_acked).unwrap_or(u32::MAX);
         let written = written.saturating_sub(syns);
         let survey::Leg { ends: Ends { local, peer }, device, .. } = *way;
-        // What the kernel's own handshake agreed to is in its account; what a changed SYN asked for is in the note.
+        // The kernel reports the options that its own handshake agreed to; the note has those that a changed
+        // SYN requested.
         if info.options & TcpInfo::ECN != 0 {
             handshake.flags |= HAS_ECN;
         }
@@ -231,7 +233,7 @@ impl FlowTier {
         let mut table = self.table();
         table.begin(pair.up.id, pending)?;
         if let Err(error) = table.install(pair) {
-            // What cannot be removed is looked at again by the next daemon, and is no flow.
+            // The next daemon looks again at an entry that cannot be removed; it is no flow.
             let _ = table.finish(pair.up.id);
             return Err(error);
         }
@@ -240,16 +242,16 @@ impl FlowTier {
         Ok(())
     }
 
-    /// Removes a flow that has ended: its packets go to the stack from now on, which knows none of them. Nothing is
-    /// done where its addresses are another connection's.
+    /// Removes a flow that has ended: its packets go to the stack from now on, which does not know them. Does
+    /// nothing if another connection has its addresses.
     pub fn remove(&self, pair: &FlowPair) {
         if let Some(now) = self.now(pair) {
             self.take(&now);
         }
     }
 
-    /// Removes a flow and resets both sides. `false` where it was gone, or had been closed by both: then it tells its
-    /// end itself.
+    /// Removes a flow and resets both sides. `false` if it was gone or both sides had closed it: it then
+    /// reports its end itself.
     pub fn cut(&self, pair: &FlowPair) -> bool {
         let Some(pair) = self.now(pair).filter(|now| !now.is_closed()) else { return false };
         self.take(&pair);
@@ -263,8 +265,8 @@ impl FlowTier {
         true
     }
 
-    /// Asks the sender of a direction how far it is, with a timestamp or without. Its answer passes through the flow,
-    /// which takes note of it. `false` where there is no way to the peer now, so that its silence says nothing.
+    /// Probes the sender of a direction, with a timestamp or without. Its answer passes through the flow,
+    /// which records it. `false` if there is no route to the peer now, so that its silence means nothing.
     pub fn ask(&self, pair: &FlowPair, direction: u8, with_timestamp: bool) -> bool {
         let (standing, timestamp) = legs(pair)[usize::from(direction & 1)];
         self.tracks.admit(&standing.ends());
@@ -298,8 +300,8 @@ impl FlowTier {
         self.ports.give_back(to.destination(), to.source().port());
     }
 
-    /// A flow does not work: connections of its source to its backend stay on sockets for a while. Whether the backend
-    /// is to blame, [`Self::judge`] says.
+    /// A flow does not work: connections of its source to its backend stay on sockets for a while.
+    /// [`Self::judge`] decides whether the backend is to blame.
     pub fn failed(&self, pair: &FlowPair, reason: &str) {
         let (client, backend) = (pair.up_key.source().ip(), pair.up.to.destination().ip());
         if lock(&self.trust).failed(client, backend, Instant::now()) {
@@ -338,8 +340,8 @@ impl FlowTier {
         self.tracks.is_flow(id, up_key);
     }
 
-    /// The same of a flow whose addresses are another connection's from now on: only the leg to its backend is sure to
-    /// have none.
+    /// The same for a flow whose addresses belong to another connection from now on: only the leg to its
+    /// backend is sure to have none.
     pub fn was_flow(&self, backend: Ends) {
         self.tracks.forget(&[backend]);
     }
@@ -386,7 +388,8 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Where both legs of a flow stand, by the direction of the peer's packets, and the last timestamp that each peer has seen.
+/// The numbers of both legs of a flow, by the direction of the peer's packets, and the last timestamp that
+/// each peer has seen.
 fn legs(pair: &FlowPair) -> [(Standing, Option<u32>); 2] {
     let FlowPair { up_key, up, down } = pair;
     let leg = |key: &FlowKey, from: &Flow, to: &Flow| {

@@ -1,7 +1,7 @@
-//! What connection tracking keeps of flows: nothing. Entries are deleted when the sockets are gone and once more when
-//! the flow ends, for a packet that went astray makes a new one.
+//! Keeps flows out of connection tracking. Entries are deleted when the sockets are gone and again when the
+//! flow ends, because a stray packet creates a new one.
 //!
-//! Deleting happens on the control runtime, many at a time; workers only leave a note.
+//! The control runtime deletes them, many at a time; workers only leave a note.
 
 use std::{collections::VecDeque, io, sync::Mutex, time::Duration};
 
@@ -17,9 +17,10 @@ use super::{
 };
 use crate::kernel::{Ends, FlowPair, Tracker};
 
-/// From the end of a hand-over to its entries': a packet on its way into the stack is there by then.
+/// The time from the end of a hand-over to the deletion of its entries: packets on their way into the stack
+/// have arrived by then.
 const AFTERWARDS: Duration = GRACE.saturating_mul(2);
-/// Notes that may wait. What comes beyond is deleted when the flow ends.
+/// The most notes that may wait. Further entries are deleted when the flow ends.
 const MOST: usize = 1 << 17;
 /// Flows a turn; between two of them others have theirs.
 const BATCH: usize = 128;
@@ -58,7 +59,8 @@ impl Tracks {
         }
     }
 
-    /// Deletes now. To be called while the flow is in the table: then no other connection has its addresses.
+    /// Deletes now. Must be called while the flow is in the table: no other connection can have its addresses
+    /// then.
     pub(super) fn forget(&self, ends: &[Ends]) {
         let mut tracker = lock(&self.tracker);
         let Some(open) = &mut *tracker else { return };
@@ -76,7 +78,8 @@ impl Tracks {
         }
     }
 
-    /// Has the firewall let pass what the sockets of connections repeat while they become flows. To be called before.
+    /// Makes the firewall accept the sockets' retransmissions while connections become flows. Must be called
+    /// before the hand-over.
     pub(super) fn loosen(&self, ends: &[Ends]) {
         if let Some(open) = &mut *lock(&self.tracker)
             && let Err(error) = open.loosen(ends)

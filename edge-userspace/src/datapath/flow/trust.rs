@@ -1,9 +1,9 @@
-//! With whom flows are not tried for a while, because flows with them have failed.
+//! The sources and backends with which flows are not tried for a while, because flows with them have failed.
 //!
-//! A failure alone does not tell who is to blame: the client, its line, or the way to the backend. So it keeps the
-//! connections of its own source on sockets, and several failing sources of one network those of that network. A
-//! backend is blamed only where flows of several networks fail and those of hardly any other network work at the same
-//! time: hostile clients can take the tier from themselves, not from others.
+//! A failure alone does not show the cause: the client, its line, or the path to the backend. It therefore
+//! keeps its own source's connections on sockets; several failing sources of a network do so for the network.
+//! A backend is blamed only if flows of several networks fail, while those of hardly any other network work
+//! at the same time. Hostile clients can thus deprive themselves of the tier, but not others.
 
 use std::{
     collections::HashMap,
@@ -17,13 +17,13 @@ use crate::source::{network_of, source_of};
 pub(super) const MEMORY: Duration = Duration::from_mins(10);
 /// Networks whose flows to one backend have to fail before it is blamed.
 const WITNESSES: usize = 3;
-/// Failing networks that one network with a working flow outweighs. Above all working ones together the backend is
-/// blamed: what works for a few does not excuse that it fails for most.
+/// How many failing networks one network with a working flow outweighs. Above that for all working ones
+/// together the backend is blamed: a flow that works for a few does not excuse that it fails for most.
 const OUTWEIGHED: usize = 16;
-/// How long a flow may have been failing when that is noticed: the patience of a hand-over, and some. What worked
-/// within that time worked at the same time.
+/// How long a flow may have been failing when that is noticed: a little more than the patience of a
+/// hand-over. A flow that worked within that time worked at the same time.
 const HINDSIGHT: Duration = Duration::from_secs(20);
-/// How long a backend is left alone at first; twice as long each time that it is blamed again, up to [`MEMORY`].
+/// How long a backend is paused at first; twice as long each time it is blamed again, up to [`MEMORY`].
 const FIRST_PAUSE: Duration = Duration::from_mins(1);
 /// Failing sources that keep their whole network on sockets.
 const CROWD: usize = 4;
@@ -34,14 +34,14 @@ const WORKING: usize = 64;
 /// Between two looks for what can be forgotten.
 const TIDY: Duration = Duration::from_secs(10);
 
-/// Who has failed within [`MEMORY`], by backend.
+/// Clients whose flows failed within [`MEMORY`], by backend.
 #[derive(Debug, Default)]
 pub(super) struct Trust {
     backends: HashMap<Way, Doubts>,
     tidied: Option<Instant>,
 }
 
-/// A backend's address, and the family that its clients come by: a way may fail for one family alone.
+/// A backend's address, and the address family of its clients: a path may fail for one family alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Way {
     /// The backend.
@@ -68,7 +68,7 @@ struct Pause {
     length: Duration,
 }
 
-/// What the failures say of a backend.
+/// The conclusion about a backend from its failures.
 enum Verdict {
     /// They are too few.
     Unknown,
@@ -111,7 +111,8 @@ impl Way {
 }
 
 impl Trust {
-    /// A flow of this client to this backend has failed. Whether its source is distrusted for it and was not before.
+    /// A flow of this client to this backend has failed. Returns whether its source is now distrusted and was
+    /// not before.
     pub(super) fn failed(&mut self, client: IpAddr, backend: IpAddr, now: Instant) -> bool {
         self.tidy(now);
         let doubts = self.backends.entry(Way::of(client, backend)).or_default();
@@ -150,16 +151,16 @@ impl Trust {
         Suspected(suspected.map(|(way, _)| *way).collect())
     }
 
-    /// Blames these backends, or stops doing so; not when they were suspected for the first time, since it takes two
-    /// looks to see a stream move. To be called after [`Self::worked`] for what was seen to work since
-    /// they were suspected. Returns the newly blamed ones, and for how long they are left alone.
+    /// Blames these backends, or stops doing so; never on the first suspicion, since it takes two looks to
+    /// see a stream move. Must be called after [`Self::worked`] for everything that worked since they were
+    /// suspected. Returns the newly blamed ones, and for how long they are paused.
     pub(super) fn judge(&mut self, suspected: &Suspected, now: Instant) -> Vec<(Way, Duration)> {
         self.tidy(now);
         let judge = |way: &Way| Some((*way, self.backends.get_mut(way)?.judge(now)?));
         suspected.0.iter().filter_map(judge).collect()
     }
 
-    /// Who is distrusted, if anybody, where this client wants a flow to this backend.
+    /// Whether the client or the backend is distrusted, if this client wants a flow to this backend.
     pub(super) fn doubt(&self, client: IpAddr, backend: IpAddr, now: Instant) -> Option<Distrusted> {
         let doubts = self.backends.get(&Way::of(client, backend))?;
         if doubts.pause.is_some_and(|pause| now < pause.until) {
@@ -179,7 +180,7 @@ impl Trust {
                 !sources.is_empty()
             });
             doubts.working.retain(|_, at| is_fresh(*at, now));
-            // Who is blamed again within that time is left alone for longer.
+            // A backend that is blamed again within that time is paused for longer.
             doubts.pause = doubts.pause.filter(|pause| is_fresh(pause.until, now));
             doubts.is_watched &= doubts.is_suspected();
             !doubts.failing.is_empty() || !doubts.working.is_empty() || doubts.pause.is_some()

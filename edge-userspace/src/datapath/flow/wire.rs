@@ -1,9 +1,9 @@
-//! Whether the wire shows of a connection what its sockets believe. Pure: what the programs noted goes in, a verdict
-//! comes out.
+//! Decides whether packets on the wire match the sockets' view of a connection. Pure: its input is the
+//! programs' record, its output a verdict.
 //!
-//! A flow is found by the addresses on the wire and goes out by the way that the routes without ports and marks have.
-//! Where NAT, SYNPROXY or a rule of the firewall stands between, a flow of the sockets' addresses would carry nothing,
-//! and the sockets would be gone. So both legs have to show a packet each way first.
+//! A flow is looked up by the addresses on the wire, and leaves by the route without ports and marks. If NAT,
+//! SYNPROXY or a firewall rule intervenes, a flow with the sockets' addresses would carry nothing, and the
+//! sockets would be gone. Both legs must therefore show a packet in each direction first.
 
 use std::{
     collections::HashMap,
@@ -17,8 +17,8 @@ use edge_common::flow::Handshake;
 const MEMORY: Duration = Duration::from_mins(10);
 /// How many are remembered at most.
 const MOST: usize = 1024;
-/// Segments that the socket has sent or received meanwhile and the programs have not seen: one may have passed them
-/// just before they looked.
+/// Segments that the socket has sent or received meanwhile but the programs have not seen: one may have
+/// passed just before they began to record.
 const UNSEEN: u32 = 2;
 
 /// How a leg differs from what its socket believes.
@@ -32,7 +32,7 @@ pub(super) enum Difference {
     OtherArrival,
 }
 
-/// What is known of a leg.
+/// The observations of a leg.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// A packet each way was as the socket believes.
@@ -51,7 +51,7 @@ pub(super) struct Traffic {
 }
 
 impl Traffic {
-    /// What came and went since `earlier`.
+    /// The packets since `earlier`.
     pub(super) const fn since(self, earlier: Self) -> Self {
         Self {
             received: self.received.wrapping_sub(earlier.received),
@@ -60,9 +60,10 @@ impl Traffic {
     }
 }
 
-/// Judges a leg that should use `device` by what the programs noted. At the end of patience `traffic` is what the socket
-/// has sent and received while they looked: what they did not see of it went another way. Another device is believed only
-/// then: a single packet may have taken a way that is no longer used, or be on its way through a device below.
+/// Judges a leg that should use `device` by the programs' record. At the end of the wait `traffic` is what
+/// the socket has sent and received while they recorded: packets that they missed took another path. Only
+/// then is a different device believed: a single packet may have taken a path that is no longer used, or be
+/// on its way through a lower device.
 pub(super) fn judge(device: u32, noted: &Handshake, traffic: Option<Traffic>) -> Verdict {
     if noted.translated != 0 {
         return Verdict::Differs(Difference::Translated);
@@ -96,8 +97,8 @@ pub(super) enum Place {
 pub(super) struct Memory(HashMap<Place, (Difference, Instant)>);
 
 impl Memory {
-    /// Takes note of what was found. Of clients only what our own packets show: what one client's packets do must not
-    /// count for others.
+    /// Records the result. For clients, only what our own packets show: one client's packets must not count
+    /// for others.
     pub(super) fn note(&mut self, place: Place, difference: Difference, now: Instant) {
         if matches!(place, Place::Listener(..)) && difference != Difference::Translated {
             return;
@@ -110,7 +111,7 @@ impl Memory {
         }
     }
 
-    /// What was found a short while ago.
+    /// The recent result.
     pub(super) fn recall(&mut self, place: Place, now: Instant) -> Option<Difference> {
         let (difference, then) = *self.0.get(&place)?;
         if now.saturating_duration_since(then) < MEMORY {

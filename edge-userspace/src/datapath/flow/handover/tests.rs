@@ -1,6 +1,6 @@
-//! The hand-over in a small world: two peers with TCP's rules, a network that loses, delays and repeats, the
-//! kernel's way of packets through tc or into a socket, and a daemon that may die. Whatever happens in which order,
-//! either everything arrives or both sides hear of it.
+//! The hand-over in a small model: two peers with TCP's rules, a network that loses, delays and repeats, the
+//! kernel's path of packets through tc or into a socket, and a daemon that may die. In any order of events,
+//! either everything arrives or both sides learn of the failure.
 
 use proptest::{collection::vec, prelude::*, test_runner::Config};
 
@@ -13,8 +13,8 @@ struct Segment {
     end: u32,
 }
 
-/// One way through the edge: a peer that sends, the socket that it sends to, the socket that sends on, and the
-/// peer that receives. Positions count from the start of the stream; the flow's difference is none.
+/// One direction through the edge: a peer that sends, the socket that it sends to, the socket that forwards,
+/// and the peer that receives. Positions count from the start of the stream; the flow's difference is zero.
 #[derive(Debug, Default)]
 struct Way {
     length: u32,
@@ -36,11 +36,11 @@ struct Way {
     /// Of the receiver: in order, and the pieces beyond.
     arrived: u32,
     beyond: Vec<Segment>,
-    /// What the flow saw acknowledged.
+    /// The acknowledgement that the flow saw.
     noted: u32,
 }
 
-/// What the network does next with one way.
+/// The network's next action for one direction.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Send(u8),
@@ -121,7 +121,8 @@ impl Way {
         {
             self.arrived = self.beyond.remove(at).end;
         }
-        // Its acknowledgement goes where packets go now; the socket hears what is short of all that it wrote.
+        // Its acknowledgement takes the packets' current path; the socket gets the ones below the end of its
+        // own data.
         if flow {
             self.noted = self.noted.max(self.arrived);
             self.unacknowledged = self.unacknowledged.max(self.arrived);
@@ -133,7 +134,7 @@ impl Way {
         }
     }
 
-    /// What the socket holds is read and written to the other.
+    /// Reads the data that the socket holds, and writes it to the other.
     fn relay(&mut self) -> usize {
         let bytes = self.received - self.read;
         (self.read, self.written) = (self.received, self.written + bytes);
@@ -247,7 +248,7 @@ impl World {
     }
 }
 
-/// What is still to be said: often nothing, so that no later acknowledgement covers an earlier one.
+/// The amount of data still to be sent: often none, so that no later acknowledgement covers an earlier one.
 fn length() -> impl Strategy<Value = u32> {
     prop_oneof![Just(0), 1..3000_u32]
 }
@@ -311,8 +312,8 @@ proptest! {
         let mut world = World::new(sent, 1000, pending);
         let mut machine = machine(&world);
         let outcome = run(&mut world, &mut machine, &script, life);
-        // A hand-over that did not end is still noted as begun: the next daemon resets both sides. One that did
-        // needs no daemon.
+        // An unfinished hand-over is still recorded as begun: the next daemon resets both sides. A finished
+        // one needs no daemon.
         if outcome == Some(Outcome::Carried) {
             for way in [&mut world.up, &mut world.down] {
                 way.settle(true, false);

@@ -1,5 +1,5 @@
-//! All tables that flows are in: this layout's, and those of older ones that an earlier version handed connections over
-//! to. These get no new flows, and one day they have none.
+//! All tables with flows: this layout's, and those of older layouts that earlier versions used. These get no
+//! new flows, and become empty in time.
 
 use std::{
     collections::HashMap,
@@ -66,8 +66,8 @@ impl Older {
 }
 
 impl FlowTier {
-    /// Visits every entry of every table, in no order; keeps nobody waiting who wants [`Self::table`]. One that comes or
-    /// goes meanwhile may be missed.
+    /// Visits every entry of every table, in no order; blocks nobody who needs [`Self::table`]. An entry that
+    /// is added or removed meanwhile may be missed.
     pub fn each_entry(&self, mut visit: impl FnMut(FlowKey, Flow)) -> Result<(), KernelError> {
         self.walk.each_entry(&mut visit)?;
         self.older.tables().iter().try_for_each(|table| table.each_entry(&mut visit))
@@ -92,7 +92,8 @@ impl FlowTier {
         })
     }
 
-    /// Removes directions whose other one is missing: what a daemon left that died while it installed or removed.
+    /// Removes directions without their counterpart, which a daemon leaves that dies while it installs or
+    /// removes a flow.
     pub fn remove_halves(&self) -> Result<usize, KernelError> {
         let own = self.table().remove_halves()?;
         self.older.tables().iter().try_fold(own, |sum, table| Ok(sum + table.remove_halves()?))
