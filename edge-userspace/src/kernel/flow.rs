@@ -36,7 +36,7 @@ use super::{
 };
 
 pub(super) const OBJECT: &str = "flow";
-/// The maps that outlive the daemon. What is noted of sockets ends with the sockets.
+/// The maps that outlive the daemon. Records of sockets end with the sockets.
 const MAPS: [Shape; 5] = [
     Shape::of::<FlowKey, Flow>(FLOWS, MapType::Hash),
     Shape::of::<u64, Pending>(FLOWS_PENDING, MapType::Hash),
@@ -100,11 +100,11 @@ enum Hands {
     Keeper(Entrusted),
 }
 
-/// What is known of the devices while the keeper attaches to them.
+/// The state of the devices while the keeper attaches to them.
 #[derive(Debug, Default)]
 struct Entrusted {
     attached: BTreeMap<u32, String>,
-    /// What was refused and when, so that no connection asks for the same again.
+    /// Refused devices and when, so that no connection tries the same again.
     refused: BTreeMap<u32, (Instant, String)>,
 }
 
@@ -164,7 +164,7 @@ impl FlowProgram {
         }
     }
 
-    /// What the programs report; to be taken once.
+    /// The reports of the programs; to be taken once.
     pub fn events(&mut self) -> Result<FlowEvents, KernelError> {
         match (&mut self.maps, &mut self.hands) {
             (Some(maps), _) => maps.events.take().ok_or_else(|| given(FLOW_EVENTS)),

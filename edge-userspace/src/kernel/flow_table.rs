@@ -1,5 +1,5 @@
-//! The maps of the flow tier as typed handles: both directions of a flow are installed together, read together
-//! and removed together. What a flow is and when it is made is decided in `datapath::flow`, not here.
+//! The maps of the flow tier as typed handles: both directions of a flow are installed together, read
+//! together and removed together. `datapath::flow` decides when to create a flow and with which numbers.
 
 use std::{
     fmt, io,
@@ -35,7 +35,7 @@ const NOEXIST: u64 = 1;
 /// `BPF_EXIST`: one that is not there is.
 const EXIST: u64 = 2;
 
-/// What is left of the room for labels when those that a connection has for itself get none.
+/// One in so many labels is reserved for shared ones.
 const COMMON_LABELS: u32 = 8;
 /// Keys tried for a label before it counts as having no room.
 const LABEL_TRIES: u32 = 8;
@@ -256,8 +256,8 @@ impl FlowTable {
         Ok(())
     }
 
-    /// What was noted when the socket's connection was established; `None` where nothing was, because the
-    /// socket is not in the cgroup that is watched.
+    /// The record of the socket's handshake; `None` if there is none, because the socket is not in the
+    /// watched cgroup.
     pub fn handshake(&self, socket: impl AsFd) -> Result<Option<Handshake>, KernelError> {
         found(self.handshakes.get(&socket.as_fd().as_raw_fd(), 0)).map_err(map("reading", HANDSHAKES))
     }
