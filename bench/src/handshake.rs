@@ -1,4 +1,4 @@
-//! Whole TLS 1.3 handshakes, from end to end through the edge; never resumed, so that each costs the same.
+//! Complete TLS 1.3 handshakes, end to end through the edge; never resumed, so that each costs the same.
 
 use std::{
     io::{self, Read, Write},

@@ -42,8 +42,8 @@ pub enum Job {
         /// For how long.
         millis: u32,
     },
-    /// Open connections that have been answered once and then rest, until the process is killed. Prints
-    /// [`HELD`] when all are open.
+    /// Open connections that are answered once and then rest until the process is killed. Prints [`HELD`]
+    /// when all are open.
     Hold {
         /// How many.
         connections: usize,

@@ -1,6 +1,6 @@
-//! The first bytes of a connection: a ClientHello that also tells the service what is wanted of it.
+//! The first bytes of a connection: a ClientHello that also carries an order for the service.
 //!
-//! The order rides in the hello's random, where an edge has no reason to look, so that it costs neither a
+//! The order is in the hello's random field, which an edge has no reason to read, so it costs neither a
 //! message nor a round trip.
 
 use std::io::{self, Read};

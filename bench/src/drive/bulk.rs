@@ -16,8 +16,8 @@ use crate::{
     stream::{discard, send_for},
 };
 
-/// Every sender sends for the same time; the clock runs until the last byte has arrived, so that what an edge
-/// keeps in its buffers is not counted before it is there.
+/// Every sender sends for the same time. The clock runs until the last byte has arrived, so that data in an
+/// edge's buffers is not counted before it arrives.
 pub(super) fn run(errand: &Errand, streams: usize, direction: Direction, millis: u32) -> Result<Report> {
     let start = Instant::now();
     let totals: Vec<io::Result<u64>> = thread::scope(|scope| {

@@ -47,7 +47,7 @@ pub(super) fn run(clients: usize, time: Duration, one: impl Fn() -> io::Result<(
     })
 }
 
-/// A ClientHello, an answer of this many octets, and the end; the service closes first, as after
+/// A ClientHello, an answer of this many bytes, and the end; the service closes first, as after
 /// `Connection: close`.
 pub(super) fn short(to: SocketAddr, hello: &[u8], answer: u32) -> io::Result<()> {
     let mut stream = TcpStream::connect(to)?;

@@ -1,7 +1,7 @@
-//! Two saved runs side by side.
+//! Compares two saved runs.
 //!
-//! Absolute figures of two runs differ by more than the code does. So a system's ratio to a base that both runs
-//! have is compared (forwarding, else HAProxy), and its absolute value only where neither is there.
+//! Absolute figures of two runs differ by more than the code does. So the ratio of a system to a base that
+//! both runs have (forwarding, else HAProxy) is compared, and its absolute value only if neither exists.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -16,7 +16,7 @@ pub(super) struct Against<'a> {
     pub(super) new: &'a Run,
 }
 
-/// What became of one figure.
+/// The result for one figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Better,

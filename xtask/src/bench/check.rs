@@ -1,7 +1,7 @@
-//! The bench's own test, `--check`: a daemon that is deliberately slowed must come out as slower.
+//! The bench's own test, `--check`: a deliberately slowed daemon must be measured as slower.
 //!
-//! And what can be counted on any machine stays within bounds, so that a daemon that does more for a connection than
-//! it did is noticed without a quiet one.
+//! Counts that any machine can take must stay within bounds, so that a daemon that does more work per
+//! connection is noticed even on a busy machine.
 
 use anyhow::{Result, ensure};
 
@@ -15,7 +15,7 @@ use super::{
 const PLAIN: &str = "edged-copy";
 /// The same, slowed.
 const SLOWED: &str = "edged-slowed";
-/// What is measured of both.
+/// Both systems.
 pub(super) const SYSTEMS: [&str; 2] = [PLAIN, SLOWED];
 /// By these tests.
 pub(super) const TRIALS: [&str; 4] = ["bulk-down-1", "ping", "connect-small", "work"];
@@ -25,8 +25,8 @@ pub(super) const EFFORT: Effort = Effort { millis: 400, idle: 0 };
 /// Where the slowed one has to be worse.
 const TOLD: [(&str, Metric); 3] =
     [("bulk-down-1", Metric::Throughput), ("ping", Metric::P50), ("connect-small", Metric::Rate)];
-/// The most that the daemon may do for one short connection: a tenth more than it does. Raise them only for
-/// something that is worth it on each connection.
+/// The most work that the daemon may do for one short connection: a tenth above the present. Raise these only
+/// for something that is worth it on each connection.
 const BOUNDS: [(&str, Metric, f64); 2] =
     [("work-instructions", Metric::Instructions, 48_500.0), ("work-calls", Metric::Calls, 25.5)];
 

@@ -1,4 +1,4 @@
-//! What the edge's program runs under where its work is counted, not its time: counts are the same on a busy machine.
+//! The instruments that count the edge's work instead of its time: counts are the same on a busy machine.
 
 use std::{
     fs,
@@ -8,8 +8,8 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-/// Hides the user that the daemon becomes, from the program behind it alone: valgrind's pipes for questions belong to root,
-/// and who is somebody else gives no answers.
+/// Hides the daemon's user from the program behind it alone: valgrind's pipes for queries belong to root, and
+/// another user gets no answers.
 const WITHOUT_USER: &str =
     r#"grep -v ^edge: /etc/passwd > "$1" && mount --bind "$1" /etc/passwd && shift && exec "$@""#;
 
@@ -58,12 +58,12 @@ impl Instrument {
         }
     }
 
-    /// How much these processes have done since their start or, where valgrind counts, since the last question.
+    /// The work of these processes since their start or, if valgrind counts, since the last query.
     pub(crate) fn count(self, directory: &Path, processes: impl Iterator<Item = i32>) -> Result<u64> {
         match self {
             Self::None | Self::Slow => Ok(0),
             Self::Callgrind => {
-                // The keeper is forked off, and valgrind makes no pipe for it; no connection has anything to do with it.
+                // The keeper is forked, and valgrind makes no pipe for it; it takes no part in connections.
                 let is_keeper = |pid: &i32| {
                     fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == KEEPER)
                 };
@@ -82,8 +82,8 @@ fn calls(directory: &Path) -> PathBuf {
     directory.join("calls.trace")
 }
 
-/// Whether a line of strace, `PID what`, is the begin of a call and not a signal, an end, or the rest of a call
-/// that another thread came between.
+/// Whether a line of strace, `PID what`, is the beginning of a call, and not a signal, an exit, or the rest
+/// of a call that another thread interrupted.
 fn begins_a_call(line: &str) -> bool {
     let what = line.trim_start_matches(|letter: char| letter.is_ascii_digit() || letter == ' ');
     what.starts_with(|letter: char| letter.is_ascii_lowercase())

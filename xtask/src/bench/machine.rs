@@ -4,7 +4,7 @@ use std::{fs, process::Command};
 
 use serde::{Deserialize, Serialize};
 
-/// What decides about absolute figures.
+/// The properties that determine absolute figures.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Machine {
     pub(crate) kernel: String,
@@ -14,7 +14,7 @@ pub(crate) struct Machine {
     pub(crate) congestion_control: String,
     /// The project's commit, and whether the tree had changes.
     pub(crate) commit: String,
-    /// Processes that were runnable beside the bench when it began, as the one-minute load average says.
+    /// Runnable processes besides the bench when it began, from the one-minute load average.
     pub(crate) load_before: f64,
 }
 
@@ -47,7 +47,7 @@ fn field(path: &str, name: &str) -> Option<String> {
     Some(line.trim_start_matches([' ', '\t', ':']).to_owned())
 }
 
-/// What a command says, in a line.
+/// The output of a command, in one line.
 pub(super) fn said(command: &mut Command) -> String {
     let output = command.output().map(|output| output.stdout).unwrap_or_default();
     String::from_utf8_lossy(&output).trim().to_owned()

@@ -1,8 +1,8 @@
-//! `cargo xtask bench`: what this project claims is ratios, measured side by side in one run.
+//! `cargo xtask bench`: measures ratios side by side in one run; this project claims nothing else.
 //!
-//! Every round runs every test on every system, so that neighbours in time are what is compared. A system is
-//! started afresh for each test: nothing it kept from the last one counts, and the packet filter of one is
-//! not in the way of another.
+//! Every round runs every test on every system, so that the compared runs are close in time. A system is
+//! started afresh for each test: no state of the previous one counts, and no system's packet filter affects
+//! another.
 
 mod against;
 mod check;
@@ -114,8 +114,8 @@ impl Bench {
         self.check
     }
 
-    /// What a run of the tests does in place of this: the same options with little to measure. Figures of so short a
-    /// run say nothing; that the command does its work is what is tried.
+    /// The task as a run of the tests performs it: the same options with little to measure. So short a run
+    /// has no meaningful figures; it shows only that the command works.
     pub(crate) fn rehearsal(&self) -> Self {
         let tests = if self.tests.is_empty() { vec!["ping".to_owned()] } else { self.tests.clone() };
         Self {
@@ -300,8 +300,8 @@ fn say(line: &str) {
 /// Builds what is measured and what measures, in release mode.
 fn build() -> Result<()> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    // One after the other: together, cargo would unite the features of their dependencies, and the daemon that
-    // is measured would not be the one that is shipped.
+    // One after the other: together, cargo would unite the features of their dependencies, and the measured
+    // daemon would differ from the shipped one.
     for package in ["edge-userspace", "edge-load"] {
         let status = Command::new(&cargo)
             .args(["build", "--release", "--bins", "--package", package])
@@ -312,7 +312,8 @@ fn build() -> Result<()> {
     Ok(())
 }
 
-/// What is measured beside edged, and with. What cannot be had is left out of the run, which says so.
+/// Installs the systems to compare with, and the tools. A missing one is left out of the run, which reports
+/// it.
 fn install() {
     if let Err(error) = setup::packages(&PACKAGES) {
         say(&format!("not everything could be installed: {error:#}"));

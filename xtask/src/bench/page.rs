@@ -1,4 +1,4 @@
-//! `docs/benchmarks.md`, made from a run; what somebody wrote by hand between the two marks stays.
+//! `docs/benchmarks.md`, made from a run; handwritten text between the two marks stays.
 
 use std::{
     fmt::{Result, Write},
@@ -16,26 +16,26 @@ const REMARKS_BEGIN: &str = "<!-- remarks: kept when this page is made again -->
 const REMARKS_END: &str = "<!-- /remarks -->";
 
 const METHOD: &str = "\
-Three hosts in network namespaces of one machine — client, edge, home — are joined by veth pairs. The edge runs one
-system at a time, started afresh for each test, so that neither memory nor packet filters of the last one count.
-Every round runs every test on every system, one after the other: what is compared are neighbours in time. A figure is the
-median of all rounds; *spread* is half of the distance between the extremes; a *ratio* is taken within each
-round, and the median of these is given. Ratios hold on other machines, absolute figures do not.
+Three hosts in network namespaces of one machine (client, edge, home) are joined by veth pairs. The edge runs one system
+at a time. Each system is started afresh for each test, so that neither memory nor packet filters of the previous one
+count. Every round runs every test on every system, one after the other, so that the compared runs are close in time. A
+figure is the median of all rounds. *Spread* is half the distance between the extremes. A *ratio* is computed within
+each round; the table shows the median of the rounds. Ratios apply to other machines, absolute figures do not.
 
-- Clients and service (`bench/`) use blocking sockets and a thread for each stream, and share the processors with
-  the edge. Real ones have their own, so bulk is thrown away in the kernel where it arrives (`MSG_TRUNC`).
-- Every connection begins with a real ClientHello, by whose server name the edge finds home.
-- `bulk-WAY-N`: N streams send as fast as they can; the clock runs until the last byte has arrived. `ping`: 64 octets
-  and their echo on one connection. `beside-bulk`: the same beside four streams of bulk. `connect-small`,
-  `connect-pq`: 32 clients connect, send a ClientHello (X25519, or X25519MLKEM768 as browsers send it), read 1,200
-  octets to the end and close. `handshake`: the same with a whole TLS 1.3 handshake by rustls. `idle`:
-  connections that were answered once and rest; memory is what is there more than before, that of the kernel in
-  the caches of sockets, files, epoll and connection tracking, of both ends too.
-- `work-instructions`, `work-calls`: one client after the other as in `connect-small`, the edge under valgrind or strace:
-  counts, which are the same on a busy machine. Once, not in every round.
-- Processor time of the machine is that of `/proc/stat`, interrupts included; that of the edge is what its
-  processes are charged, in ticks of 10 ms.
-- Access logs are off, for all.
+- Clients and service (`bench/`) use blocking sockets and one thread per stream, and share the processors with the edge.
+  Real ones have processors of their own, so bulk data is discarded in the kernel where it arrives (`MSG_TRUNC`).
+- Every connection begins with a real ClientHello; the edge routes it by the server name.
+- `bulk-WAY-N`: N streams send as fast as they can, until the last byte has arrived.
+- `ping`: 64 bytes and their echo on one connection. `beside-bulk`: the same beside four bulk streams.
+- `connect-small`, `connect-pq`: 32 clients connect, send a ClientHello (X25519, or X25519MLKEM768 as browsers send it),
+  read 1,200 bytes to the end and close. `handshake`: the same with a complete TLS 1.3 handshake by rustls.
+- `idle`: connections that were answered once and then rest. Memory is the increase over the state before. The kernel's
+  memory is that in the caches for sockets, files, epoll and connection tracking, including both ends.
+- `work-instructions`, `work-calls`: one client after the other as in `connect-small`, with the edge under valgrind or
+  strace. These are counts, which are the same on a busy machine. They are taken once, not in every round.
+- The machine's processor time comes from `/proc/stat`, interrupts included. The edge's is the time charged to its
+  processes, in ticks of 10 ms.
+- Access logs are off for all systems.
 ";
 
 /// Writes the page, with the remarks of the page that is there, and every sample beside it.
@@ -45,7 +45,7 @@ pub(super) fn write(path: &Path, run: &Run) -> anyhow::Result<()> {
     Ok(fs::write(path.with_extension("json"), serde_json::to_string(run)? + "\n")?)
 }
 
-/// What was written by hand.
+/// The handwritten text.
 fn remarks(page: &str) -> &str {
     let between = page.split_once(REMARKS_BEGIN).and_then(|(_, rest)| rest.split_once(REMARKS_END));
     between.map_or("\n", |(remarks, _)| remarks)

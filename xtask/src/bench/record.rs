@@ -80,7 +80,7 @@ impl Run {
             .collect()
     }
 
-    /// What was measured in a test, in the order of [`Metric`].
+    /// The figures of a test, in the order of [`Metric`].
     pub(crate) fn metrics(&self, trial: &str) -> Vec<Metric> {
         let of_trial = self.samples.iter().filter(|sample| sample.trial == trial);
         let mut metrics: Vec<Metric> = of_trial.map(|sample| sample.metric).collect();

@@ -1,4 +1,4 @@
-//! The rig: the lab, the service at home, client processes, and the machine's own account of its processors.
+//! The rig: the lab, the service at home, client processes, and the machine's own count of processor time.
 
 use std::{
     cell::Cell,
@@ -29,13 +29,14 @@ pub(crate) const WEB: &str = "web.example";
 /// The server name that every edge leads to [`HANDSHAKES`].
 pub(crate) const TLS: &str = "tls.example";
 
-/// What the kernel keeps for a connection: its sockets, their files and inodes, their places in epolls, what tracks them.
-/// The whole of the slabs has directories and pages of everything else that the machine does in it.
+/// The kernel's caches for a connection: its sockets, their files and inodes, their entries in epolls and in
+/// connection tracking. All slabs together would include directories and pages of everything else on the
+/// machine.
 const CACHES: [&str; 8] =
     ["TCP", "TCPv6", "eventpoll_epi", "eventpoll_pwq", "ep_head", "filp", "nf_conntrack", "sock_inode_cache"];
 
-/// The same on all hosts, whatever the machine's default is: the first of these that a namespace may use. Both
-/// answer to loss alone; pacing, as BBR does it, would measure timers.
+/// The congestion control of all hosts, whatever the machine's default is: the first of these that a
+/// namespace may use. Both react to loss alone; pacing, as in BBR, would measure timers.
 const CONGESTION_CONTROL: [&str; 2] = ["cubic", "reno"];
 
 /// The lab with the service at home.
@@ -54,7 +55,7 @@ struct Pin {
     edge: String,
 }
 
-/// What a job cost: its report and the processor time of the whole machine meanwhile.
+/// The cost of a job: its report and the processor time of the whole machine meanwhile.
 pub(crate) struct Measured {
     pub(crate) report: Report,
     pub(crate) machine_cpu: Duration,
@@ -80,7 +81,7 @@ impl Rig {
         Ok(Self { lab, authority: authority.file, pin, instrument: Cell::default(), _service: service })
     }
 
-    /// What programs of the edge run under from now on.
+    /// Sets the instrument that programs of the edge run under from now on.
     pub(crate) fn put_under(&self, instrument: Instrument) {
         self.instrument.set(instrument);
     }
@@ -102,7 +103,7 @@ impl Rig {
         command
     }
 
-    /// What the present instrument has counted of all that runs on the edge.
+    /// The count of the present instrument for everything on the edge.
     pub(crate) fn edge_work(&self) -> Result<u64> {
         self.instrument.get().count(self.lab.directory(), self.edge_processes())
     }
@@ -144,7 +145,7 @@ impl Rig {
         let name = if matches!(job, Job::Handshake { .. }) { TLS } else { WEB };
         let errand = Errand { to, name: name.to_owned(), job: job.clone() };
         let mut command = placed(self.pin.as_ref().map(|pin| &*pin.ends), release("edge-load")?);
-        // What failed goes into the page: the reason, not a trace of our own calls.
+        // Failures go into the page: the reason, not a trace of our own calls.
         command.env("RUST_BACKTRACE", "0");
         command.arg("drive").arg(serde_json::to_string(&errand)?);
         Ok(command)
@@ -155,7 +156,7 @@ impl Rig {
         self.edge_processes().filter_map(|pid| status_field(pid, "VmRSS:")).sum::<u64>() * 1024
     }
 
-    /// Processor time used so far by all that runs on the edge; in ticks of the kernel, usually 10 ms.
+    /// Processor time of all processes on the edge so far; in kernel ticks, usually 10 ms.
     fn edge_cpu(&self) -> Duration {
         self.edge_processes().filter_map(process_cpu).sum()
     }
@@ -238,7 +239,7 @@ pub(crate) fn slab() -> Result<u64> {
     Ok(text.lines().filter_map(slab_of).sum())
 }
 
-/// The bytes in use of a cache that counts: name, objects in use, objects, octets of one (slabinfo(5)).
+/// The bytes in use in a relevant cache: name, objects in use, objects, bytes per object (slabinfo(5)).
 fn slab_of(line: &str) -> Option<u64> {
     let [name, used, _, size, ..] = line.split_whitespace().collect::<Vec<_>>()[..] else { return None };
     CACHES.contains(&name).then_some(used.parse::<u64>().ok()? * size.parse::<u64>().ok()?)

@@ -1,7 +1,7 @@
-//! From samples to figures: medians, their spread, and ratios.
+//! Turns samples into figures: medians, their spread, and ratios.
 //!
-//! A ratio is taken within each round, between neighbours in time, and the median of those is given: what slows
-//! the machine for a while slows both, and drops out.
+//! A ratio is computed within each round, between neighbours in time, and the median of these is given: a
+//! temporary slowdown affects both, and cancels out.
 
 use super::{record::Run, trials::Metric};
 

@@ -4,7 +4,7 @@ use std::fmt::{self, Display, Formatter};
 
 use super::record::Run;
 
-/// What ratios are taken to.
+/// The bases of ratios.
 pub(super) const BASES: [&str; 2] = ["forwarding", "haproxy"];
 
 /// All figures of a run.

@@ -27,7 +27,7 @@ pub(super) struct Release {
     suite: &'static str,
 }
 
-/// What can be asked for.
+/// The kernels that can be chosen.
 pub(super) const RELEASES: &[Release] =
     &[Release { name: "6.1", suite: "bookworm" }, Release { name: "6.12", suite: "trixie" }];
 

@@ -51,8 +51,8 @@ impl Edged {
         Self { name: "edged-100k-routes".to_owned(), routes: MANY, ..Self::tier("auto") }
     }
 
-    /// Traced: each system call costs two more switches of context. It is what a wasteful datapath would look
-    /// like, made without a line in the product; the bench must tell it from the daemon itself.
+    /// Traced: each system call costs two more context switches. This simulates a wasteful datapath without a
+    /// line in the product; the bench must distinguish it from the daemon itself.
     pub(super) fn slowed() -> Self {
         Self { name: "edged-slowed".to_owned(), slowed: true, ..Self::tier("copy") }
     }
@@ -106,7 +106,8 @@ impl Edged {
             let text = fs::read_to_string(&log).unwrap_or_default();
             text.lines()
                 .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-                // The one of the job: those that only look whether the service answers are over in no time.
+                // The connection of the job: those that only check whether the service answers end
+                // immediately.
                 .find(|record| record["sni"] == WEB && record["bytes_down"].as_u64() > Some(1 << 16))
         })?;
         Ok(record["datapath"].as_str().context("no datapath in the access log")?.to_owned())
@@ -138,7 +139,7 @@ impl System for Edged {
             return None;
         }
         match self.tier_in_use(rig) {
-            // The one connection of this trial is over before its hand-over; where the tier is missing, edged does not
+            // The only connection of this trial ends before its hand-over; without the tier, edged does not
             // start.
             Ok(_) if self.datapath == "flow" => None,
             Ok(tier) if tier == self.datapath => None,

@@ -1,5 +1,5 @@
-//! The kernel alone: forwarding, which is the limit, and nft DNAT, which is its own way of doing the job where
-//! no server name has to be read.
+//! The kernel alone: forwarding, which is the limit, and nft DNAT, its own way of doing the job if no server
+//! name has to be read.
 
 use std::process::Command;
 

@@ -1,4 +1,5 @@
-//! What is measured side by side: each system starts on the lab's edge and leads two server names home.
+//! The systems that are measured side by side: each starts on the lab's edge and routes two server names to
+//! home.
 
 mod edged;
 mod haproxy;
@@ -19,7 +20,7 @@ pub(crate) trait System {
     /// As `--systems` and all tables have it.
     fn name(&self) -> &str;
 
-    /// What it is, in a line.
+    /// A description in one line.
     fn about(&self) -> String;
 
     /// Why it cannot be measured on this machine.
@@ -47,7 +48,7 @@ pub(crate) struct Running<'a> {
 }
 
 impl<'a> Running<'a> {
-    /// What removes that which it leaves behind when it is stopped.
+    /// Removes the state that it leaves behind when it is stopped.
     fn undone_by(self, undo: Command) -> Self {
         let mut running = self;
         running.undo = Some(undo);

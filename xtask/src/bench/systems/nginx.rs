@@ -86,8 +86,9 @@ impl System for Nginx {
         let edge = rig.lab.edge.v4;
         let module =
             if self.has_stream_built_in() { String::new() } else { format!("load_module {MODULE};\n") };
-        // Debian's 768 connections a worker would end the tests of many connections early. Without half-close
-        // an upload's end takes the way back, and with it the receipt that the client waits for.
+        // Debian's 768 connections per worker would end the tests of many connections early. Without
+        // half-close, the end of an upload would also close the way back, and the client would miss the
+        // receipt.
         format!(
             "{module}user root;\nworker_processes auto;\nworker_rlimit_nofile 20000;\n\
              pid nginx.pid;\nevents {{ worker_connections 19900; }}\n\

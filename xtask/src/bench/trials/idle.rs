@@ -1,4 +1,4 @@
-//! What connections cost that rest.
+//! The cost of idle connections.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What is measured: each trial puts one kind of load on a running system and gives figures.
+//! The trials: each puts one kind of load on a running system and returns figures.
 
 mod bulk;
 mod connections;
@@ -16,7 +16,7 @@ pub(crate) trait Trial {
     /// As `--tests` and all tables have it.
     fn name(&self) -> &str;
 
-    /// What the edge's program has to run under.
+    /// The instrument that the edge's program must run under.
     fn instrument(&self) -> Instrument {
         Instrument::None
     }
@@ -37,7 +37,7 @@ pub(crate) struct Figure {
     pub(crate) value: f64,
 }
 
-/// What a value says, in its unit.
+/// The meaning of a value, with its unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Metric {
@@ -138,7 +138,7 @@ pub(super) fn select(names: &[String], quick: bool, effort: Effort) -> Result<Ve
     Ok(known.into_iter().filter(|trial| chosen.iter().any(|name| name == trial.name())).collect())
 }
 
-/// What `--quick` runs.
+/// The trials of `--quick`.
 const QUICK: [&str; 6] = ["bulk-down-1", "bulk-down-8", "bulk-up-1", "ping", "connect-small", "idle"];
 
 fn known(effort: Effort) -> Vec<Box<dyn Trial>> {

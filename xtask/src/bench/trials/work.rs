@@ -1,7 +1,8 @@
-//! What the edge's program does for one short connection, counted: instructions in user space, system calls.
+//! The work of the edge's program for one short connection, counted: instructions in user space, and system
+//! calls.
 //!
-//! One client at a time, so that each connection finds the same edge, and the same work is the same number, be the
-//! machine busy or not.
+//! One client at a time, so that each connection finds the same edge. The same work then gives the same
+//! number, whether the machine is busy or not.
 
 use anyhow::{Result, ensure};
 use load::job::{HelloSize, Job};
@@ -57,7 +58,8 @@ impl Trial for Work {
         ensure!(report.failed == 0, "{} connections failed", report.failed);
         // Valgrind counts from the last question on.
         let done = if self.instrument == Instrument::Callgrind { after } else { after - before };
-        // The client's first connection, which shows that the edge serves, is not among those it reports.
+        // The client's first connection, which shows that the edge serves, is not among those that it
+        // reports.
         #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
         let value = done as f64 / (report.count + 1) as f64;
         Ok(vec![Figure { metric: self.metric, value }])
