@@ -74,7 +74,7 @@ fn behind_ufw() -> Result<()> {
     }
     case(|lab| {
         firewall::ufw(&lab.edge)?;
-        // It denies: a port that it was not told of is closed to clients, whoever listens.
+        // It denies: a port without a rule is closed to clients, even if a program listens.
         let _other = service::echo(&lab.edge, (lab.edge.v4, 8443).into())?;
         ensure!(!lab.client.accepts(lab.edge.at(8443)), "ufw lets everything in");
         flows_hold(lab, lab.home_at(443))

@@ -257,7 +257,7 @@ fn kill(pid: u32, signal: Signal) -> Result<()> {
     Ok(kill_process(pid, signal)?)
 }
 
-/// The daemon's end of the socket pair to its keeper, as whoever owns the daemon has it.
+/// The daemon's end of the socket pair to its keeper, as an attacker who controls the daemon has it.
 fn channel_of(daemon: u32) -> Result<OwnedFd> {
     let pid = Pid::from_raw(daemon.try_into()?).context("no process")?;
     let process = pidfd_open(pid, PidfdFlags::empty())?;

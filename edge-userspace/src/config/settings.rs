@@ -94,19 +94,19 @@ pub(super) fn read_text(path: &Path) -> Result<String, ConfigError> {
 pub struct DaemonSettings {
     /// `datapath`: the fastest tier allowed, by default `auto`.
     pub datapath: Choice,
-    /// `state_dir`: where routes, drained backends and blocks made at run time are kept; `/var/lib/edge`.
+    /// `state_dir`: the directory for routes, drained backends and blocks made at run time; `/var/lib/edge`.
     pub state_dir: PathBuf,
-    /// `control`: the socket that `edgectl` talks to; `/run/edge/control.sock`.
+    /// `control`: the socket for `edgectl`; `/run/edge/control.sock`.
     pub control: PathBuf,
     /// `admin`: the address that serves metrics and the dashboard; `"off"` by default, which is `None`.
     pub admin: Option<SocketAddr>,
-    /// `admin_hosts`: names by which the admin address is asked for, beside addresses, localhost and this machine's name.
+    /// `admin_hosts`: host names that the admin address answers to, besides addresses, localhost and its own.
     pub admin_hosts: Vec<HostName>,
-    /// `access_log`: where a line for each connection goes; `stdout`, `off` or a path with a `/`.
+    /// `access_log`: the destination of the log with one line per connection; `stdout`, `off` or a path with a `/`.
     pub access_log: AccessLogTarget,
-    /// `access_log_empty`: whether a connection on which the client never sent a byte has a line there too; `false`.
+    /// `access_log_empty`: whether to log connections on which the client never sent a byte; `false`.
     pub access_log_empty: bool,
-    /// How long connections may go on after SIGTERM; nothing means not at all.
+    /// How long connections may continue after SIGTERM; zero means not at all.
     pub drain_timeout: Duration,
 }
 
@@ -117,28 +117,29 @@ pub struct Limits {
     pub hello_timeout: Duration,
     /// `hello_bytes`: the largest ClientHello or request head, in bytes; 65536, which is the most.
     pub hello_bytes: usize,
-    /// `hello_memory`: what the first bytes of all clients together may take, in bytes; 16 MiB.
+    /// `hello_memory`: the memory for the first bytes of all clients together, in bytes; 16 MiB.
     pub hello_memory: usize,
-    /// `connections`: at the same time; 0, the default, means what the file-descriptor limit and the memory allow.
+    /// `connections`: concurrent; 0, the default, means as many as the file-descriptor limit and memory allow.
     pub connections: usize,
-    /// `connections_per_source`: at the same time, of one IPv4 address or IPv6 /64; 0 means no limit. `None`, which is
-    /// `"auto"` and the default, is a share of `connections`.
+    /// `connections_per_source`: concurrent, from one IPv4 address or IPv6 /64; 0 means no limit. `None`, which
+    /// is `"auto"` and the default, means a share of `connections`.
     pub connections_per_source: Option<usize>,
-    /// `connection_rate_per_source`: new ones a second, of one IPv4 address or IPv6 /64; 0, the default, means no limit.
+    /// `connection_rate_per_source`: new per second, from one IPv4 address or IPv6 /64; 0, the default: no limit.
     pub connection_rate_per_source: u32,
-    /// `idle_timeout`: a connection without a byte either way for this long is closed; 1 h, and 0 is never (`None`).
+    /// `idle_timeout`: the time without a byte in either direction after which a connection is closed; 1 h.
+    /// 0 means never (`None`).
     pub idle_timeout: Option<Duration>,
 }
 
 /// `[resolver]`
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResolverSpec {
-    /// `servers`: name servers, by port 53 unless it is written; empty, the default, means the system's.
+    /// `servers`: name servers, on port 53 by default; empty, the default, means the system's.
     pub servers: Vec<SocketAddr>,
     /// `suffixes`: name servers for the names at and below a suffix.
     pub suffixes: BTreeMap<HostName, Vec<SocketAddr>>,
-    /// `search`: domains that names may leave out, in the order in which they are tried; where it is left out, those of
-    /// the system if the servers are the system's, else none.
+    /// `search`: domains that names may omit, in the order in which they are tried. By default those of the
+    /// system if the servers are the system's, else none.
     pub search: Option<Vec<HostName>>,
 }
 
@@ -153,9 +154,9 @@ pub struct FlowSpec {
 /// `[shield]`
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ShieldSpec {
-    /// `lists`: files of prefixes, one a line.
+    /// `lists`: files with one prefix per line.
     pub lists: Vec<PathBuf>,
-    /// `syn_rate`: new connections a second and source (/32, /64); 0, the default, means no limit.
+    /// `syn_rate`: new connections per second and source (/32, /64); 0, the default, means no limit.
     pub syn_rate: u32,
 }
 

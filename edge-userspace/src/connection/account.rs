@@ -17,7 +17,7 @@ use crate::{
     spec::{AlpnList, HostName, Spoken},
 };
 
-/// One connection. Shared by its task and whoever looks at it.
+/// One connection. Shared by its task and its observers.
 #[derive(Debug)]
 pub struct Connection {
     /// Its number, unique in this process.

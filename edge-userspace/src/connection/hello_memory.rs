@@ -88,7 +88,7 @@ impl Drop for Held {
     }
 }
 
-/// Who holds how much. `T` is the handle through which a connection is ordered to stop.
+/// The sources and their shares. `T` is the handle through which a connection is ordered to stop.
 #[derive(Debug)]
 struct Ledger<T> {
     limit: usize,

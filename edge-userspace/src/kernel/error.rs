@@ -98,7 +98,7 @@ pub enum KernelError {
 
 impl KernelError {
     /// The error and its causes in one line. A verifier's log is reduced to its last words: what it says
-    /// before is for whoever writes the program.
+    /// before is for the authors of the program.
     pub fn words(&self) -> String {
         let mut words = self.to_string();
         let mut cause = std::error::Error::source(self);

@@ -200,7 +200,7 @@ impl OlderFlows {
     }
 }
 
-/// The pins of an older layout, for whoever may take them away.
+/// The pins of an older layout, for the process that may remove them.
 #[derive(Clone, Debug)]
 pub(super) struct OlderPins {
     pub(super) layout: String,

@@ -27,7 +27,7 @@ use crate::{
 
 /// Lines that may wait: a second of a busy edge, a few megabytes.
 const QUEUE: usize = 16 * 1024;
-/// How long [`AccessLog::flush`] waits for whoever reads the log.
+/// How long [`AccessLog::flush`] waits for the reader of the log.
 const FLUSH: Duration = Duration::from_secs(2);
 /// Bytes that go out with one write: some two hundred lines.
 const BUFFER: usize = 64 * 1024;

@@ -1,4 +1,4 @@
-//! Which backend it is, and everything about it at once for whoever shows it.
+//! The identity of a backend, and a snapshot of its state for display.
 
 use std::{
     fmt,
