@@ -139,7 +139,7 @@ fn a_vlan_beside_flows_of_the_device_below() -> Result<()> {
         let _echo = service::echo(&lab.home, lab.home_at(443))?;
         let daemon = edged(lab, "")?;
         let mut below = echoed(lab, &daemon)?;
-        let mut above = lab.client.connect((ON_VLAN[0], 443).into())?;
+        let mut above = lab.client.connect((ON_VLAN[0], 443))?;
         echo_once(&mut above, &hello())?;
         wait_for_flows(&daemon, 2)?;
         for _ in 0..3 {
