@@ -67,6 +67,29 @@ fn the_route_then_the_listener_then_the_limit_says_how_long_nothing_may_move() -
 }
 
 #[test]
+fn a_shell_may_be_silent_for_hours() -> Result<()> {
+    case(|lab| {
+        let _service = service::echo(&lab.home, lab.home_at(443))?;
+        let home = lab.home_at(443);
+        let edged = Edged::start(
+            lab,
+            &format!(
+                "[limits]\nidle_timeout = \"2s\"\n\
+                 [[listener]]\nname = \"all\"\nbind = [\"[::]:443\"]\nprotocols = [\"tls\", \"ssh\"]\n\
+                 [[route]]\nhost = \"plain.example\"\nto = \"{home}\"\n\
+                 [[route]]\nprotocol = [\"ssh\"]\nto = \"{home}\"\n"
+            ),
+        )?;
+        let mut shell = lab.client.connect(lab.edge.at(443))?;
+        echo_once(&mut shell, b"SSH-2.0-OpenSSH_9.2p1\r\n")?;
+        let mut page = live(lab, 443, "plain.example")?;
+        ensure!(stream::read_to_end(&mut page)?.1 == End::Fin);
+        edged.access_log.wait_for("the page", |record| record["close"] == "idle_timeout")?;
+        echo_once(&mut shell, b"still there")
+    })
+}
+
+#[test]
 fn half_closed_connections_end_too() -> Result<()> {
     case(|lab| {
         // A service that never closes.
@@ -191,7 +214,6 @@ fn a_tcp_listener_has_a_pool_and_keeps_idle_connections_alive() -> Result<()> {
             &format!(
                 "[limits]\nidle_timeout = \"3s\"\n\
                  [[listener]]\nname = \"electrum\"\nbind = [\"[::]:50001\"]\nprotocol = \"tcp\"\nto = \"electrs\"\n\
-                 idle_timeout = 0\n\
                  [[listener]]\nname = \"electrum-tls\"\nbind = [\"[::]:50002\"]\n\
                  [[pool]]\nname = \"electrs\"\nhealth = {{ kind = \"tcp\", interval = \"200ms\", fall = 2 }}\n\
                  [[pool.backend]]\nto = \"{}\"\n[[pool.backend]]\nto = \"{}\"\nbackup = true\n\

@@ -270,7 +270,9 @@ async fn open(
     if protocol == Some(Spoken::Postgres) || alpn.iter().any(|name| name == postgres::ALPN) {
         edge.sessions.note(source, destination.identity, lease.backend().id());
     }
-    let idle_timeout = destination.idle_timeout.or(listener.spec.idle_timeout);
+    // What a tcp listener carries is unknown.
+    let never = protocol.is_none_or(Spoken::may_be_silent).then_some(Duration::ZERO);
+    let idle_timeout = destination.idle_timeout.or(listener.spec.idle_timeout).or(never);
     let way = Way { destination: Arc::clone(&destination), lease, address, connect_time: took, idle_timeout };
     connection.goes(way);
     Ok(Opened { destination, backend: stream, preread, place, kept })

@@ -48,6 +48,11 @@ impl Spoken {
         matches!(self, Self::Tls | Self::Postgres)
     }
 
+    /// Whether its connections may be silent for hours while somebody needs them: a shell, a database session.
+    pub fn may_be_silent(self) -> bool {
+        matches!(self, Self::Ssh | Self::Postgres)
+    }
+
     /// Whether a route without `protocol` matches it: the protocols that every web server speaks.
     pub fn is_web(self) -> bool {
         matches!(self, Self::Tls | Self::Http)
