@@ -4,6 +4,7 @@
 //! `pool` chooses a backend, `datapath` carries, and `connection` keeps the account of it all. `spec` is what the
 //! operator says.
 
+pub mod accounts;
 pub mod config;
 pub mod connection;
 pub mod control;

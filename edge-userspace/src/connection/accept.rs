@@ -9,8 +9,8 @@ use std::{
 
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{Accepted, Edge, Slot, serve};
-use crate::datapath;
+use super::{Accepted, Edge, serve};
+use crate::{accounts::Slot, datapath};
 
 /// The pause when the process or the machine is out of file descriptors or memory, unless a connection ends
 /// sooner.

@@ -1,6 +1,7 @@
 //! Connections that continue as flows: without sockets, without a task, and without state here. They are
 //! found in the kernel's table, scanned from time to time (see [`sweep`]), and accounted for when they end.
 
+mod ended;
 mod evidence;
 mod keepalive;
 mod sweep;
@@ -10,42 +11,40 @@ use std::{
     collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    time::Duration,
 };
 
 use edge_common::flow::{CLOSED, Flow, FlowEvent, FlowKey, REPLACED, REPORTED, UP};
 
-use self::{keepalive::Keepalive, sweep::Census, unfinished::Suspect};
-use super::{Edge, Outcome, Passport, admission::SourceSlot};
+use self::{
+    ended::{Ended, FlowEnd},
+    keepalive::Keepalive,
+    sweep::{Census, Sweep},
+    unfinished::Suspect,
+};
+use super::Passport;
 use crate::{
-    datapath::{End, Side, StopReason, flow::FlowTier},
+    accounts::{Accounts, Admission, SourceSlot},
+    datapath::{StopReason, flow::FlowTier},
     kernel::{Ends, FlowPair, KernelError, monotonic},
     tally::FlowSum,
 };
 
-/// All flows of this machine.
+/// All flows of this machine. Locks are taken in the order of the fields.
 #[derive(Debug)]
 pub struct Flows {
     tier: Arc<FlowTier>,
-    /// By key. As many as there are different ones.
-    passports: Mutex<HashMap<u32, Arc<Passport>>>,
-    /// Flows that were accounted for and linger.
-    accounted: Mutex<HashSet<u64>>,
-    /// Last counts of flows that were accounted for since the last sweep.
-    settled: Mutex<Vec<(u32, FlowSum)>>,
-    /// Places among the connections of a source, where these are limited.
-    places: Mutex<HashMap<u64, SourceSlot>>,
-    /// Flows that stall, and how much each had repeated when that was last held against it.
-    stalling: Mutex<HashMap<u64, u32>>,
-    /// Flows whose peers were asked whether they are still there.
-    keepalive: Mutex<Keepalive>,
-    /// The acknowledgements of both sides at the last sweep, for flows to suspected backends.
-    acknowledged: Mutex<HashMap<u64, [u32; 2]>>,
-    census: Mutex<Census>,
-    /// When the last sweep began. Locked during a sweep, so that callers that arrive meanwhile wait for it.
-    swept: Mutex<Option<Instant>>,
+    accounts: Arc<Accounts>,
     /// Flows of hand-overs that an earlier daemon did not finish.
     suspects: Mutex<Vec<Suspect>>,
+    /// Held during a sweep, so that whoever comes meanwhile waits for it.
+    sweep: Mutex<Sweep>,
+    /// Flows whose peers were asked whether they are still there.
+    keepalive: Mutex<Keepalive>,
+    book: Mutex<Book>,
+    /// By key. As many as there are different ones.
+    passports: Mutex<HashMap<u32, Arc<Passport>>>,
+    census: Mutex<Census>,
 }
 
 /// A flow as the operator sees it.
@@ -82,64 +81,29 @@ impl FlowView {
     }
 }
 
-/// The last account of a flow.
-#[derive(Debug)]
-pub(super) struct FlowAccount {
-    pub(super) id: u64,
-    pub(super) client: SocketAddr,
-    pub(super) local: SocketAddr,
-    pub(super) backend: SocketAddr,
-    pub(super) accepted: SystemTime,
-    pub(super) duration: Duration,
-    pub(super) connect_time: Duration,
-    pub(super) bytes_up: u64,
-    pub(super) bytes_down: u64,
-    pub(super) passport: Arc<Passport>,
-}
-
-/// How a flow ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FlowEnd {
-    Finished,
-    ClientReset,
-    BackendReset,
-    Stopped(StopReason),
-    /// This side answered no keepalive.
-    Gone(Side),
-    /// A hand-over that an earlier daemon did not finish, and bytes were lost.
-    Unfinished,
-}
-
-impl FlowEnd {
-    /// `close` in the access log.
-    pub(super) fn label(self) -> &'static str {
-        match self {
-            Self::Finished => Outcome::Carried(End::Finished).label(),
-            Self::ClientReset => Outcome::Carried(End::Reset(Side::Client)).label(),
-            Self::BackendReset => Outcome::Carried(End::Reset(Side::Backend)).label(),
-            Self::Stopped(reason) => Outcome::Stopped(reason).label(),
-            Self::Gone(Side::Client) => "client_gone",
-            Self::Gone(Side::Backend) => "backend_gone",
-            Self::Unfinished => "handover_interrupted",
-        }
-    }
+/// What must agree about flows that end: taken in one step, so that the bytes of each are counted once.
+#[derive(Debug, Default)]
+struct Book {
+    /// Flows that were accounted for and linger.
+    accounted: HashSet<u64>,
+    /// Last counts of flows that were accounted for since the last sweep, by label.
+    settled: Vec<(u32, FlowSum)>,
+    /// Places among the connections of a source, where these are limited.
+    places: HashMap<u64, SourceSlot>,
 }
 
 impl Flows {
-    /// The flows of a tier.
-    pub fn new(tier: Arc<FlowTier>) -> Self {
+    /// The flows of a tier, with what is counted and logged of them in `accounts`.
+    pub fn new(tier: Arc<FlowTier>, accounts: Arc<Accounts>) -> Self {
         Self {
             tier,
-            passports: Mutex::default(),
-            accounted: Mutex::default(),
-            settled: Mutex::default(),
-            places: Mutex::default(),
-            stalling: Mutex::default(),
-            keepalive: Mutex::default(),
-            acknowledged: Mutex::default(),
-            census: Mutex::default(),
-            swept: Mutex::default(),
+            accounts,
             suspects: Mutex::default(),
+            sweep: Mutex::default(),
+            keepalive: Mutex::default(),
+            book: Mutex::default(),
+            passports: Mutex::default(),
+            census: Mutex::default(),
         }
     }
 
@@ -151,15 +115,15 @@ impl Flows {
     /// A place among the connections of a source goes along with the flow.
     pub(super) fn keep_place(&self, id: u64, place: SourceSlot) {
         if place.is_counted() {
-            lock(&self.places).insert(id, place);
+            lock(&self.book).places.insert(id, place);
         }
     }
 
-    /// Takes over the flows of an earlier daemon. Must be called before connections are accepted; `events`
-    /// holds the reports that it did not read.
-    pub(super) fn adopt(
+    /// Takes over what an earlier daemon left. To be called before connections are accepted; reports that it has not
+    /// read are in `events`. Where connections of a source are limited, its flows take places in `admission`.
+    pub fn adopt(
         &self,
-        edge: &Edge,
+        admission: Option<&Arc<Admission>>,
         events: impl Iterator<Item = FlowEvent>,
     ) -> Result<(), KernelError> {
         let halves = self.tier.remove_halves()?;
@@ -175,7 +139,6 @@ impl Flows {
             labels.into_iter().filter_map(|label| Some((label, self.passport(label).client?.ip()))).collect();
         let (mut flows, mut last_id) = (0_u64, 0);
         let mut reported = HashSet::new();
-        let limit = edge.running.load().connections_per_source;
         self.tier.each_entry(|key, flow| {
             last_id = last_id.max(flow.id);
             if flow.direction != UP {
@@ -189,20 +152,20 @@ impl Flows {
             if flow.has(REPORTED) {
                 reported.insert(flow.id);
             }
-            if limit != 0
-                && let Some(place) = edge.admission.source(key.source().ip(), usize::MAX)
+            if let Some(place) =
+                admission.and_then(|admission| admission.source(key.source().ip(), usize::MAX))
             {
-                lock(&self.places).insert(flow.id, place);
+                lock(&self.book).places.insert(flow.id, place);
             }
         })?;
         // After the look at the flows: what ends from now on has its report still to come.
         for event in events {
             reported.remove(&event.id);
-            self.happened(edge, &event);
+            self.happened(&event);
         }
         // The earlier daemon has read theirs.
-        lock(&self.accounted).extend(reported);
-        edge.registry.continue_after(last_id);
+        lock(&self.book).accounted.extend(reported);
+        self.accounts.continue_after(last_id);
         if flows != 0 || !unfinished.is_empty() {
             tracing::info!(flows, halves, unfinished = unfinished.len(), "flows of an earlier daemon go on");
         }
@@ -210,74 +173,53 @@ impl Flows {
     }
 
     /// Takes note of what the programs report.
-    pub(super) fn happened(&self, edge: &Edge, event: &FlowEvent) {
+    pub fn happened(&self, event: &FlowEvent) {
         // A reset counts when nobody has belied it for a while: the sweep sees to it.
-        if event.kind == CLOSED || event.kind == REPLACED {
-            let known = match event.kind {
-                REPLACED => lock(&self.accounted).remove(&event.id),
-                _ => !lock(&self.accounted).insert(event.id),
-            };
-            let is_up = event.direction == u32::from(UP);
-            if event.kind == CLOSED {
-                self.tier.is_flow(event.id, if is_up { event.key } else { event.to.reversed() });
+        if event.kind != CLOSED && event.kind != REPLACED {
+            return;
+        }
+        let is_up = event.direction == u32::from(UP);
+        let ended = Ended::reported(event, is_up);
+        let known = {
+            let mut book = lock(&self.book);
+            let known = if event.kind == REPLACED {
+                book.places.remove(&event.id);
+                book.accounted.remove(&event.id)
             } else {
-                let (to, from) = (event.to, event.key);
-                let (backend, port) = if is_up {
-                    (to.destination(), to.source().port())
-                } else {
-                    (from.source(), from.destination().port())
-                };
-                let local = if is_up { to.source() } else { from.destination() };
-                self.tier.was_flow(Ends { local, peer: backend });
-                self.tier.ports().give_back(backend, port);
-                lock(&self.places).remove(&event.id);
-            }
+                !book.accounted.insert(event.id)
+            };
             if !known {
-                self.account_for(edge, event, is_up);
+                book.settled.push((ended.label, ended.sum()));
             }
-        }
-    }
-
-    fn account_for(&self, edge: &Edge, event: &FlowEvent, is_up: bool) {
-        let (client, local, backend) = if is_up {
-            (event.key.source(), event.key.destination(), event.to.destination())
+            known
+        };
+        if event.kind == CLOSED {
+            self.tier.is_flow(event.id, if is_up { event.key } else { event.to.reversed() });
         } else {
-            (event.to.destination(), event.to.source(), event.key.source())
-        };
-        let (bytes_up, bytes_down) =
-            if is_up { (event.bytes, event.peer_bytes) } else { (event.peer_bytes, event.bytes) };
-        let end = match (event.resets, is_up) {
-            (0, _) => FlowEnd::Finished,
-            (1, true) | (2, false) => FlowEnd::ClientReset,
-            _ => FlowEnd::BackendReset,
-        };
-        let passport = self.passport(event.label);
-        let clock = Clock::now();
-        let connect_time = Duration::from_micros(event.connect_time.into());
-        let account = FlowAccount {
-            id: event.id,
-            client: passport.client.unwrap_or(client),
-            local,
-            backend,
-            accepted: clock.wall_time(event.accepted),
-            // The kernel looks at a coarse clock, which may be a tick behind.
-            duration: since(event.last_seen, event.accepted).max(connect_time),
-            connect_time,
-            bytes_up,
-            bytes_down,
-            passport,
-        };
-        self.settle(event.label, &account);
-        if end == FlowEnd::Finished && account.bytes_up > 0 && account.bytes_down > 0 {
-            let peer = if is_up { event.key.source() } else { event.to.destination() };
-            self.tier.worked(peer.ip(), backend.ip(), since(clock.monotonic, event.last_seen));
+            let (to, from) = (event.to, event.key);
+            let (backend, port) = if is_up {
+                (to.destination(), to.source().port())
+            } else {
+                (from.source(), from.destination().port())
+            };
+            let local = if is_up { to.source() } else { from.destination() };
+            self.tier.was_flow(Ends { local, peer: backend });
+            self.tier.ports().give_back(backend, port);
         }
-        edge.account_flow(&account, end);
+        if known {
+            return;
+        }
+        let end = FlowEnd::reported(event, is_up);
+        if end == FlowEnd::Finished && ended.bytes_up > 0 && ended.bytes_down > 0 {
+            let quiet = since(monotonic(), event.last_seen);
+            self.tier.worked(ended.peer.ip(), ended.backend.ip(), quiet);
+        }
+        let passport = self.passport(ended.label);
+        self.accounts.close(ended.account(&passport, end));
     }
 
     /// Ends a flow now: removes it, with a reset to both sides where it has not ended by itself.
-    fn end(&self, edge: &Edge, pair: &FlowPair, end: FlowEnd) {
-        let FlowPair { up_key, up, down } = pair;
+    fn end(&self, pair: &FlowPair, end: FlowEnd) {
         if matches!(end, FlowEnd::Stopped(_) | FlowEnd::Gone(_) | FlowEnd::Unfinished) {
             if !self.tier.cut(pair) {
                 return;
@@ -285,33 +227,21 @@ impl Flows {
         } else {
             self.tier.remove(pair);
         }
-        lock(&self.places).remove(&up.id);
-        if lock(&self.accounted).remove(&up.id) {
-            return;
-        }
-        let passport = self.passport(up.label);
-        let clock = Clock::now();
-        let last_seen = up.last_seen.max(down.last_seen);
-        let until = if matches!(end, FlowEnd::Stopped(_)) { clock.monotonic } else { last_seen };
-        let account = FlowAccount {
-            id: up.id,
-            client: passport.client.unwrap_or(up_key.source()),
-            local: up_key.destination(),
-            backend: up.to.destination(),
-            accepted: clock.wall_time(up.accepted),
-            duration: since(until, up.accepted),
-            connect_time: Duration::from_micros(up.connect_time.into()),
-            bytes_up: up.bytes(),
-            bytes_down: down.bytes(),
-            passport,
+        let id = pair.up.id;
+        let ended = Ended::of(pair, end);
+        let was_accounted = {
+            let mut book = lock(&self.book);
+            book.places.remove(&id);
+            let was_accounted = book.accounted.remove(&id);
+            if !was_accounted {
+                book.settled.push((ended.label, ended.sum()));
+            }
+            was_accounted
         };
-        self.settle(up.label, &account);
-        edge.account_flow(&account, end);
-    }
-
-    fn settle(&self, label: u32, account: &FlowAccount) {
-        let sum = FlowSum { live: 0, up: account.bytes_up, down: account.bytes_down };
-        lock(&self.settled).push((label, sum));
+        if !was_accounted {
+            let passport = self.passport(ended.label);
+            self.accounts.close(ended.account(&passport, end));
+        }
     }
 
     /// All flows that have not ended.
@@ -326,7 +256,7 @@ impl Flows {
             }
         })?;
         let now = monotonic();
-        let accounted = lock(&self.accounted).clone();
+        let accounted = lock(&self.book).accounted.clone();
         let keepalive = lock(&self.keepalive);
         Ok(ups
             .into_iter()
@@ -350,15 +280,10 @@ impl Flows {
     }
 
     /// Ends the flows that `which` picks; says how many.
-    pub fn stop(
-        &self,
-        edge: &Edge,
-        reason: StopReason,
-        which: impl Fn(&FlowView) -> bool,
-    ) -> Result<usize, KernelError> {
+    pub fn stop(&self, reason: StopReason, which: impl Fn(&FlowView) -> bool) -> Result<usize, KernelError> {
         let chosen: Vec<_> = self.list()?.into_iter().filter(which).collect();
         for flow in &chosen {
-            self.end(edge, &flow.pair, FlowEnd::Stopped(reason));
+            self.end(&flow.pair, FlowEnd::Stopped(reason));
         }
         Ok(chosen.len())
     }
@@ -376,22 +301,6 @@ impl Flows {
 
 fn since(now: u64, then: u64) -> Duration {
     Duration::from_nanos(now.saturating_sub(then))
-}
-
-/// Both clocks at one time.
-struct Clock {
-    monotonic: u64,
-    wall: SystemTime,
-}
-
-impl Clock {
-    fn now() -> Self {
-        Self { monotonic: monotonic(), wall: SystemTime::now() }
-    }
-
-    fn wall_time(&self, then: u64) -> SystemTime {
-        self.wall.checked_sub(since(self.monotonic, then)).unwrap_or(SystemTime::UNIX_EPOCH)
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -8,7 +8,6 @@
 
 mod accept;
 mod account;
-mod admission;
 mod cancel;
 mod destination;
 mod edge;
@@ -18,7 +17,6 @@ mod hello_memory;
 mod outcome;
 mod passport;
 mod postgres;
-mod rate;
 mod received;
 mod refusal;
 mod registry;
@@ -27,10 +25,9 @@ mod serve;
 
 pub use accept::accept;
 pub use account::Connection;
-pub use admission::{Admission, Slot};
 pub use cancel::Sessions;
 pub use destination::{Destination, Source, identity_of};
-pub use edge::{Edge, Ending, Endings};
+pub use edge::Edge;
 pub use flows::{FlowView, Flows};
 pub use hello_memory::HelloMemory;
 pub use outcome::Outcome;

@@ -2,10 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -16,29 +13,12 @@ use crate::datapath::{StopReason, flow::OLD_ENOUGH};
 const SHARDS: usize = 16;
 
 /// Every connection that lives, by its number.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Registry {
-    next: AtomicU64,
     shards: [Mutex<HashMap<u64, Arc<Connection>>>; SHARDS],
 }
 
-impl Default for Registry {
-    fn default() -> Self {
-        Self { next: AtomicU64::new(1), shards: std::array::from_fn(|_| Mutex::default()) }
-    }
-}
-
 impl Registry {
-    /// A number that no other connection of this process has.
-    pub(super) fn next_id(&self) -> u64 {
-        self.next.fetch_add(1, Relaxed)
-    }
-
-    /// Numbers up to this one were given by an earlier daemon, to connections that live.
-    pub(super) fn continue_after(&self, id: u64) {
-        self.next.fetch_max(id + 1, Relaxed);
-    }
-
     pub(super) fn insert(&self, connection: Arc<Connection>) {
         self.shard(connection.id).insert(connection.id, connection);
     }

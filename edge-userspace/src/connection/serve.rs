@@ -16,9 +16,8 @@ use tokio::{
 };
 
 use super::{
-    Connection, Destination, Edge, ListenerState, Outcome, Running, Slot,
+    Connection, Destination, Edge, ListenerState, Outcome, Running,
     account::{Asked, Way},
-    admission::SourceSlot,
     cancel,
     hello::{self, Hello, NoHello},
     hello_memory::Held,
@@ -28,6 +27,7 @@ use super::{
     refusal,
 };
 use crate::{
+    accounts::{Slot, SourceSlot},
     datapath::{
         self, Fate, Pair, Passenger, Preread, StopReason, Ticket,
         flow::{FlowTier, Options},
@@ -65,7 +65,7 @@ pub fn serve(
 ) -> impl Future<Output = ()> + Send {
     let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
     let local = client.local_addr().unwrap_or_else(|_| (Ipv6Addr::UNSPECIFIED, port).into());
-    let (id, name) = (edge.registry.next_id(), Arc::clone(&listener.spec.name));
+    let (id, name) = (edge.accounts.next_id(), Arc::clone(&listener.spec.name));
     let connection = Arc::new(Connection::new(id, canonical(peer), canonical(local), name));
     edge.registry.insert(Arc::clone(&connection));
     let registered = Registered { edge, connection, _slot: slot };

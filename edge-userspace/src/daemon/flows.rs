@@ -7,8 +7,9 @@ use edge_common::flow::{FlowEvent, FlowReason};
 
 use super::{Daemon, status};
 use crate::{
+    accounts::{Accounts, Admission},
     config::FlowSpec,
-    connection::{Edge, FlowView, Flows, backend_key},
+    connection::{FlowView, Flows, backend_key},
     control::api,
     datapath::{
         Tiers,
@@ -29,8 +30,9 @@ const LOCAL: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 pub(super) fn take(
     kernel: &mut Kernel,
     tiers: &Tiers,
+    accounts: &Arc<Accounts>,
     FlowSpec { ports }: &FlowSpec,
-) -> Option<(Flows, Reports)> {
+) -> Option<(Arc<Flows>, Reports)> {
     let mut program = kernel.flow.take()?;
     let older = std::mem::take(&mut kernel.older);
     let own_ports = Ports::new(ports.clone());
@@ -41,7 +43,7 @@ pub(super) fn take(
             let tier = Arc::new(tier);
             tiers.add_flow(Arc::clone(&tier));
             let older = tier.older().tables().into_iter().filter_map(reports_of).collect();
-            Some((Flows::new(tier), Reports { own: events, older }))
+            Some((Arc::new(Flows::new(tier, Arc::clone(accounts))), Reports { own: events, older }))
         }
         Err(error) => {
             let finding = Finding::new("flow tier", State::Limited, error.words());
@@ -52,7 +54,31 @@ pub(super) fn take(
     }
 }
 
-/// Keeps the kernel from assigning these ports, if its own range overlaps them. Needs rights.
+/// Takes over the flows of an earlier daemon and looks after all flows from now on, in tasks of the control runtime. To be
+/// called before connections are accepted. Where connections of a source are limited, its flows count in `admission`.
+pub(super) fn adopt(flows: &Arc<Flows>, mut reports: Reports, admission: Option<&Arc<Admission>>) {
+    if let Err(error) = flows.adopt(admission, reports.waiting()) {
+        tracing::error!(
+            error = error.words(),
+            "flows of an earlier daemon are carried, but not all are known"
+        );
+    }
+    reports.listen(flows);
+    tokio::spawn({
+        let flows = Arc::clone(flows);
+        async move { flows.finish_handovers().await }
+    });
+    tokio::spawn({
+        let tier = Arc::clone(flows.tier());
+        async move { tier.tend_tracks().await }
+    });
+    tokio::spawn({
+        let tier = Arc::clone(flows.tier());
+        async move { tier.ready_connections().await }
+    });
+}
+
+/// Keeps the kernel from giving out these ports, where its own range reaches into them. Needs rights.
 pub(super) fn reserve_ports(ports: &RangeInclusive<u16>) {
     if let Err(error) = reserve(ports) {
         tracing::warn!(%error, "ports of flows cannot be reserved: do not let others connect from {ports:?}");
@@ -98,7 +124,7 @@ fn reports_of(table: Arc<OlderFlows>) -> Option<(Arc<OlderFlows>, FlowEvents)> {
 
 impl Reports {
     /// Those that are there already.
-    pub(super) fn waiting(&mut self) -> impl Iterator<Item = FlowEvent> {
+    fn waiting(&mut self) -> impl Iterator<Item = FlowEvent> {
         let older = self.older.iter_mut();
         let mut all: Vec<&mut FlowEvents> =
             iter::once(&mut self.own).chain(older.map(|(_, events)| events)).collect();
@@ -106,40 +132,38 @@ impl Reports {
     }
 
     /// Reads them from now on.
-    pub(super) fn listen(self, edge: &Arc<Edge>) {
-        tokio::spawn(listen(Arc::clone(edge), self.own));
+    fn listen(self, flows: &Arc<Flows>) {
+        tokio::spawn(listen(Arc::clone(flows), self.own));
         for (table, events) in self.older {
-            tokio::spawn(outlive(Arc::clone(edge), table, events));
+            tokio::spawn(outlive(Arc::clone(flows), table, events));
         }
     }
 }
 
 /// Reads what the programs report, for as long as the daemon lives.
-async fn listen(edge: Arc<Edge>, mut events: FlowEvents) {
-    listen_to(&edge, &mut events).await;
+async fn listen(flows: Arc<Flows>, mut events: FlowEvents) {
+    listen_to(&flows, &mut events).await;
 }
 
 /// Ends only where the kernel refuses.
-async fn listen_to(edge: &Edge, events: &mut FlowEvents) {
+async fn listen_to(flows: &Flows, events: &mut FlowEvents) {
     loop {
         if let Err(error) = events.readable().await {
             tracing::error!(%error, "ends of flows are noticed late from now on");
             return;
         }
-        edge.flows_happened(events);
+        events.for_each(|event| flows.happened(&event));
     }
 }
 
-/// Reads the reports of an older layout's programs until the last of their flows has ended, then removes the
-/// programs.
-async fn outlive(edge: Arc<Edge>, table: Arc<OlderFlows>, mut events: FlowEvents) {
+/// Reads what an older layout's programs report until the last of their flows has ended, and takes them away then.
+async fn outlive(flows: Arc<Flows>, table: Arc<OlderFlows>, mut events: FlowEvents) {
     tokio::select! {
-        () = listen_to(&edge, &mut events) => table.emptied().await,
+        () = listen_to(&flows, &mut events) => table.emptied().await,
         () = table.emptied() => {}
     }
-    // The last flows to end were reported before their entries went.
-    edge.flows_happened(&mut events);
-    let Some(flows) = &edge.flows else { return };
+    // What ended last was reported before its entries went.
+    events.for_each(|event| flows.happened(&event));
     if let Err(error) = table.detach().and_then(|()| flows.tier().older().remove(&table)) {
         tracing::warn!(
             layout = table.layout(),

@@ -51,11 +51,12 @@ use self::{
     worker::Workers,
 };
 use crate::{
+    accounts::{Accounts, Admission},
     config::{
         ConfigError, Settings,
         state::{self, Opened, State, StateError, StateStore},
     },
-    connection::{Admission, Edge, Endings, HelloMemory, Registry, Sessions},
+    connection::{Edge, HelloMemory, Registry, Sessions},
     control,
     datapath::Tiers,
     kernel::{Finding, Kernel, Objects, PinsBusy, UnreadFlows, give_back_memory},
@@ -198,12 +199,12 @@ impl Daemon {
         if let Some(recovery) = recovery {
             tracing::error!("{recovery}");
         }
-        let tiers = Tiers::default();
-        let flows = flows::take(&mut kernel, &tiers, &settings.flow);
-        let (flows, mut reports) = flows.unzip();
-        tiers::provide(&tiers, &kernel.objects, &settings, &state.routes)?;
         let access_log = AccessLog::open(&settings.daemon.access_log)
             .map_err(|error| DaemonError::System("cannot open daemon.access_log", error))?;
+        let accounts = Arc::new(Accounts::new(access_log, fastrand::u64(..)));
+        let tiers = Tiers::default();
+        let (flows, reports) = flows::take(&mut kernel, &tiers, &accounts, &settings.flow).unzip();
+        tiers::provide(&tiers, &kernel.objects, &settings, &state.routes)?;
         let mut following = Following::new(&settings.resolver, settings.tunnel);
         // Before anybody is accepted.
         let shielding = Shielding::new(&mut kernel, &state.blocks, &following);
@@ -214,38 +215,17 @@ impl Daemon {
             registry: Registry::default(),
             admission: Arc::new(Admission::new(connection_limit(settings.limits.connections))),
             hello_memory: Arc::new(HelloMemory::new(settings.limits.hello_memory)),
-            access_log,
+            accounts,
             timings: Timings::default(),
-            endings: Endings::default(),
             sessions: Sessions::default(),
             tiers,
             flows,
             blocked: shielding.sources(),
-            run: fastrand::u64(..),
         });
-        if let Some(reports) = &mut reports
-            && let Err(error) = edge.adopt_flows(reports.waiting())
-        {
-            tracing::error!(
-                error = error.words(),
-                "flows of an earlier daemon are carried, but not all are known"
-            );
+        if let (Some(flows), Some(reports)) = (&edge.flows, reports) {
+            let is_limited = edge.running.load().connections_per_source != 0;
+            flows::adopt(flows, reports, is_limited.then_some(&edge.admission));
         }
-        if let Some(reports) = reports {
-            reports.listen(&edge);
-        }
-        tokio::spawn({
-            let edge = Arc::clone(&edge);
-            async move { edge.finish_handovers().await }
-        });
-        tokio::spawn({
-            let edge = Arc::clone(&edge);
-            async move { edge.tend_tracks().await }
-        });
-        tokio::spawn({
-            let edge = Arc::clone(&edge);
-            async move { edge.ready_connections().await }
-        });
         let mut sockets = Sockets::new(inherited);
         let prepared = sockets.prepare(&settings.listeners, workers, Demand::Some)?;
         let workers = Workers::start(workers, &edge)
@@ -300,7 +280,7 @@ impl Daemon {
             // Where it fails, `status` has it; the next save brings it to the disk.
             let _ = steering.store.save(&steering.state).await;
         }
-        self.edge.access_log.reopen();
+        self.edge.accounts.access_log().reopen();
         let mut shown = self.shown();
         shown.last_reload =
             Some(Reload { time: Moment::now(), error: outcome.as_ref().err().map(ToString::to_string) });

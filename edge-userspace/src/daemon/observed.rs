@@ -41,7 +41,7 @@ impl Observed for Daemon {
         // Counters of routes lag behind their live connections by up to a sweep.
         edge.settle();
         let running = edge.running.load();
-        let endings = edge.endings.counts().into_iter().map(|(ending, count)| Ended {
+        let endings = edge.accounts.endings().into_iter().map(|(ending, count)| Ended {
             listener: ending.listener,
             route: ending.route,
             datapath: ending.datapath,
@@ -94,7 +94,7 @@ impl Observed for Daemon {
             blocked_packets: self.shielding.dropped(),
             conntrack: Fill::now().map(|fill| (fill.entries, fill.limit)),
             hello_memory: edge.hello_memory.usage().0,
-            flow: edge.flows.as_ref().map(super::flows::measured),
+            flow: edge.flows.as_deref().map(super::flows::measured),
             reload_successful: self.shown().last_reload.as_ref().is_none_or(|reload| reload.error.is_none()),
         }
     }

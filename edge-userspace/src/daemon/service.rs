@@ -76,7 +76,7 @@ pub async fn run(prepared: Prepared) -> Result<(), DaemonError> {
         () = daemon.drain() => {}
         () = signals.end() => tracing::warn!("told to end twice: connections are cut"),
     }
-    daemon.edge.access_log.flush();
+    daemon.edge.accounts.access_log().flush();
     let _ = ending.send(true);
     let _ = timeout(LAST_WORDS, control).await;
     Ok(())

@@ -18,8 +18,8 @@ impl Daemon {
     pub(super) fn glance(&self) -> Status {
         let running = self.edge.running.load();
         let live = self.edge.registry.list();
-        let census = self.edge.flows.as_ref().map(connection::Flows::census).unwrap_or_default();
-        let endings = self.edge.endings.counts();
+        let census = self.edge.flows.as_deref().map(connection::Flows::census).unwrap_or_default();
+        let endings = self.edge.accounts.endings();
         let mut rejected: BTreeMap<Arc<str>, u64> = BTreeMap::new();
         for (ending, count) in endings.iter().filter(|(ending, _)| ending.refused) {
             *rejected.entry(ending.result.into()).or_default() += count;
@@ -87,7 +87,12 @@ impl Daemon {
                 others: self.left_by_others(),
             },
             listeners,
-            troubles: self.troubles.lines().into_iter().chain(self.edge.access_log.trouble()).collect(),
+            troubles: self
+                .troubles
+                .lines()
+                .into_iter()
+                .chain(self.edge.accounts.access_log().trouble())
+                .collect(),
             connections: ConnectionCount {
                 now: live.len() as u64 + census.live,
                 total: live.len() as u64 + census.live + ended,

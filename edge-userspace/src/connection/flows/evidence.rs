@@ -5,7 +5,7 @@ use std::{collections::HashMap, net::IpAddr};
 
 use edge_common::flow::{Flow, FlowKey, UP};
 
-use super::{Flows, lock, since};
+use super::{Flows, since, sweep::Sweep};
 use crate::{datapath::flow::Suspected, kernel::FlowPair, source::network_of};
 
 /// Flows that are looked at closely in one sweep, each of another network and backend.
@@ -45,24 +45,22 @@ impl Evidence {
 
 impl Flows {
     /// Tells the tier which flows work, and has it judge the backends.
-    pub(super) fn weigh(&self, evidence: Evidence, now: u64) {
+    pub(super) fn weigh(&self, sweep: &mut Sweep, evidence: Evidence, now: u64) {
         let Evidence { suspected, flows } = evidence;
         if suspected.is_empty() {
             return;
         }
-        let mut acknowledged = lock(&self.acknowledged);
-        let before = std::mem::take(&mut *acknowledged);
+        let before = std::mem::take(&mut sweep.acknowledged);
         for (_, up_key, id) in flows.into_values() {
             let Some(pair) = self.tier.pair(&up_key, id).unwrap_or_default() else { continue };
             let both = [pair.up.acked, pair.down.acked];
-            acknowledged.insert(pair.up.id, both);
+            sweep.acknowledged.insert(pair.up.id, both);
             let is_moving = before.get(&pair.up.id).is_some_and(|before| *before != both);
             if works(&pair, is_moving) {
                 let (client, backend) = (up_key.source().ip(), pair.up.to.destination().ip());
                 self.tier.worked(client, backend, since(now, pair.down.last_seen));
             }
         }
-        drop(acknowledged);
         self.tier.judge(&suspected);
     }
 }

@@ -16,7 +16,7 @@ use super::{
     lock, since,
 };
 use crate::{
-    connection::{Edge, Passport, Running, account::patience, passport::backend_key},
+    connection::{Passport, Running, account::patience, passport::backend_key},
     datapath::{Side, StopReason},
     kernel::{FlowPair, KernelError, monotonic},
     source::source_of,
@@ -41,11 +41,22 @@ pub struct Census {
     pub listeners: HashMap<Arc<str>, u64>,
     /// All of them.
     pub live: u64,
-    sweeps: u32,
-    /// Whether there are so many that sources are worth counting.
+}
+
+/// What one sweep leaves to the next.
+#[derive(Debug, Default)]
+pub(super) struct Sweep {
+    /// When the last one began.
+    began: Option<Instant>,
+    count: u32,
+    /// Whether there are so many flows that sources are worth counting.
     is_crowded: bool,
-    /// Labels that no flow had at the last look.
+    /// Labels that no flow had at the last look for them.
     unused: HashSet<u32>,
+    /// Flows that stall, and how much each had repeated when that was last held against it.
+    stalling: HashMap<u64, u32>,
+    /// What both sides of flows to suspected backends had acknowledged.
+    pub(super) acknowledged: HashMap<u64, [u32; 2]>,
 }
 
 impl Flows {
@@ -59,34 +70,44 @@ impl Flows {
     /// after the other.
     pub(in crate::connection) fn sweep(
         &self,
-        edge: &Edge,
+        running: &Running,
         idle: Option<Duration>,
         not_before: Instant,
     ) -> Result<(), KernelError> {
-        let mut swept = lock(&self.swept);
-        if swept.is_some_and(|began| began >= not_before) {
+        let mut sweep = lock(&self.sweep);
+        if sweep.began.is_some_and(|began| began >= not_before) {
             return Ok(());
         }
         let began = Instant::now();
-        self.look_over(edge, idle)?;
-        *swept = Some(began);
+        self.look_over(&mut sweep, running, idle)?;
+        sweep.began = Some(began);
         Ok(())
     }
 
-    fn look_over(&self, edge: &Edge, idle: Option<Duration>) -> Result<(), KernelError> {
+    fn look_over(
+        &self,
+        sweep: &mut Sweep,
+        running: &Running,
+        idle: Option<Duration>,
+    ) -> Result<(), KernelError> {
         let now = monotonic();
         let quiet = |flow: &Flow| since(now, flow.last_seen);
         let mut evidence = Evidence::of(self.tier.suspected());
         let mut sums: HashMap<u32, FlowSum> = HashMap::new();
         let mut candidates = Vec::new();
         let mut sources: HashMap<IpAddr, u64> = HashMap::new();
-        let is_crowded = lock(&self.census).is_crowded;
-        let settled = std::mem::take(&mut *lock(&self.settled));
+        let is_crowded = sweep.is_crowded;
+        let settled;
         let mut due;
         {
             let mut keepalive = lock(&self.keepalive);
             due = keepalive.begin(now);
-            let accounted = lock(&self.accounted).clone();
+            let accounted;
+            {
+                let mut book = lock(&self.book);
+                settled = std::mem::take(&mut book.settled);
+                accounted = book.accounted.clone();
+            }
             let known = lock(&self.passports).clone();
             // Unknown flows are examined below, where they become known.
             let may_be_idle = |flow: &Flow, active: u64| {
@@ -117,32 +138,32 @@ impl Flows {
             })?;
             keepalive.end();
         }
-        self.keep_alive(edge, due, now);
+        self.keep_alive(due, now);
         let mut stalling = HashMap::new();
         for (key, id) in candidates {
             if let Some(pair) = self.tier.pair(&key, id)? {
                 let active = lock(&self.keepalive).active(pair.up.id);
                 let idle_for = active.map_or(quiet(&pair.up).min(quiet(&pair.down)), |then| since(now, then));
-                self.judge(edge, &pair, idle_for, idle);
+                self.judge(&pair, idle_for, idle);
                 if is_stalling(&pair.up) {
-                    stalling.insert(pair.up.id, self.hold_against(&pair));
+                    stalling.insert(pair.up.id, self.hold_against(&sweep.stalling, &pair));
                 }
             }
         }
-        *lock(&self.stalling) = stalling;
-        self.weigh(evidence, now);
+        sweep.stalling = stalling;
+        self.weigh(sweep, evidence, now);
         self.tier.older().tables().iter().for_each(|table| table.look_whether_empty());
-        self.publish(&edge.running.load(), &sums, &settled);
+        sweep.is_crowded = self.publish(running, &sums, &settled) >= QUOTA;
         self.limit_sources(sources);
-        self.forget_labels(&sums)
+        self.forget_labels(sweep, &sums)
     }
 
     /// Asks whose turn it is, and ends the flows of peers that are gone.
-    fn keep_alive(&self, edge: &Edge, mut due: Due, now: u64) {
+    fn keep_alive(&self, mut due: Due, now: u64) {
         for Peer { up_key, id, direction } in std::mem::take(&mut due.gone) {
             if let Some(pair) = self.pair(&up_key, id) {
                 let side = if direction == UP { Side::Client } else { Side::Backend };
-                self.end(edge, &pair, FlowEnd::Gone(side));
+                self.end(&pair, FlowEnd::Gone(side));
             }
         }
         for Question { peer: Peer { up_key, id, direction }, .. } in due.questions() {
@@ -160,27 +181,26 @@ impl Flows {
         self.tier.pair(up_key, id).unwrap_or_default()
     }
 
-    fn judge(&self, edge: &Edge, pair: &FlowPair, quiet: Duration, idle: Option<Duration>) {
+    fn judge(&self, pair: &FlowPair, quiet: Duration, idle: Option<Duration>) {
         let FlowPair { up, down, .. } = pair;
         if up.is_reset() || down.is_reset() {
             if quiet >= RESET_LINGERS {
                 let end = if up.has(RESET) { FlowEnd::ClientReset } else { FlowEnd::BackendReset };
-                self.end(edge, pair, end);
+                self.end(pair, end);
             }
         } else if pair.is_closed() {
             if quiet >= CLOSED_LINGERS {
-                self.end(edge, pair, FlowEnd::Finished);
+                self.end(pair, FlowEnd::Finished);
             }
         } else if limit(&self.passport(up.label), idle, up).is_some_and(|limit| quiet >= limit) {
-            self.end(edge, pair, FlowEnd::Stopped(StopReason::Idle));
+            self.end(pair, FlowEnd::Stopped(StopReason::Idle));
         }
     }
 
-    /// A flow stalls. This counts once, and again when it has retransmitted as much again, because its
-    /// counter is never reset.
-    fn hold_against(&self, pair: &FlowPair) -> u32 {
+    /// A flow stalls. Once is once: it counts again when it has repeated as much again, for its counter is never reset.
+    fn hold_against(&self, stalling: &HashMap<u64, u32>, pair: &FlowPair) -> u32 {
         let repeated = pair.up.repeated;
-        let before = lock(&self.stalling).get(&pair.up.id).copied();
+        let before = stalling.get(&pair.up.id).copied();
         if let Some(before) = before.filter(|before| repeated.wrapping_sub(*before) < REPEATS) {
             return before;
         }
@@ -188,8 +208,8 @@ impl Flows {
         repeated
     }
 
-    /// Adds the sums up by destination, backend and listener.
-    fn publish(&self, running: &Running, sums: &HashMap<u32, FlowSum>, settled: &[(u32, FlowSum)]) {
+    /// Adds the sums up by destination, backend and listener; returns how many flows there are.
+    fn publish(&self, running: &Running, sums: &HashMap<u32, FlowSum>, settled: &[(u32, FlowSum)]) -> u64 {
         let mut census = Census::default();
         let (mut destinations, mut backends) = (HashMap::new(), HashMap::new());
         let add = |to: &mut HashMap<u64, (FlowSum, FlowSum)>, key, live: FlowSum, ended: FlowSum| {
@@ -206,14 +226,10 @@ impl Flows {
             *census.listeners.entry(Arc::clone(&passport.listener)).or_default() += live.live;
             census.live += live.live;
         }
-        let mut before = lock(&self.census);
-        let is_nothing_new = census.live == 0 && before.live == 0 && settled.is_empty();
-        census.is_crowded = census.live >= QUOTA;
-        (census.sweeps, census.unused) = (before.sweeps, std::mem::take(&mut before.unused));
-        *before = census;
-        drop(before);
-        if is_nothing_new {
-            return;
+        let live = census.live;
+        let before = std::mem::replace(&mut *lock(&self.census), census);
+        if live == 0 && before.live == 0 && settled.is_empty() {
+            return live;
         }
         for destination in running.destinations() {
             // Removed from the map: a route of the file and one added at run time may have the same identity,
@@ -227,24 +243,23 @@ impl Flows {
             backend.tally().carried(ended.up, ended.down);
             backend.tally().set_flows(live);
         }
+        live
     }
 
     /// Removes labels that no flow had at this look and the one before.
-    fn forget_labels(&self, used: &HashMap<u32, FlowSum>) -> Result<(), KernelError> {
-        let mut census = lock(&self.census);
-        census.sweeps += 1;
-        if !census.sweeps.is_multiple_of(LABEL_SWEEPS) {
+    fn forget_labels(&self, sweep: &mut Sweep, used: &HashMap<u32, FlowSum>) -> Result<(), KernelError> {
+        sweep.count += 1;
+        if !sweep.count.is_multiple_of(LABEL_SWEEPS) {
             return Ok(());
         }
-        let before = std::mem::take(&mut census.unused);
-        drop(census);
+        let before = std::mem::take(&mut sweep.unused);
         let labels = self.tier.labels()?;
         let unused: HashSet<u32> = labels.into_iter().filter(|label| !used.contains_key(label)).collect();
         for label in unused.intersection(&before) {
             self.tier.table().remove_label(*label)?;
         }
         lock(&self.passports).retain(|label, _| used.contains_key(label));
-        lock(&self.census).unused = unused;
+        sweep.unused = unused;
         Ok(())
     }
 

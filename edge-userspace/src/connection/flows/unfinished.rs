@@ -12,7 +12,7 @@ use edge_common::flow::{DOWN, Flow, Pending, UP};
 use tokio::time::{Instant, sleep};
 
 use super::{FlowEnd, Flows, lock};
-use crate::{connection::Edge, kernel::FlowPair};
+use crate::kernel::FlowPair;
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(20);
@@ -116,8 +116,8 @@ fn covers(acknowledged: u32, number: u32) -> bool {
 }
 
 impl Flows {
-    /// Decides about the hand-overs that an earlier daemon did not finish; ends those whose data is lost.
-    pub(in crate::connection) async fn finish_handovers(&self, edge: &Edge) {
+    /// Finds out about the hand-overs that an earlier daemon did not finish; ends those whose bytes are lost.
+    pub async fn finish_handovers(&self) {
         let mut suspects = std::mem::take(&mut *lock(&self.suspects));
         if suspects.is_empty() {
             return;
@@ -145,7 +145,7 @@ impl Flows {
                     Verdict::Whole => {}
                     Verdict::Lost | Verdict::Unknown => {
                         lost += 1;
-                        self.end(edge, &pair, FlowEnd::Unfinished);
+                        self.end(&pair, FlowEnd::Unfinished);
                     }
                 }
                 self.finish_handover(suspect.id);

@@ -40,7 +40,7 @@ impl Daemon {
                     .map(|trouble| Check::new(part.name(), CheckStatus::Fail, trouble).remedy(remedy)),
             );
         }
-        if let Some(trouble) = self.edge.access_log.trouble() {
+        if let Some(trouble) = self.edge.accounts.access_log().trouble() {
             checks.push(
                 Check::new("access log", CheckStatus::Fail, trouble)
                     .remedy("edged tries again by itself; under systemd, write below /var/log/edge"),

@@ -31,9 +31,8 @@ pub struct Slot(Arc<Admission>);
 
 /// The place of one connection among those of its source; given back when dropped.
 #[derive(Debug)]
-pub(super) struct SourceSlot {
-    /// `None` if sources are not limited: then nothing is counted. Boxed, because it lives as long as the
-    /// connection.
+pub struct SourceSlot {
+    /// `None` where sources are not limited: then nothing is counted. Boxed: it lives as long as the connection.
     counted: Option<Box<(Arc<Admission>, IpAddr)>>,
 }
 
@@ -102,7 +101,7 @@ impl Admission {
     }
 
     /// Counts a connection of this source; `None` where it has `limit` already (0: no limit).
-    pub(super) fn source(self: &Arc<Self>, address: IpAddr, limit: usize) -> Option<SourceSlot> {
+    pub fn source(self: &Arc<Self>, address: IpAddr, limit: usize) -> Option<SourceSlot> {
         if limit == 0 {
             return Some(SourceSlot { counted: None });
         }
@@ -117,7 +116,7 @@ impl Admission {
     }
 
     /// Counts that this source connects; says whether it may, by `rate` a second (0: no limit).
-    pub(super) fn connects(&self, address: IpAddr, rate: u32) -> bool {
+    pub fn connects(&self, address: IpAddr, rate: u32) -> bool {
         self.rates.admits(source_of(address), rate, Instant::now())
     }
 
@@ -128,7 +127,7 @@ impl Admission {
 
 impl SourceSlot {
     /// Whether it is one of a limited number.
-    pub(super) fn is_counted(&self) -> bool {
+    pub fn is_counted(&self) -> bool {
         self.counted.is_some()
     }
 }

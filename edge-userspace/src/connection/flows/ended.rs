@@ -1,0 +1,152 @@
+//! The last account of a flow, from the kernel's report or from its entries.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
+
+use edge_common::flow::FlowEvent;
+
+use super::since;
+use crate::{
+    accounts::{Account, unique_id},
+    connection::{Outcome, Passport},
+    datapath::{End, Side, StopReason},
+    kernel::{FlowPair, monotonic},
+    observe::access_log::Record,
+    spec::Tier,
+    tally::FlowSum,
+};
+
+/// How a flow ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FlowEnd {
+    Finished,
+    ClientReset,
+    BackendReset,
+    Stopped(StopReason),
+    /// This side answered no keepalive.
+    Gone(Side),
+    /// A hand-over that an earlier daemon did not finish, and bytes were lost.
+    Unfinished,
+}
+
+impl FlowEnd {
+    /// Of a flow that ended by itself. `is_up` when the report is about its client → backend entry.
+    pub(super) const fn reported(event: &FlowEvent, is_up: bool) -> Self {
+        match (event.resets, is_up) {
+            (0, _) => Self::Finished,
+            (1, true) | (2, false) => Self::ClientReset,
+            _ => Self::BackendReset,
+        }
+    }
+
+    /// `close` in the access log.
+    fn label(self) -> &'static str {
+        match self {
+            Self::Finished => Outcome::Carried(End::Finished).label(),
+            Self::ClientReset => Outcome::Carried(End::Reset(Side::Client)).label(),
+            Self::BackendReset => Outcome::Carried(End::Reset(Side::Backend)).label(),
+            Self::Stopped(reason) => Outcome::Stopped(reason).label(),
+            Self::Gone(Side::Client) => "client_gone",
+            Self::Gone(Side::Backend) => "backend_gone",
+            Self::Unfinished => "handover_interrupted",
+        }
+    }
+}
+
+/// A flow that has ended. Times are `CLOCK_MONOTONIC` nanoseconds.
+#[derive(Debug)]
+pub(super) struct Ended {
+    id: u64,
+    pub(super) label: u32,
+    /// Who is at the other end of the client's connection.
+    pub(super) peer: SocketAddr,
+    local: SocketAddr,
+    pub(super) backend: SocketAddr,
+    accepted: u64,
+    duration: Duration,
+    connect_time: Duration,
+    pub(super) bytes_up: u64,
+    pub(super) bytes_down: u64,
+}
+
+impl Ended {
+    /// As the kernel reported it.
+    pub(super) fn reported(event: &FlowEvent, is_up: bool) -> Self {
+        let (peer, local, backend) = if is_up {
+            (event.key.source(), event.key.destination(), event.to.destination())
+        } else {
+            (event.to.destination(), event.to.source(), event.key.source())
+        };
+        let (bytes_up, bytes_down) =
+            if is_up { (event.bytes, event.peer_bytes) } else { (event.peer_bytes, event.bytes) };
+        let connect_time = Duration::from_micros(event.connect_time.into());
+        Self {
+            id: event.id,
+            label: event.label,
+            peer,
+            local,
+            backend,
+            accepted: event.accepted,
+            // The kernel looks at a coarse clock, which may be a tick behind.
+            duration: since(event.last_seen, event.accepted).max(connect_time),
+            connect_time,
+            bytes_up,
+            bytes_down,
+        }
+    }
+
+    /// One that this daemon ended.
+    pub(super) fn of(FlowPair { up_key, up, down }: &FlowPair, end: FlowEnd) -> Self {
+        let last_seen = up.last_seen.max(down.last_seen);
+        let until = if matches!(end, FlowEnd::Stopped(_)) { monotonic() } else { last_seen };
+        Self {
+            id: up.id,
+            label: up.label,
+            peer: up_key.source(),
+            local: up_key.destination(),
+            backend: up.to.destination(),
+            accepted: up.accepted,
+            duration: since(until, up.accepted),
+            connect_time: Duration::from_micros(up.connect_time.into()),
+            bytes_up: up.bytes(),
+            bytes_down: down.bytes(),
+        }
+    }
+
+    /// What it carried.
+    pub(super) const fn sum(&self) -> FlowSum {
+        FlowSum { live: 0, up: self.bytes_up, down: self.bytes_down }
+    }
+
+    /// The last account of it.
+    pub(super) fn account(self, passport: &Passport, end: FlowEnd) -> Account {
+        let age = since(monotonic(), self.accepted);
+        let record = Record {
+            time: SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH),
+            id: self.id,
+            client: passport.client.unwrap_or(self.peer),
+            local: self.local,
+            listener: passport.listener.clone(),
+            protocol: passport.protocol,
+            sni: passport.host.clone(),
+            sni_raw: passport.raw_name.clone(),
+            alpn: passport.alpn(),
+            ech: passport.ech,
+            route: Some(passport.route.clone()),
+            backend: Some(self.backend),
+            attempts: None,
+            error: None,
+            datapath: Some(Tier::Flow),
+            spilled: false,
+            bytes_up: self.bytes_up,
+            bytes_down: self.bytes_down,
+            duration: self.duration,
+            connect_time: Some(self.connect_time),
+            close: end.label(),
+            unique_id: passport.unique_id.clone().unwrap_or_else(|| unique_id(passport.run, self.id)),
+        };
+        Account { record, refused: false, is_logged: true }
+    }
+}
