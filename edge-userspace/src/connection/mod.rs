@@ -8,12 +8,13 @@
 
 mod accept;
 mod account;
-mod cancel;
 mod destination;
 mod edge;
 mod flows;
+mod header;
 mod hello;
 mod hello_memory;
+mod open;
 mod outcome;
 mod passport;
 mod postgres;
@@ -25,13 +26,13 @@ mod serve;
 
 pub use accept::accept;
 pub use account::Connection;
-pub use cancel::Sessions;
 pub use destination::{Destination, Source, identity_of};
 pub use edge::Edge;
 pub use flows::{FlowView, Flows};
 pub use hello_memory::HelloMemory;
 pub use outcome::Outcome;
 pub use passport::{Passport, backend_key};
+pub use postgres::Sessions;
 pub use registry::Registry;
 pub use running::{ListenerState, Running};
 pub use serve::{Accepted, serve};

@@ -5,13 +5,7 @@
 //! goes to the backends that its source has had PostgreSQL sessions with or, if none are known, to those that
 //! it could have them with. The secret makes it harmless everywhere else.
 
-use std::{
-    collections::HashMap,
-    io,
-    net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use tokio::{
@@ -20,72 +14,21 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{
-    Connection, Destination, Edge, ListenerState, Outcome, Running,
-    account::{Asked, Way},
-    serve,
-};
+use super::sessions::Session;
 use crate::{
+    connection::{
+        Connection, Destination, Edge, ListenerState, Outcome, Running,
+        account::{Asked, Way},
+        header,
+    },
     datapath::{End, Side},
-    pool::{Backend, BackendId, connect},
+    pool::{Backend, connect},
     receive::receive,
-    source::source_of,
     spec::Spoken,
 };
 
 /// Backends that one request goes to.
-const MOST_BACKENDS: usize = 8;
-/// Sources that are remembered.
-const MOST_SOURCES: usize = 4096;
-
-/// A destination, by its identity, and one of its backends.
-type Session = (u64, BackendId);
-
-/// The backends that each source has had PostgreSQL sessions with. A source is an IPv4 address or an IPv6
-/// /64.
-#[derive(Debug, Default)]
-pub struct Sessions(Mutex<Known>);
-
-#[derive(Debug, Default)]
-struct Known {
-    sources: HashMap<IpAddr, Source>,
-    /// Counts what is noted, so that the source that has been quiet longest is known.
-    clock: u64,
-}
-
-#[derive(Debug, Default)]
-struct Source {
-    noted: u64,
-    /// The latest last; at most [`MOST_BACKENDS`].
-    sessions: Vec<Session>,
-}
-
-impl Sessions {
-    /// A session begins.
-    pub(super) fn note(&self, client: IpAddr, destination: u64, backend: &BackendId) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let client = source_of(client);
-        known.clock += 1;
-        let clock = known.clock;
-        if known.sources.len() >= MOST_SOURCES && !known.sources.contains_key(&client) {
-            let oldest =
-                known.sources.iter().min_by_key(|(_, source)| source.noted).map(|(address, _)| *address);
-            oldest.and_then(|address| known.sources.remove(&address));
-        }
-        let source = known.sources.entry(client).or_default();
-        source.noted = clock;
-        source.sessions.retain(|session| (session.0, &session.1) != (destination, backend));
-        if source.sessions.len() == MOST_BACKENDS {
-            source.sessions.remove(0);
-        }
-        source.sessions.push((destination, backend.clone()));
-    }
-
-    fn of(&self, client: IpAddr) -> Vec<Session> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.sources.get(&source_of(client)).map(|source| source.sessions.clone()).unwrap_or_default()
-    }
-}
+pub(super) const MOST_BACKENDS: usize = 8;
 
 /// Where a request goes.
 type Target = (Arc<Destination>, Arc<Backend>);
@@ -125,9 +68,9 @@ fn possible(running: &Running, listener: &ListenerState, client: IpAddr) -> Vec<
     targets
 }
 
-/// Forwards a request and waits until the backends have closed: the client takes our close for the sign that
-/// the request was carried out.
-pub(super) async fn pass_on(
+/// Passes a request on, and waits until the backends have closed: the client takes our close for the sign that it was
+/// done.
+pub(in crate::connection) async fn pass_on(
     edge: &Edge,
     running: &Running,
     connection: &Connection,
@@ -150,7 +93,7 @@ pub(super) async fn pass_on(
         let limit = destination.pool.connect_timeout();
         let (stream, address) = connect::connect(backend, port, limit).await?;
         let took = start.elapsed();
-        let header = serve::proxy_header(edge, connection, destination, None, client);
+        let header = header::proxy_header(edge, connection, destination, None, client);
         tell(stream, &[&header[..], request].concat(), limit).await?;
         Ok::<_, Failed>((address, took))
     });
@@ -201,40 +144,4 @@ async fn tell(mut backend: TcpStream, bytes: &[u8], limit: Duration) -> io::Resu
         Ok(())
     };
     timeout(limit, talk).await.unwrap_or(Ok(()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn backend(to: &str) -> BackendId {
-        BackendId { pool: "db".into(), to: to.parse().unwrap(), device: None }
-    }
-
-    #[test]
-    fn sessions_are_remembered_by_source_within_bounds() {
-        let sessions = Sessions::default();
-        let client: IpAddr = "192.0.2.1".parse().unwrap();
-        let (one, other) = (backend("10.0.0.1:5432"), backend("10.0.0.2:5432"));
-        for id in [&one, &other, &one] {
-            sessions.note(client, 7, id);
-        }
-        assert_eq!(sessions.of(client), [(7, other), (7, one.clone())]);
-        assert_eq!(sessions.of("192.0.2.2".parse().unwrap()), []);
-        // Another address of the same network.
-        sessions.note("2001:db8::1".parse().unwrap(), 8, &one);
-        assert_eq!(sessions.of("2001:db8::2".parse().unwrap()), [(8, one.clone())]);
-        for number in 0..20 {
-            sessions.note(client, number, &one);
-        }
-        let last: Vec<u64> = sessions.of(client).iter().map(|session| session.0).collect();
-        assert_eq!(last, (12..20).collect::<Vec<_>>());
-        // The quietest source is forgotten first.
-        for number in 0..u32::try_from(MOST_SOURCES).unwrap() - 1 {
-            sessions.note(IpAddr::V4(number.into()), 9, &one);
-        }
-        assert_eq!(sessions.0.lock().unwrap().sources.len(), MOST_SOURCES);
-        assert!(sessions.of("2001:db8::1".parse().unwrap()).is_empty());
-        assert!(!sessions.of(client).is_empty());
-    }
 }

@@ -1,0 +1,290 @@
+//! The way of a connection from accept to a connected backend, in four steps: admit, read, route, connect.
+
+use std::{
+    fmt::Display,
+    net::{IpAddr, SocketAddr},
+    os::fd::BorrowedFd,
+    sync::Arc,
+    time::Duration,
+};
+
+use rustix::net::sockopt::set_tcp_quickack;
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    Connection, Destination, Edge, ListenerState, Outcome, Running,
+    account::{Asked, Way},
+    header,
+    hello::{self, Hello, NoHello},
+    hello_memory::Held,
+    outcome::Failure,
+    postgres,
+    received::Received,
+};
+use crate::{
+    accounts::SourceSlot,
+    datapath::{
+        Preread,
+        flow::{FlowTier, Options},
+    },
+    pool::connect::{self, Kept, Preparation},
+    route::Query,
+    spec::{AlpnList, Choice, ProxyProtocol, Spoken},
+};
+
+/// Opens a connection: what it asks for is read, and a backend connected.
+///
+/// `port` is the one that the client connected to; it is meant where a backend names none.
+pub(super) async fn open(
+    edge: &Arc<Edge>,
+    connection: &Arc<Connection>,
+    listener: &ListenerState,
+    port: u16,
+    client: &mut TcpStream,
+) -> Result<Opened, Refused> {
+    let running = edge.running.load_full();
+    let deadline = Instant::now() + listener.spec.hello_timeout.unwrap_or(running.hello_timeout);
+    let opening = Opening { edge, connection, listener, port, running, deadline };
+    let (place, received) = opening.admit(client).await?;
+    let (asking, received) = opening.read(client, received).await?;
+    let destination = opening.route(&asking)?;
+    opening.connect(client, destination, &asking, received, place).await
+}
+
+/// A connection ready to be carried.
+pub(super) struct Opened {
+    pub(super) destination: Arc<Destination>,
+    pub(super) backend: TcpStream,
+    pub(super) preread: Preread,
+    pub(super) place: SourceSlot,
+    pub(super) kept: Kept,
+}
+
+/// A connection that comes to nothing, what it speaks where that is known, and the TLS version that an alert to it
+/// carries.
+pub(super) struct Refused {
+    pub(super) outcome: Outcome,
+    pub(super) failure: Option<Box<Failure>>,
+    pub(super) protocol: Option<Spoken>,
+    pub(super) tls_version: u16,
+}
+
+impl From<Outcome> for Refused {
+    fn from(outcome: Outcome) -> Self {
+        Self { outcome, failure: None, protocol: None, tls_version: 0 }
+    }
+}
+
+impl From<NoHello> for Refused {
+    fn from(reason: NoHello) -> Self {
+        match reason {
+            NoHello::Gone => Outcome::Gone.into(),
+            NoHello::Late => Outcome::HelloTimeout.into(),
+            NoHello::NoMemory => Outcome::HelloMemory.into(),
+            NoHello::Rejected { rejection, tls_version } => {
+                Self { tls_version, ..Outcome::Rejected(rejection).into() }
+            }
+        }
+    }
+}
+
+/// What the four steps share.
+struct Opening<'a> {
+    edge: &'a Arc<Edge>,
+    connection: &'a Arc<Connection>,
+    listener: &'a ListenerState,
+    port: u16,
+    /// One snapshot for all steps.
+    running: Arc<Running>,
+    /// When the hello has to be complete.
+    deadline: Instant,
+}
+
+/// What the client asks for.
+struct Asking<'a> {
+    asked: &'a Asked,
+    /// The whole ALPN list, where `asked` has its start only.
+    whole_alpn: Option<AlpnList>,
+    /// The version that an alert to this client carries.
+    tls_version: u16,
+}
+
+impl Asking<'_> {
+    fn alpn(&self) -> &AlpnList {
+        self.whole_alpn.as_ref().unwrap_or(&self.asked.alpn)
+    }
+
+    fn refused(&self, outcome: Outcome, failure: Option<Failure>) -> Refused {
+        let failure = failure.map(Box::new);
+        Refused { outcome, failure, protocol: self.asked.protocol, tls_version: self.tls_version }
+    }
+}
+
+impl<'a> Opening<'a> {
+    /// Reads the PROXY header that a believed peer sends, and finds out whether the client may connect here now.
+    async fn admit(&self, client: &TcpStream) -> Result<(SourceSlot, Received), Refused> {
+        let Self { edge, connection, listener, running, .. } = self;
+        let mut received = Received::new(self.hold());
+        if listener.believes(connection.peer.ip()) {
+            let header = timeout_at(self.deadline, hello::read_proxy_header(client, &mut received)).await;
+            let header = connection.is_announced(header.map_err(|_| Outcome::ProxyHeaderTimeout)??);
+            // From here on it is the client's account, no more the proxy's.
+            received = received.behind(header.len, self.hold())?;
+        }
+        let source = connection.client().ip();
+        // The peer was looked at when it was accepted. Since then it may have been blocked: only now is the connection
+        // among those that a block ends.
+        if edge.blocked.hold(connection.peer.ip()) || edge.blocked.hold(source) {
+            return Err(Outcome::Blocked.into());
+        }
+        if !listener.admits(source) {
+            return Err(Outcome::Denied.into());
+        }
+        if !edge.admission.connects(source, running.connection_rate_per_source) {
+            return Err(Outcome::SourceRate.into());
+        }
+        let place =
+            edge.admission.source(source, running.connections_per_source).ok_or(Outcome::SourceLimit)?;
+        Ok((place, received))
+    }
+
+    /// Memory for first bytes, on the account of the client as far as it is known.
+    fn hold(&self) -> Held {
+        self.edge.hello_memory.hold(self.connection, self.connection.client().ip())
+    }
+
+    /// Reads what the client asks for. A `CancelRequest` of PostgreSQL ends here: it is passed on.
+    async fn read(
+        &self,
+        client: &mut TcpStream,
+        mut received: Received,
+    ) -> Result<(Asking<'a>, Received), Refused> {
+        let Self { edge, connection, listener, running, .. } = self;
+        let protocol = hello::read_protocol(client, &listener.spec, &mut received);
+        let protocol = timeout_at(self.deadline, protocol).await.map_err(|_| Outcome::HelloTimeout)??;
+        let hello = hello::read(client, protocol, running.hello_bytes, received);
+        let hello = timeout_at(self.deadline, hello).await.unwrap_or(Err(NoHello::Late));
+        let Hello { asked, whole_alpn, is_cancel, received, tls_version } =
+            hello.map_err(|reason| Refused { protocol, ..reason.into() })?;
+        if protocol.is_some() {
+            edge.timings.hello(connection.accepted.elapsed());
+        }
+        if is_cancel {
+            let request = &received.bytes;
+            let passed =
+                postgres::pass_on(edge, running, connection, listener, self.port, client, request).await;
+            return Err(passed.into());
+        }
+        Ok((Asking { asked: connection.asks(asked), whole_alpn, tls_version }, received))
+    }
+
+    /// Finds where it leads.
+    fn route(&self, asking: &Asking<'_>) -> Result<Arc<Destination>, Refused> {
+        let source = self.connection.client().ip();
+        let destination =
+            self.destination(source, asking).ok_or_else(|| asking.refused(Outcome::NoRoute, None))?;
+        if let Some(outcome) = destination.refuses(source) {
+            let failure = Failure::of_route(Arc::clone(&destination.label), outcome);
+            return Err(asking.refused(outcome, Some(failure)));
+        }
+        Ok(destination)
+    }
+
+    fn destination(&self, source: IpAddr, asking: &Asking<'_>) -> Option<Arc<Destination>> {
+        if let Some(destination) = &self.listener.destination {
+            return Some(Arc::clone(destination));
+        }
+        let query = Query {
+            host: asking.asked.host.as_ref(),
+            protocol: asking.asked.protocol?,
+            alpn: asking.alpn(),
+            source,
+            listener: &self.listener.spec.name,
+        };
+        self.running.routes.find(&query).map(|rule| Arc::clone(&rule.target))
+    }
+
+    /// Connects a backend and readies what it gets first.
+    async fn connect(
+        &self,
+        client: &TcpStream,
+        destination: Arc<Destination>,
+        asking: &Asking<'_>,
+        received: Received,
+        place: SourceSlot,
+    ) -> Result<Opened, Refused> {
+        let Self { edge, connection, listener, port, .. } = self;
+        let (source, protocol, alpn) = (connection.client().ip(), asking.asked.protocol, asking.alpn());
+        let speaks = !received.bytes.is_empty() || destination.proxy_protocol != ProxyProtocol::Off;
+        let preparation = ForClient { flow: for_flow(edge, &destination, client, connection), speaks };
+        let connecting = destination.pool.connect_prepared(source, *port, Some(&preparation));
+        let failed = |error: &dyn Display, backend, attempts| {
+            tracing::warn!(
+                id = connection.id, client = %connection.client(), route = &*destination.label, %error,
+                "no backend could be connected"
+            );
+            let route = Arc::clone(&destination.label);
+            let failure = Failure { route, backend, attempts, error: error.to_string() };
+            asking.refused(Outcome::ConnectFailed, Some(failure))
+        };
+        let connect::Connection { mut stream, address, lease, took, attempts, kept, .. } =
+            connecting.await.map_err(|gave_up| failed(&gave_up.error, gave_up.backend, gave_up.attempts))?;
+        edge.timings.connect(destination.pool.name(), took);
+        let (received, memory) = received.finish()?;
+        let mut preread = header::preread(edge, connection, &destination, alpn, client, received, memory);
+        postgres::agree(protocol, &mut stream, &mut preread, destination.pool.connect_timeout())
+            .await
+            .map_err(|error| failed(&format_args!("{address}: {error}"), Some(address), attempts))?;
+        if postgres::begins(protocol, alpn) {
+            edge.sessions.note(source, destination.identity, lease.backend().id());
+        }
+        // A tcp listener may carry any protocol.
+        let never = protocol.is_none_or(Spoken::may_be_silent).then_some(Duration::ZERO);
+        let idle_timeout = destination.idle_timeout.or(listener.spec.idle_timeout).or(never);
+        let way =
+            Way { destination: Arc::clone(&destination), lease, address, connect_time: took, idle_timeout };
+        connection.goes(way);
+        Ok(Opened { destination, backend: stream, preread, place, kept })
+    }
+}
+
+/// How a socket to the backend is made ready for a hand-over, where there may be one.
+fn for_flow(
+    edge: &Edge,
+    destination: &Destination,
+    client: &TcpStream,
+    connection: &Connection,
+) -> Option<ForFlow> {
+    let is_wanted = matches!(destination.datapath, Choice::Auto | Choice::Flow);
+    let tier = edge.tiers.flow().filter(|_| is_wanted)?;
+    let options = Options::of(client, connection.peer.ip()).ok()?;
+    Some(ForFlow { tier: Arc::clone(tier), client: connection.client().ip(), options })
+}
+
+struct ForFlow {
+    tier: Arc<FlowTier>,
+    client: IpAddr,
+    options: Options,
+}
+
+/// Prepares the socket that is a client's way to the backend.
+struct ForClient {
+    flow: Option<ForFlow>,
+    /// There is something to send as soon as it is connected.
+    speaks: bool,
+}
+
+impl Preparation for ForClient {
+    fn prepare(&self, socket: BorrowedFd<'_>, backend: SocketAddr) -> Kept {
+        if self.speaks {
+            // The end of the handshake goes in the packet of the first bytes instead of one of its own
+            // (`tcp_rcv_synsent_state_process`). What fails costs that packet.
+            let _ = set_tcp_quickack(socket, false);
+        }
+        let ForFlow { tier, client, options } = self.flow.as_ref()?;
+        Some(Box::new(tier.prepare(socket, backend, *client, *options)?))
+    }
+}
