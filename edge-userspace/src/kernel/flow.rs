@@ -474,7 +474,7 @@ const fn classifiers_of(interface: &Interface) -> Option<[&'static str; 2]> {
     match interface.framing {
         Framing::Ethernet => Some(CLASSIFIERS[0]),
         Framing::RawIp => Some(CLASSIFIERS[1]),
-        // What goes out by such a device is redirected rightly only from Linux 6.6 on (`dev_is_mac_header_xmit`).
+        // Only since Linux 6.6 are packets redirected correctly out of such a device (`dev_is_mac_header_xmit`).
         Framing::Encapsulated | Framing::Other => None,
     }
 }

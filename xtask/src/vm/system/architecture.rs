@@ -9,7 +9,7 @@ use crate::command::run;
 /// A processor's kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Architecture {
-    /// What most VPSes are.
+    /// The architecture of most VPSes.
     #[default]
     #[value(name = "x86_64")]
     X86_64,
