@@ -11,12 +11,12 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
-use lab::{Lab, certificates::Authority, netns, process::Process, wait::SOON};
-use load::{
+use crate::{
     job::{Errand, HelloSize, Job, Report},
     opening::{Order, opening},
 };
+use anyhow::{Context, Result, ensure};
+use lab::{Lab, certificates::Authority, netns, process::Process, wait::SOON};
 
 use super::instrument::Instrument;
 

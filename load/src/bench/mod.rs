@@ -18,129 +18,55 @@ mod table;
 mod trials;
 
 use std::{
-    env, fs,
-    io::{Write, stderr, stdout},
-    path::PathBuf,
+    env,
+    io::{Write, stderr},
     process::Command,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
-use clap::Args;
+use anyhow::{Result, ensure};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::setup;
-
+pub use self::{
+    against::Against, check::judge, page::write as write_page, record::Run, report::html, table::Table,
+};
 use self::{
-    against::Against,
     machine::{Machine, said},
-    record::{Failure, Run, Sample, Subject},
+    record::{Failure, Sample, Subject},
     rig::Rig,
     systems::System,
-    table::Table,
     trials::{Effort, Trial},
 };
 
 /// Debian's packages of the systems and the instruments.
-const PACKAGES: [&str; 7] =
+pub const PACKAGES: [&str; 7] =
     ["haproxy", "libnginx-mod-stream", "nftables", "nginx", "sniproxy", "strace", "valgrind"];
 /// Connections of the idle test, where the limit of descriptors allows.
 const IDLE: usize = 10_000;
 /// Descriptors that a proxy needs beside two for each connection.
 const RESERVED: u64 = 400;
 
-/// Measures edged beside the kernel and its rivals.
-#[derive(Args, Default)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
-pub(crate) struct Bench {
-    /// Only these systems (comma-separated); `path:/usr/…/haproxy` is another build of haproxy, nginx, sniproxy or
-    /// edged, known by its file name
-    #[arg(long, value_delimiter = ',')]
-    systems: Vec<String>,
-    /// Only these tests (comma-separated); a family (`bulk`, `connect`, `work`) stands for its members
-    #[arg(long, value_delimiter = ',')]
-    tests: Vec<String>,
-    /// How often everything is measured [default: 5, with --quick 1]
-    #[arg(long)]
-    rounds: Option<usize>,
-    /// Give both ends one half of the processors and the edge the other
-    #[arg(long)]
-    pin: bool,
-    /// Short and few tests: a first look in less than three minutes
-    #[arg(long)]
-    quick: bool,
-    /// Compare with a saved run
-    #[arg(long, value_name = "JSON")]
-    against: Option<PathBuf>,
-    /// Test the bench itself: edged, deliberately slowed, has to come out as slower
-    #[arg(long, conflicts_with_all = ["systems", "tests", "rounds", "pin", "quick", "against", "docs"])]
-    check: bool,
-    /// Write docs/benchmarks.md and its samples from this run, or from the one of --from
-    #[arg(long)]
-    docs: bool,
-    /// Measure nothing: show a saved run
-    #[arg(long, value_name = "JSON", conflicts_with_all = ["systems", "tests", "rounds", "pin", "quick", "check"])]
-    from: Option<PathBuf>,
+/// What is measured, and how often.
+#[derive(Debug)]
+pub struct Plan {
+    /// Only these systems; all where there is none.
+    pub systems: Vec<String>,
+    /// Only these tests or families of tests; all where there is none.
+    pub tests: Vec<String>,
+    /// How often everything is measured, where it is not the usual number.
+    pub rounds: Option<usize>,
+    /// Gives both ends one half of the processors and the edge the other.
+    pub pin: bool,
+    /// Short and few tests.
+    pub quick: bool,
+    /// The bench's own test, see [`judge`]: it measures its own systems and tests.
+    pub check: bool,
 }
 
 /// Systems, tests, rounds and how much of each.
 type Choice = (Vec<Box<dyn System>>, Vec<Box<dyn Trial>>, usize, Effort);
 
-impl Bench {
-    pub(crate) fn run(&self) -> Result<()> {
-        // Read first: a wrong path should not be found out after an hour.
-        let old = self.against.as_deref().map(Run::load).transpose()?;
-        let run = match &self.from {
-            Some(path) => Run::load(path)?,
-            None => self.measure_and_save()?,
-        };
-        write!(stdout(), "{}", Table(&run))?;
-        if let Some(old) = &old {
-            write!(stdout(), "{}", Against { old, new: &run })?;
-        }
-        if self.docs {
-            page::write(&setup::root()?.join("docs/benchmarks.md"), &run)?;
-        }
-        if self.check { check::judge(&run) } else { Ok(()) }
-    }
-
-    /// `--check`, for the run of all tests.
-    pub(crate) fn check() -> Self {
-        Self { check: true, ..Self::default() }
-    }
-
-    /// Whether this is [`Bench::check`].
-    pub(crate) fn is_check(&self) -> bool {
-        self.check
-    }
-
-    /// The task as a run of the tests performs it: the same options with little to measure. So short a run
-    /// has no meaningful figures; it shows only that the command works.
-    pub(crate) fn rehearsal(&self) -> Self {
-        let tests = if self.tests.is_empty() { vec!["ping".to_owned()] } else { self.tests.clone() };
-        Self {
-            systems: vec!["edged-copy".to_owned()],
-            tests,
-            rounds: Some(1),
-            quick: true,
-            against: self.against.clone(),
-            ..Self::default()
-        }
-    }
-
-    fn measure_and_save(&self) -> Result<Run> {
-        install();
-        build()?;
-        raise_descriptor_limit();
-        let run = self.measure()?;
-        let stem = setup::target()?.join("bench").join(run.began.replace(':', ""));
-        let (json, html) = (stem.with_extension("json"), stem.with_extension("html"));
-        run.save(&json)?;
-        fs::write(&html, report::html(&run)?).with_context(|| format!("writing {}", html.display()))?;
-        say(&format!("saved as {}\nplots in {}", json.display(), html.display()));
-        Ok(run)
-    }
-
+impl Plan {
     fn choose(&self) -> Result<Choice> {
         if self.check {
             let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
@@ -161,7 +87,9 @@ impl Bench {
         ))
     }
 
-    fn measure(&self) -> Result<Run> {
+    /// Measures. The programs have to be built in release mode before.
+    pub fn measure(&self) -> Result<Run> {
+        raise_descriptor_limit();
         let (systems, trials, rounds, effort) = self.choose()?;
         let machine = Machine::look();
         let rig = Rig::new(self.pin)?;
@@ -292,32 +220,10 @@ fn minutes(time: Duration) -> String {
     format!("{}:{:02}", time.as_secs() / 60, time.as_secs() % 60)
 }
 
-fn say(line: &str) {
+/// Tells the one who waits.
+pub fn say(line: &str) {
     // A terminal that is gone is no reason to stop measuring.
     let _ = writeln!(stderr(), "{line}");
-}
-
-/// Builds what is measured and what measures, in release mode.
-fn build() -> Result<()> {
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    // One after the other: together, cargo would unite the features of their dependencies, and the measured
-    // daemon would differ from the shipped one.
-    for package in ["edge-userspace", "edge-load"] {
-        let status = Command::new(&cargo)
-            .args(["build", "--release", "--bins", "--package", package])
-            .status()
-            .context("running cargo")?;
-        ensure!(status.success(), "the release build of {package} failed");
-    }
-    Ok(())
-}
-
-/// Installs the systems to compare with, and the tools. A missing one is left out of the run, which reports
-/// it.
-fn install() {
-    if let Err(error) = setup::packages(&PACKAGES) {
-        say(&format!("not everything could be installed: {error:#}"));
-    }
 }
 
 /// Children inherit it: proxies that do not raise their limit themselves would end early.

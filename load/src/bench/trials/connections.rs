@@ -1,7 +1,7 @@
 //! How many connections begin and end in a second, and what each costs.
 
+use crate::job::{HelloSize, Job};
 use anyhow::Result;
-use load::job::{HelloSize, Job};
 
 use super::{Effort, Figure, Metric, Trial};
 use crate::bench::{

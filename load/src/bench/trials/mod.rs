@@ -142,7 +142,7 @@ pub(super) fn select(names: &[String], quick: bool, effort: Effort) -> Result<Ve
 const QUICK: [&str; 6] = ["bulk-down-1", "bulk-down-8", "bulk-up-1", "ping", "connect-small", "idle"];
 
 fn known(effort: Effort) -> Vec<Box<dyn Trial>> {
-    use load::job::{
+    use crate::job::{
         Direction::{Down, Up},
         HelloSize::{PostQuantum, Small},
     };

@@ -22,7 +22,7 @@ count. Every round runs every test on every system, one after the other, so that
 figure is the median of all rounds. *Spread* is half the distance between the extremes. A *ratio* is computed within
 each round; the table shows the median of the rounds. Ratios apply to other machines, absolute figures do not.
 
-- Clients and service (`bench/`) use blocking sockets and one thread per stream, and share the processors with the edge.
+- Clients and service (`load/`) use blocking sockets and one thread per stream, and share the processors with the edge.
   Real ones have processors of their own, so bulk data is discarded in the kernel where it arrives (`MSG_TRUNC`).
 - Every connection begins with a real ClientHello; the edge routes it by the server name.
 - `bulk-WAY-N`: N streams send as fast as they can, until the last byte has arrived.
@@ -39,7 +39,7 @@ each round; the table shows the median of the rounds. Ratios apply to other mach
 ";
 
 /// Writes the page, with the remarks of the page that is there, and every sample beside it.
-pub(super) fn write(path: &Path, run: &Run) -> anyhow::Result<()> {
+pub fn write(path: &Path, run: &Run) -> anyhow::Result<()> {
     let old = fs::read_to_string(path).unwrap_or_default();
     fs::write(path, page(run, remarks(&old))?)?;
     Ok(fs::write(path.with_extension("json"), serde_json::to_string(run)? + "\n")?)

@@ -8,7 +8,7 @@ use super::record::Run;
 pub(super) const BASES: [&str; 2] = ["forwarding", "haproxy"];
 
 /// All figures of a run.
-pub(super) struct Table<'a>(pub(super) &'a Run);
+pub struct Table<'a>(pub &'a Run);
 
 impl Display for Table<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {

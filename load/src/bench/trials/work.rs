@@ -4,8 +4,8 @@
 //! One client at a time, so that each connection finds the same edge. The same work then gives the same
 //! number, whether the machine is busy or not.
 
+use crate::job::{HelloSize, Job};
 use anyhow::{Result, ensure};
-use load::job::{HelloSize, Job};
 
 use super::{Effort, Figure, Metric, Trial};
 use crate::bench::{instrument::Instrument, rig::Rig, systems::Running};

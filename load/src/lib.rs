@@ -1,4 +1,4 @@
-//! The load of the bench: a service on the host at home and clients on the host in front, two roles of one
+//! The [`bench`] and its load: a service on the host at home and clients on the host in front, two roles of one
 //! program, `edge-load`.
 //!
 //! Both use blocking sockets and one thread per stream: a closed loop with as few system calls as possible,
@@ -6,6 +6,7 @@
 //! clients and services have their own. Bulk data is therefore counted and discarded in the kernel
 //! (`MSG_TRUNC`), instead of being copied to a buffer that nobody reads.
 
+pub mod bench;
 pub mod job;
 pub mod opening;
 

@@ -7,9 +7,9 @@ use std::{
     process::Command,
 };
 
+use crate::job::{Direction, Job};
 use anyhow::{Context, Result};
 use lab::wait::SOON;
-use load::job::{Direction, Job};
 use serde_json::Value;
 
 use super::{Running, System, absent, debian, home, version_of};

@@ -12,9 +12,9 @@ use super::{
 
 /// A run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Run {
+pub struct Run {
     /// When it began (RFC 3339, UTC).
-    pub(crate) began: String,
+    pub began: String,
     /// The command line.
     pub(crate) command: String,
     pub(crate) machine: Machine,
@@ -58,12 +58,14 @@ pub(crate) struct Failure {
 }
 
 impl Run {
-    pub(crate) fn load(path: &Path) -> Result<Self> {
+    /// Reads a saved run.
+    pub fn load(path: &Path) -> Result<Self> {
         let text = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
         serde_json::from_slice(&text).with_context(|| format!("{} is no saved run", path.display()))
     }
 
-    pub(crate) fn save(&self, path: &Path) -> Result<()> {
+    /// Saves it as JSON, for `--against` and `--from`.
+    pub fn save(&self, path: &Path) -> Result<()> {
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory)?;
         }

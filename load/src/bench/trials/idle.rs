@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use crate::job::{HELD, Job};
 use anyhow::Result;
 use lab::wait;
-use load::job::{HELD, Job};
 
 use super::{Effort, Figure, Metric, Trial};
 use crate::bench::{

@@ -11,9 +11,11 @@ use super::{record::Run, summary::Summary, table::BASES, trials::Metric};
 const NOTABLE: f64 = 0.05;
 
 /// The change from an old run to a new one.
-pub(super) struct Against<'a> {
-    pub(super) old: &'a Run,
-    pub(super) new: &'a Run,
+pub struct Against<'a> {
+    /// The saved run.
+    pub old: &'a Run,
+    /// The run that is compared with it.
+    pub new: &'a Run,
 }
 
 /// The result for one figure.

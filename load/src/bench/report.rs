@@ -20,7 +20,7 @@ const FRAME: u32 = 70;
 const WIDTH: u32 = 760;
 
 /// The whole page, in one file.
-pub(super) fn html(run: &Run) -> Result<String> {
+pub fn html(run: &Run) -> Result<String> {
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>edge: bench of {began}</title>\n\
          <style>body{{font-family:sans-serif;max-width:{WIDTH}px;margin:2em auto}}h2{{margin-top:2em}}</style>\

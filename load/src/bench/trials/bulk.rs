@@ -1,7 +1,7 @@
 //! As much as goes through.
 
+use crate::job::{Direction, Job};
 use anyhow::Result;
-use load::job::{Direction, Job};
 
 use super::{Effort, Figure, Metric, Trial};
 use crate::bench::{rig::Rig, systems::Running};

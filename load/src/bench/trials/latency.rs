@@ -1,7 +1,7 @@
 //! How long a small message and its echo take, with nothing beside it or with bulk.
 
+use crate::job::{Direction, Job};
 use anyhow::{Context, Result};
-use load::job::{Direction, Job};
 
 use super::{Effort, Figure, Metric, Trial};
 use crate::bench::{rig::Rig, systems::Running};
