@@ -20,18 +20,12 @@ use tokio::{
 use super::Daemon;
 use crate::{
     connection::Running,
+    kernel::segment,
     pool::{Backend, Pool},
     spec::Protocol,
     tunnel::path_mtu,
 };
 
-/// IP and TCP headers without options, in bytes.
-const HEADERS_V4: u32 = 40;
-const HEADERS_V6: u32 = 60;
-/// The least MSS that the kernel takes (`TCP_MIN_MSS`).
-const LEAST: u32 = 88;
-/// The largest that it takes (`MAX_TCP_WINDOW`). Beyond, there is nothing to limit.
-const MOST: u32 = 32767;
 /// A look without an event: names resolve, and path MTUs are learned.
 const EVERY: Duration = Duration::from_secs(10);
 /// The rest between two looks, however much happens.
@@ -235,10 +229,7 @@ fn narrowest(
     let device = backend.device().map(|device| &**device);
     let mut of = |ip: IpAddr| {
         let mtu = mtu(ip, device).ok()?;
-        let headers = if ip.to_canonical().is_ipv4() { HEADERS_V4 } else { HEADERS_V6 };
-        let mss = u16::try_from(mtu.saturating_sub(headers).max(LEAST))
-            .ok()
-            .filter(|&mss| u32::from(mss) <= MOST)?;
+        let mss = segment::limit(segment::fitting(mtu, ip.to_canonical().is_ipv4()))?;
         Some(Clamp { mss, mtu, by: backend.id().to_string() })
     };
     backend.addresses(0).iter().filter_map(|address| of(address.ip())).min_by_key(|clamp| clamp.mss)

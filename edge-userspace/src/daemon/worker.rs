@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::{
     connection::{self, Edge},
-    kernel::{admin, tcp},
+    kernel::{admin, segment},
     pool::connect::warm,
 };
 
@@ -142,7 +142,7 @@ async fn work(edge: Arc<Edge>, mut inbox: mpsc::UnboundedReceiver<Order>) {
                 let own = accepting.iter().filter(|(binding, _)| binding.listener == listener);
                 for (binding, (_, socket)) in own {
                     // 0 removes the limit. Later clients see the change (`user_mss` in `tcp_mss_clamp`).
-                    if let Err(error) = tcp::set_max_segment(&**socket, mss.unwrap_or(0)) {
+                    if let Err(error) = segment::set_limit(&**socket, mss.unwrap_or(0)) {
                         tracing::warn!(address = %binding.address, %error, "the MSS cannot be set");
                     }
                 }

@@ -35,6 +35,7 @@ pub mod probe;
 mod revive;
 mod route_lookup;
 pub mod sandbox;
+pub mod segment;
 mod shield;
 mod sockmap;
 pub mod tcp;

@@ -268,12 +268,6 @@ pub fn keep_alive(socket: impl AsFd) -> io::Result<()> {
     SockRef::from(&socket).set_tcp_keepalive(&KEEPALIVE)
 }
 
-/// `TCP_MAXSEG`: the largest MSS to announce, when connecting or, on a listening socket, to clients from now
-/// on; 0 removes the limit.
-pub fn set_max_segment(socket: impl AsFd, octets: u16) -> io::Result<()> {
-    set(socket, libc::IPPROTO_TCP, libc::TCP_MAXSEG, octets.into())
-}
-
 /// `TCP_WINDOW_CLAMP`: bounds the window, and with it the scale that is offered, before connecting.
 pub fn set_window_clamp(socket: impl AsFd, octets: i32) -> io::Result<()> {
     set(socket, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, octets)
@@ -359,7 +353,7 @@ pub fn set_sequence(socket: impl AsFd, queue: Queue, sequence: u32) -> io::Resul
     set(socket, libc::IPPROTO_TCP, TCP_QUEUE_SEQ, sequence.cast_signed())
 }
 
-fn set(socket: impl AsFd, level: i32, option: i32, value: i32) -> io::Result<()> {
+pub(super) fn set(socket: impl AsFd, level: i32, option: i32, value: i32) -> io::Result<()> {
     // SAFETY: every option set here reads an int.
     let result = unsafe {
         libc::setsockopt(socket.as_fd().as_raw_fd(), level, option, (&raw const value).cast(), INT)
@@ -461,7 +455,7 @@ mod tests {
     fn options_before_connecting_show_in_the_handshake() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        set_max_segment(&socket, 1000).unwrap();
+        crate::kernel::segment::set_limit(&socket, 1000).unwrap();
         set_window_clamp(&socket, 1 << 17).unwrap();
         set_receive_low_water(&socket, 1).unwrap();
         socket.connect(&listener.local_addr().unwrap().into()).unwrap();

@@ -10,7 +10,7 @@ use edge_common::flow::{
 };
 use thiserror::Error;
 
-use crate::kernel::{FlowPair, tcp::TcpInfo};
+use crate::kernel::{FlowPair, segment, tcp::TcpInfo};
 
 /// How far ahead of the edge's clock translated timestamps start, in its ticks (milliseconds). The clock can
 /// be read only shortly after the socket's last packet, and a timestamp must not go back (RFC 7323 §5.3).
@@ -24,8 +24,6 @@ const AFTERWARDS: u32 = 1 << 24;
 /// The largest window that fits in a header without scaling.
 const UNSCALED: u32 = 0xffff;
 
-const HEADERS_V4: u32 = 40;
-const HEADERS_V6: u32 = 60;
 /// The timestamps option, aligned.
 const TIMESTAMPS: u32 = 12;
 
@@ -93,7 +91,7 @@ impl Leg {
 
     fn headers(&self) -> u32 {
         // A mapped address is IPv4 on the wire.
-        headers(self.peer.ip().to_canonical().is_ipv4())
+        segment::headers(self.peer.ip().to_canonical().is_ipv4())
     }
 
     /// The longest packet that the edge told the peer to send, in bytes on this leg.
@@ -109,11 +107,6 @@ impl Leg {
         let rewritten = other.promised() + self.headers() - other.headers();
         rewritten <= self.info.path_mtu
     }
-}
-
-/// IP and TCP headers without options.
-pub(super) const fn headers(is_ipv4: bool) -> u32 {
-    if is_ipv4 { HEADERS_V4 } else { HEADERS_V6 }
 }
 
 /// The data that a flow keeps for its account.

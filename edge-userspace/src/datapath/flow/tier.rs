@@ -37,7 +37,7 @@ use crate::{
     datapath::Pair,
     kernel::{
         Ends, FlowPair, FlowProgram, FlowReasons, FlowTable, FlowWalk, InstallError, KernelError, OlderFlows,
-        Standing, ask_peer, reset_peer,
+        Standing, ask_peer, reset_peer, segment,
         tcp::{self, TcpInfo},
     },
 };
@@ -67,9 +67,9 @@ impl Options {
     /// client's path even with its address family's header.
     fn max_segment(self, backend: IpAddr) -> Option<u16> {
         let is_narrow = self.path_mtu < ETHERNET_MTU || self.is_ipv4 != backend.is_ipv4();
-        let room = self.path_mtu.checked_sub(agreement::headers(self.is_ipv4))?;
-        // No less than any path carries (RFC 9293 §3.7.1).
-        u16::try_from(room.max(LEAST_MSS)).ok().filter(|_| is_narrow)
+        let fitting = segment::fitting(self.path_mtu, self.is_ipv4);
+        // No less than any path carries (RFC 9293 §3.7.1). A path of no bytes is one that is not known.
+        (is_narrow && fitting > 0).then(|| segment::limit(fitting.max(LEAST_MSS))).flatten()
     }
 
     /// How a SYN that offers the same differs from the kernel's own.
@@ -178,7 +178,7 @@ impl FlowTier {
             return None;
         }
         if let Some(octets) = options.max_segment(backend.ip())
-            && let Err(error) = tcp::set_max_segment(socket, octets)
+            && let Err(error) = segment::set_limit(socket, octets)
         {
             tracing::debug!(%backend, %error, "an MSS stays as it is");
         }

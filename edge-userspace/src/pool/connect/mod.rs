@@ -26,7 +26,7 @@ use super::{
     backend::{Backend, Lease},
     condition::BackendState,
 };
-use crate::kernel::tcp;
+use crate::kernel::segment;
 
 /// The head start of one address before the next is tried as well (RFC 8305 §5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -256,7 +256,7 @@ pub(super) struct Segments(pub(super) u16);
 
 impl Preparation for Segments {
     fn prepare(&self, socket: BorrowedFd<'_>, _: SocketAddr) -> Kept {
-        if let Err(error) = tcp::set_max_segment(socket, self.0) {
+        if let Err(error) = segment::set_limit(socket, self.0) {
             tracing::debug!(%error, "the MSS cannot be set");
         }
         None
