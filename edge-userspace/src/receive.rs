@@ -13,7 +13,10 @@ use std::{
     task::{Poll, ready},
 };
 
-use rustix::net::{RecvFlags, recv};
+use rustix::{
+    buffer::Buffer,
+    net::{RecvFlags, recv},
+};
 use tokio::{io::Interest, net::TcpStream};
 
 /// Room for the hellos of today's browsers in one read.
@@ -36,13 +39,18 @@ pub async fn receive(socket: &TcpStream, received: &mut Vec<u8>) -> io::Result<u
     .await
 }
 
-/// Only `EAGAIN` clears the readiness.
 fn receive_now(socket: &TcpStream, received: &mut Vec<u8>) -> io::Result<usize> {
     let mut room = [MaybeUninit::<u8>::uninit(); ROOM];
+    let (bytes, _) = receive_once(socket, &mut room)?;
+    received.extend_from_slice(bytes);
+    Ok(bytes.len())
+}
+
+/// Reads once. Only `EAGAIN` clears the socket's readiness; a short read does not.
+pub fn receive_once<B: Buffer<u8>>(socket: &TcpStream, buffer: B) -> io::Result<B::Output> {
     socket.try_io(Interest::READABLE, || {
-        let ((bytes, _), _) = recv(socket, &mut room, RecvFlags::empty())?;
-        received.extend_from_slice(bytes);
-        Ok(bytes.len())
+        let (output, _) = recv(socket, buffer, RecvFlags::empty())?;
+        Ok(output)
     })
 }
 

@@ -12,7 +12,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{SendFlags, send};
 use tokio::{io::Interest, net::TcpStream};
 
 use super::{
@@ -20,6 +20,7 @@ use super::{
     direction::{Fault, Step},
     meter::Counter,
 };
+use crate::receive::receive_once;
 
 /// The size of the shared buffer. Larger ones gain nothing: what is larger is for splice.
 const BUFFER: usize = 64 * 1024;
@@ -100,7 +101,7 @@ impl Copy {
         let (read, is_last) = if has_ended {
             receive_to_end(source, buffer).map_err(Fault::Source)?
         } else {
-            (receive(source, buffer).map_err(Fault::Source)?, false)
+            (receive_once(source, &mut *buffer).map_err(Fault::Source)?, false)
         };
         if read == 0 {
             return Ok(0);
@@ -153,21 +154,12 @@ fn has_ended(socket: &TcpStream, cx: &mut Context<'_>) -> bool {
     matches!(found, Poll::Ready(Ok(ready)) if ready.is_read_closed() && !ready.is_error())
 }
 
-/// Reads once. Only `EAGAIN` clears the socket's readiness. A short read does not: `tcp_recvmsg` stops at an urgent
-/// byte, and epoll has no new edge for what is behind it.
-fn receive(socket: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
-    socket.try_io(Interest::READABLE, || {
-        let (read, _) = recv(socket, buffer, RecvFlags::empty())?;
-        Ok(read)
-    })
-}
-
 /// Reads the data before a FIN that has arrived, as much as there is room for. Returns whether that was all,
 /// which only a read of nothing proves.
 fn receive_to_end(socket: &TcpStream, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
     let mut read = 0;
     while read < buffer.len() {
-        match receive(socket, &mut buffer[read..]) {
+        match receive_once(socket, &mut buffer[read..]) {
             Ok(0) => return Ok((read, true)),
             Ok(bytes) => read += bytes,
             // No error is lost behind a FIN (`SOCK_DONE` comes before `sk_err` in `tcp_recvmsg`).

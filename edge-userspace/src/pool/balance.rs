@@ -13,7 +13,10 @@ use std::{
 };
 
 use super::identity::BackendId;
-use crate::spec::{BackendHost, Balance};
+use crate::{
+    source::source_of,
+    spec::{BackendHost, Balance},
+};
 
 /// One unit of configured weight. Finer steps exist so that slow start can give a part of it.
 pub(super) const FULL: u64 = 256;
@@ -182,10 +185,9 @@ fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// A client's key: the IPv4 address, or the /64 of an IPv6 one, since hosts change the rest of it by the hour
-/// (RFC 8981).
+/// The key of a client: that of its source, since hosts change the rest of an IPv6 address by the hour (RFC 8981).
 fn client_hash(client: IpAddr) -> u64 {
-    match client.to_canonical() {
+    match source_of(client) {
         IpAddr::V4(v4) => mix(u64::from(v4.to_bits())),
         IpAddr::V6(v6) => mix((v6.to_bits() >> 64) as u64 ^ (1 << 63)),
     }
