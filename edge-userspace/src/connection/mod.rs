@@ -33,6 +33,7 @@ pub use hello_memory::HelloMemory;
 pub use outcome::Outcome;
 pub use passport::{Passport, backend_key};
 pub use postgres::Sessions;
+pub use refusal::told;
 pub use registry::Registry;
 pub use running::{ListenerState, Running};
 pub use serve::{Accepted, serve};

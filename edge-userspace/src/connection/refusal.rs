@@ -10,7 +10,10 @@ use super::Outcome;
 use crate::{
     datapath,
     receive::receive,
-    sniff::{Rejection, http, postgres, tls::alert},
+    sniff::{
+        Rejection, http, postgres,
+        tls::alert::{self, AlertDescription},
+    },
     spec::Spoken,
 };
 
@@ -22,29 +25,42 @@ const LINGER_BYTES: usize = 256 * 1024;
 /// The answer to a refused client.
 #[derive(Debug, PartialEq, Eq)]
 enum Answer {
-    Alert([u8; 7]),
+    Alert(AlertDescription),
     Text(&'static [u8]),
     Close,
     Reset,
 }
 
-fn answer(outcome: Outcome, protocol: Option<Spoken>, tls_version: u16) -> Answer {
-    let alert = |description| Answer::Alert(alert::fatal(description, tls_version));
+/// What a client that speaks this is told, in words.
+pub fn told(outcome: Outcome, protocol: Spoken) -> String {
+    match answer(outcome, Some(protocol)) {
+        Answer::Alert(description) => format!("the client gets the TLS alert {}", description.as_str()),
+        Answer::Text(text) => match http::status_of(text) {
+            Some(status) => format!("the client gets a {status}"),
+            None => "the client gets an error in its own protocol".to_owned(),
+        },
+        Answer::Close => "the connection is closed".to_owned(),
+        Answer::Reset => "the client is reset".to_owned(),
+    }
+}
+
+fn answer(outcome: Outcome, protocol: Option<Spoken>) -> Answer {
     let http = |status| Answer::Text(http::response(status));
     let speaks_tls = protocol.is_some_and(Spoken::answers_in_tls);
     match (outcome, protocol) {
         (Outcome::Rejected(Rejection::PostgresWithoutTls), _) => Answer::Text(postgres::TLS_REQUIRED),
         (Outcome::Rejected(rejection), _) => {
-            let (tls, http) = (rejection.alert().map(alert), rejection.http_answer().map(Answer::Text));
+            let (tls, http) =
+                (rejection.alert().map(Answer::Alert), rejection.http_answer().map(Answer::Text));
             let told = if speaks_tls { tls.or(http) } else { http.or(tls) };
             told.unwrap_or(Answer::Reset)
         }
         // A client that a route refuses cannot tell whether the route exists.
         (Outcome::NoRoute | Outcome::Refused | Outcome::DeniedByRoute, _) if speaks_tls => {
-            alert(alert::AlertDescription::UnrecognizedName)
+            Answer::Alert(AlertDescription::UnrecognizedName)
         }
         (Outcome::NoRoute | Outcome::Refused | Outcome::DeniedByRoute, Some(Spoken::Http)) => http(404),
-        (Outcome::ConnectFailed, _) if speaks_tls => alert(alert::AlertDescription::InternalError),
+        (Outcome::ConnectFailed, _) if speaks_tls => Answer::Alert(AlertDescription::InternalError),
         (Outcome::ConnectFailed, Some(Spoken::Http)) => http(502),
         (
             // A CancelRequest that was passed on.
@@ -57,9 +73,13 @@ fn answer(outcome: Outcome, protocol: Option<Spoken>, tls_version: u16) -> Answe
 
 /// Refuses the client. Returns when it has closed, or has had the time to.
 pub(super) async fn refuse(client: TcpStream, outcome: Outcome, protocol: Option<Spoken>, tls_version: u16) {
-    let answer = answer(outcome, protocol, tls_version);
-    let bytes: &[u8] = match &answer {
-        Answer::Alert(record) => record,
+    let answer = answer(outcome, protocol);
+    let alert;
+    let bytes: &[u8] = match answer {
+        Answer::Alert(description) => {
+            alert = alert::fatal(description, tls_version);
+            &alert
+        }
         Answer::Text(text) => text,
         Answer::Close => &[],
         Answer::Reset => return datapath::reset(&client),

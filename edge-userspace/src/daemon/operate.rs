@@ -275,21 +275,18 @@ fn outcome(
     from: Option<IpAddr>,
     protocol: Spoken,
 ) -> String {
-    let why = match (refused, winner) {
-        (None, winner) => return format!("goes to {}", winner.map_or("", |winner| winner.pool.name())),
-        (Some(connection::Outcome::Refused), _) => "refused by its route".to_owned(),
-        (Some(connection::Outcome::DeniedByRoute), _) => match from {
+    let Some(refused) = refused else {
+        return format!("goes to {}", winner.map_or("", |winner| winner.pool.name()));
+    };
+    let why = match refused {
+        connection::Outcome::Refused => "refused by its route".to_owned(),
+        connection::Outcome::DeniedByRoute => match from {
             Some(from) => format!("denied by its route, which {from} may not use"),
             None => "denied by its route, which some sources may use (tell one by --from)".to_owned(),
         },
-        (Some(_), _) => "no route".to_owned(),
+        _ => "no route".to_owned(),
     };
-    let answer = match protocol {
-        Spoken::Http => "the client gets a 404",
-        Spoken::Tls | Spoken::Postgres => "the client gets the TLS alert unrecognized_name",
-        Spoken::Ssh | Spoken::Openvpn => "the client is reset",
-    };
-    format!("{why}: {answer}")
+    format!("{why}: {}", connection::told(refused, protocol))
 }
 
 /// The listener that a route is tested on: the one named, else the first that routes, or the first that

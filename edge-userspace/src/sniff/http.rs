@@ -17,7 +17,7 @@ use authority::Authority;
 pub use opening::MAX_OPENING;
 pub(super) use opening::opening;
 use request_line::RequestLine;
-pub use response::response;
+pub use response::{response, status_of};
 
 /// The most fields that are taken: as many as Node's servers do.
 const MAX_FIELDS: usize = 2048;

@@ -73,24 +73,13 @@ fn refusals() -> Vec<Outcome> {
         .collect()
 }
 
-fn told(outcome: Outcome, protocol: Option<Spoken>) -> String {
-    match answer(outcome, protocol, 0) {
-        Answer::Alert(record) => {
-            let name = match record[6] {
-                10 => "unexpected_message",
-                40 => "handshake_failure",
-                47 => "illegal_parameter",
-                50 => "decode_error",
-                80 => "internal_error",
-                112 => "unrecognized_name",
-                other => panic!("alert {other} has no name here"),
-            };
-            format!("alert `{name}`")
-        }
-        Answer::Text(text) => match text.strip_prefix(b"HTTP/1.1 ") {
-            Some(rest) => {
+fn cell(outcome: Outcome, protocol: Option<Spoken>) -> String {
+    match answer(outcome, protocol) {
+        Answer::Alert(description) => format!("alert `{}`", description.as_str()),
+        Answer::Text(text) => match http::status_of(text) {
+            Some(status) => {
                 let hint = if text.ends_with(b"https://\n") { ", with the hint to use https://" } else { "" };
-                format!("{}{hint}", std::str::from_utf8(&rest[..3]).unwrap())
+                format!("{status}{hint}")
             }
             None if text == postgres::TLS_REQUIRED => "an error in its own protocol".to_owned(),
             None => "GOAWAY `HTTP_1_1_REQUIRED`".to_owned(),
@@ -108,7 +97,7 @@ fn the_guide_has_the_table_of_refusals() {
     );
     for outcome in refusals() {
         let (when, applies) = happens(outcome).unwrap();
-        let cells = [Some(Spoken::Tls), Some(Spoken::Http), None].map(|protocol| told(outcome, protocol));
+        let cells = [Some(Spoken::Tls), Some(Spoken::Http), None].map(|protocol| cell(outcome, protocol));
         let cells: Vec<_> =
             cells.iter().zip(applies).map(|(cell, applies)| if applies { cell } else { "–" }).collect();
         writeln!(table, "| `{}` | {when} | {} |", outcome.refused().unwrap(), cells.join(" | ")).unwrap();
@@ -120,7 +109,18 @@ fn the_guide_has_the_table_of_refusals() {
 fn a_client_that_went_or_was_served_is_told_nothing() {
     for protocol in [None, Some(Spoken::Tls), Some(Spoken::Http), Some(Spoken::Postgres)] {
         for outcome in [Outcome::Gone, Outcome::Carried(crate::datapath::End::Finished)] {
-            assert_eq!((answer(outcome, protocol, 0), happens(outcome)), (Answer::Close, None));
+            assert_eq!((answer(outcome, protocol), happens(outcome)), (Answer::Close, None));
         }
+    }
+}
+
+#[test]
+fn whoever_a_route_refuses_is_told_what_a_client_without_a_route_is() {
+    for outcome in [Outcome::NoRoute, Outcome::Refused, Outcome::DeniedByRoute] {
+        let told = |protocol| told(outcome, protocol);
+        assert_eq!(told(Spoken::Http), "the client gets a 404");
+        assert_eq!(told(Spoken::Tls), "the client gets the TLS alert unrecognized_name");
+        assert_eq!(told(Spoken::Postgres), told(Spoken::Tls));
+        assert_eq!([Spoken::Ssh, Spoken::Openvpn].map(told), ["the client is reset"; 2]);
     }
 }

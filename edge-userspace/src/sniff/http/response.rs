@@ -42,6 +42,11 @@ pub fn response(status: u16) -> &'static [u8] {
     }
 }
 
+/// The status of an answer, where it is one of HTTP/1.1.
+pub fn status_of(answer: &[u8]) -> Option<&str> {
+    std::str::from_utf8(answer.strip_prefix(b"HTTP/1.1 ")?.get(..3)?).ok()
+}
+
 impl Rejection {
     fn http_status(&self) -> Option<u16> {
         match self {

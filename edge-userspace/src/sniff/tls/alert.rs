@@ -23,6 +23,20 @@ pub enum AlertDescription {
     UnrecognizedName = 112,
 }
 
+impl AlertDescription {
+    /// Its name in the registry.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::UnexpectedMessage => "unexpected_message",
+            Self::HandshakeFailure => "handshake_failure",
+            Self::IllegalParameter => "illegal_parameter",
+            Self::DecodeError => "decode_error",
+            Self::InternalError => "internal_error",
+            Self::UnrecognizedName => "unrecognized_name",
+        }
+    }
+}
+
 /// The record version of an alert if the hello does not determine it: TLS 1.2, as in every record of TLS 1.3.
 const DEFAULT_VERSION: u16 = 0x0303;
 
