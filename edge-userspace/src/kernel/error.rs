@@ -104,8 +104,7 @@ impl KernelError {
         let mut cause = std::error::Error::source(self);
         while let Some(error) = cause {
             if let Some(ProgramError::LoadError { io_error, verifier_log }) = error.downcast_ref() {
-                let log = format!("{verifier_log:?}");
-                let log = log.trim_matches('"').replace("\\n", "\n");
+                let log = verifier_log.to_string();
                 let reason = log.lines().rev().map(str::trim).find(|line| {
                     !(line.is_empty()
                         || line.starts_with("processed ")
