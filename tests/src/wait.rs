@@ -1,4 +1,5 @@
-//! Waiting for an event of another process, with a deadline. There is no other sleep in the lab.
+//! Waiting for an event of another process, with a deadline. The other sleeps in the lab are part of a
+//! scenario: a client that pauses, a line that stays dead.
 
 use std::{
     env,

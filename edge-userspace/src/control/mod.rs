@@ -1,8 +1,9 @@
 //! The operator's interface to the daemon: JSON over HTTP/1.1 on a Unix socket, and the client behind
 //! `edgectl`.
 //!
-//! The [`Operator`] decides what the daemon does for a request. This module knows neither client sockets, nor
-//! the configuration file, nor the kernel.
+//! The [`Operator`] decides what the daemon does for a request. This module knows neither client sockets nor
+//! the kernel. `edgectl config check` and `edgectl doctor` read a configuration file themselves, without the
+//! daemon.
 
 #![forbid(unsafe_code)]
 

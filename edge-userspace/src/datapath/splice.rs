@@ -1,6 +1,7 @@
 //! The `splice` tier: bytes go from socket to pipe to socket without entering user space.
 //!
-//! The pipe is the only buffer: while it is not empty the source may still fill it up, and then waits.
+//! The pipe is the only buffer. It is filled only when it is empty, so the source waits until the destination
+//! has taken all of it.
 
 use std::{
     io,

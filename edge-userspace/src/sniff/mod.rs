@@ -1,7 +1,8 @@
 //! Bytes → the client's request. Pure: no sockets, no routes, no clocks.
 //!
 //! Every sniffer gives one of three answers. It is called with all bytes received so far each time more
-//! arrive. It keeps its position, so that a peer that sends byte by byte costs linear time.
+//! arrive. The readers of a ClientHello and of a request head keep their position, so that a peer that sends
+//! byte by byte costs linear time. The others start over each time, on input that is short.
 
 #![forbid(unsafe_code)]
 
