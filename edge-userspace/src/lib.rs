@@ -14,6 +14,7 @@ pub mod group;
 pub mod hash;
 pub mod kernel;
 pub mod listener;
+pub mod lock;
 pub mod moment;
 #[cfg(test)]
 mod namespace;

@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     io,
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -21,6 +21,7 @@ use super::Daemon;
 use crate::{
     connection::Running,
     kernel::segment,
+    lock::lock,
     pool::{Backend, Pool},
     spec::Protocol,
     tunnel::path_mtu,
@@ -70,7 +71,7 @@ impl Segments {
 
     /// The MSS that each listener may announce now.
     fn look(&self, running: &Running) -> BTreeMap<Arc<str>, Clamp> {
-        let mut ways = self.ways.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ways = lock(&self.ways);
         let now = Instant::now();
         let found =
             clamps(running, |address, device| ways.settle(address, device, path_mtu(address, device), now));
@@ -79,7 +80,7 @@ impl Segments {
     }
 
     fn note(&self, found: BTreeMap<Arc<str>, Clamp>) {
-        let mut known = self.clamps.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.clamps);
         for (listener, clamp) in found.iter().filter(|(name, clamp)| known.get(*name) != Some(clamp)) {
             let Clamp { mss, mtu, by } = clamp;
             tracing::info!(listener = &**listener, mss, mtu, backend = by, "the narrowest way home");
@@ -89,7 +90,7 @@ impl Segments {
 
     /// The MSS that this listener announces; `None` if nothing limits it.
     pub(super) fn of(&self, listener: &str) -> Option<Clamp> {
-        self.clamps.lock().unwrap_or_else(PoisonError::into_inner).get(listener).cloned()
+        lock(&self.clamps).get(listener).cloned()
     }
 }
 

@@ -1,10 +1,13 @@
 //! Writes the runtime state to disk on a thread that may block, so that a slow disk delays only the answer to
 //! that call. Health checks and the watchdog share the control runtime.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::troubles::{Part, Troubles};
-use crate::config::state::{State, StateError, StateStore};
+use crate::{
+    config::state::{State, StateError, StateStore},
+    lock::lock,
+};
 
 /// Writes the state.
 #[derive(Debug)]
@@ -23,7 +26,7 @@ impl StateWriter {
     /// The caller holds the lock of all changes meanwhile, so saves happen one after the other.
     pub(super) async fn save(&self, state: &State) -> Result<(), StateError> {
         let (store, state) = (Arc::clone(&self.store), state.clone());
-        let save = move || store.lock().unwrap_or_else(PoisonError::into_inner).save(&state);
+        let save = move || lock(&store).save(&state);
         let saved = match tokio::task::spawn_blocking(save).await {
             Ok(saved) => saved,
             Err(error) => Err(StateError::Interrupted(error.into())),

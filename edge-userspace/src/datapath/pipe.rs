@@ -8,12 +8,13 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
-        Mutex, MutexGuard, Once, PoisonError,
+        Mutex, MutexGuard, Once,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use crate::lock::lock;
 use rustix::{
     io::Errno,
     pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice},
@@ -209,7 +210,7 @@ fn relax() {
 }
 
 fn changed() -> MutexGuard<'static, Option<Instant>> {
-    CHANGED.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&CHANGED)
 }
 
 fn retry(mut call: impl FnMut() -> rustix::io::Result<usize>) -> io::Result<usize> {

@@ -12,7 +12,7 @@ use std::{
     fmt, fs,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
@@ -33,6 +33,7 @@ use super::{
     pin::{OtherLayout, removed},
     pin_name,
 };
+use crate::lock::lock;
 
 /// A table of flows in an older layout that this version can read.
 pub struct OlderFlows {
@@ -157,7 +158,7 @@ impl OlderFlows {
 
     /// The reports of its programs; to be taken once.
     pub fn events(&self) -> Result<FlowEvents, KernelError> {
-        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let ring = lock(&self.ring).take();
         let ring = ring.ok_or(KernelError::Incomplete { object: super::flow::OBJECT, part: FLOW_EVENTS })?;
         self.table.events(ring, Arc::clone(&self.labels))
     }

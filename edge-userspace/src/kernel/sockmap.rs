@@ -13,7 +13,7 @@ use std::{
     net::{Ipv4Addr, TcpListener, TcpStream},
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
@@ -38,6 +38,7 @@ use super::{
     load::map,
     tcp::{self, TcpInfo},
 };
+use crate::lock::lock;
 
 const OBJECT: &str = "sockmap";
 const VERDICT: &str = "verdict";
@@ -422,10 +423,6 @@ impl JoinedSocket {
     pub fn queued(&self, socket: impl AsFd) -> io::Result<u64> {
         Ok(tcp::written(socket.as_fd())?.0.saturating_sub(self.sent_before))
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn verdict(ebpf: &mut Ebpf) -> Result<&mut SkSkb, KernelError> {

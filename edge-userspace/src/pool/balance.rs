@@ -6,7 +6,7 @@
 use std::{
     net::IpAddr,
     sync::{
-        Mutex, PoisonError,
+        Mutex,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
@@ -14,6 +14,7 @@ use std::{
 
 use super::identity::BackendId;
 use crate::{
+    lock::lock,
     source::source_of,
     spec::{BackendHost, Balance},
 };
@@ -83,10 +84,6 @@ impl Balancer {
             Self::SourceHash => rendezvous(client_hash(client), len, candidate),
         }
     }
-}
-
-fn lock(credits: &Mutex<Box<[i64]>>) -> std::sync::MutexGuard<'_, Box<[i64]>> {
-    credits.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn round_robin(credits: &mut [i64], candidate: impl Fn(usize) -> Option<Candidate>) -> Option<usize> {

@@ -2,11 +2,11 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, Weak},
 };
 
 use super::{attempts::Pool, backend::Backend, identity::BackendId};
-use crate::spec::PoolSpec;
+use crate::{lock::lock, spec::PoolSpec};
 
 /// The backends of all pools. One that no pool and no connection holds any more is forgotten.
 #[derive(Debug, Default)]
@@ -20,7 +20,7 @@ impl Backends {
     /// Known backends take the new weight, role and health check at once, so call this only once the whole
     /// configuration is known to be valid.
     pub fn pool(&self, spec: &PoolSpec) -> Pool {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.known);
         let alone = spec.backends.len() == 1;
         let backend = |wanted| {
             let fresh = Backend::new(Arc::clone(&spec.name), wanted, spec.health, alone);
@@ -41,7 +41,7 @@ impl Backends {
 
     /// Every backend in use.
     pub fn all(&self) -> Vec<Arc<Backend>> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.known);
         known.retain(|_, backend| backend.strong_count() > 0);
         known.values().filter_map(Weak::upgrade).collect()
     }

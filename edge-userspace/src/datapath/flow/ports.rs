@@ -12,10 +12,13 @@ use std::{
     collections::{HashMap, hash_map::Entry},
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
-use crate::source::{network_of, source_of};
+use crate::{
+    lock::lock,
+    source::{network_of, source_of},
+};
 
 /// How many ports a network may hold for each that is free.
 const NETWORK_SHARE: u32 = 2;
@@ -150,7 +153,7 @@ impl Ports {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Taken>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.taken)
     }
 }
 

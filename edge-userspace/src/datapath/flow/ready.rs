@@ -13,11 +13,8 @@ use tokio::{
     time::timeout,
 };
 
-use super::{
-    stay::Stay,
-    survey::Survey,
-    tier::{FlowTier, lock},
-};
+use super::{stay::Stay, survey::Survey, tier::FlowTier};
+use crate::lock::lock;
 
 /// How long a worker waits. The keeper usually takes less than a millisecond.
 const PATIENCE: Duration = Duration::from_secs(3);

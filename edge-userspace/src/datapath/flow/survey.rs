@@ -12,13 +12,14 @@ use socket2::SockRef;
 use super::{
     agreement::Mismatch,
     stay::Stay,
-    tier::{FlowTier, lock},
+    tier::FlowTier,
     trust::Distrusted,
     wire::{Difference, Memory, Place, Traffic, Verdict, judge},
 };
 use crate::{
     datapath::Pair,
     kernel::{Ends, KernelError, Policies, RouteLookup, RouteQuestion, arrival_device, tcp},
+    lock::lock,
     source::source_of,
 };
 

@@ -13,7 +13,7 @@ use std::{
     },
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, BorrowedFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -40,6 +40,7 @@ use crate::{
         Standing, ask_peer, reset_peer, segment,
         tcp::{self, TcpInfo},
     },
+    lock::lock,
 };
 
 /// The MTU of most devices.
@@ -382,10 +383,6 @@ impl FlowTier {
         counts.sort_unstable();
         counts
     }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The numbers of both legs of a flow, by the direction of the peer's packets, and the last timestamp that

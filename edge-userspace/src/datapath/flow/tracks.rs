@@ -11,11 +11,11 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{
-    handover::GRACE,
-    tier::{FlowTier, lock},
+use super::{handover::GRACE, tier::FlowTier};
+use crate::{
+    kernel::{Ends, FlowPair, Tracker},
+    lock::lock,
 };
-use crate::kernel::{Ends, FlowPair, Tracker};
 
 /// The time from the end of a hand-over to the deletion of its entries: packets on their way into the stack
 /// have arrived by then.

@@ -21,7 +21,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     sync::{
-        Mutex, OnceLock, PoisonError,
+        Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -32,6 +32,7 @@ use self::protocol::{Connections, DeviceName, MOST_CONNECTIONS};
 pub(super) use self::protocol::{Indexes, Reply, Request};
 pub use self::server::{AskPeers, Server, Wards};
 use super::{Ends, IpsecPolicies, KernelError, capability};
+use crate::lock::lock;
 
 /// The longest that the daemon waits for an answer: loading programs on an emulated machine takes seconds.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -139,7 +140,7 @@ impl Keeper {
             return Err(gone());
         }
         let answer = {
-            let mut channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut channel = lock(&self.channel);
             channel.send_request(request).and_then(|()| channel.receive_answer())
         };
         match answer {

@@ -5,7 +5,7 @@ use std::{
     fmt,
     os::fd::{AsFd as _, OwnedFd},
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use aya::{
@@ -15,11 +15,14 @@ use aya::{
 use edge_common::flow::{Flow, FlowEvent, FlowKey, FlowReason, LABEL_BYTES, Pending};
 
 use super::flows_failed;
-use crate::kernel::{
-    FlowEvents, KernelError, batch,
-    flow_events::FLOW_EVENTS,
-    flow_table::{FLOW_LABELS, FLOW_REASONS, FLOWS, FLOWS_PENDING, found},
-    load::{Shape, map},
+use crate::{
+    kernel::{
+        FlowEvents, KernelError, batch,
+        flow_events::FLOW_EVENTS,
+        flow_table::{FLOW_LABELS, FLOW_REASONS, FLOWS, FLOWS_PENDING, found},
+        load::{Shape, map},
+    },
+    lock::lock,
 };
 
 /// A layout: its types, and what they are in this version's.
@@ -160,8 +163,4 @@ impl<L: Layout> fmt::Debug for Table<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Table").field("layout", &L::NAME).finish_non_exhaustive()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

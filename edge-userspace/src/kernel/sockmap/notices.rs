@@ -11,12 +11,13 @@ use std::{
     mem::MaybeUninit,
     os::fd::{AsFd, OwnedFd},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
 };
 
+use crate::lock::lock;
 use aya::maps::{MapData, RingBuf};
 use futures_util::task::AtomicWaker;
 use rustix::{
@@ -112,7 +113,7 @@ impl Notices {
         }
         let any = !events.is_empty();
         if ring {
-            let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut ring = lock(&self.ring);
             while let Some(notice) = ring.next() {
                 if let Some(octets) = notice.first_chunk() {
                     self.give(u64::from_ne_bytes(*octets));
@@ -129,6 +130,6 @@ impl Notices {
     }
 
     fn waiting(&self) -> MutexGuard<'_, HashMap<u64, Arc<Notice>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.waiting)
     }
 }

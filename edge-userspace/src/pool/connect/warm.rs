@@ -12,7 +12,7 @@ use std::{
     mem::MaybeUninit,
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, Weak},
     task::{Context, Poll},
     time::Duration,
 };
@@ -29,7 +29,10 @@ use super::{
     connect,
     stock::{Demand, Pace},
 };
-use crate::{pool::Backend, spec::Warm};
+use crate::{
+    lock::lock,
+    {pool::Backend, spec::Warm},
+};
 
 /// Time for an idle connection to be established; nobody waits for it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -104,10 +107,6 @@ struct Idle {
     stream: Mutex<Option<TcpStream>>,
     /// Dropped with this, which ends the watch.
     _end: oneshot::Sender<Infallible>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Stash {

@@ -4,7 +4,7 @@
 use std::{
     fs,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -25,7 +25,10 @@ use super::{
     answers::{self, Family, Memory, Service},
     search::Search,
 };
-use crate::{pool::Endpoint, spec::HostName};
+use crate::{
+    lock::lock,
+    {pool::Endpoint, spec::HostName},
+};
 
 /// The system's configuration. Both files are checked before each query, so that edged may start before the
 /// network is set up.
@@ -228,7 +231,7 @@ impl Resolver {
     }
 
     fn system(&self) -> Arc<System> {
-        let mut system = self.system.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut system = lock(&self.system);
         if system.files != file_times() {
             *system = Arc::new(System::read());
         }

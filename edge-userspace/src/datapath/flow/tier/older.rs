@@ -8,8 +8,11 @@ use std::{
 
 use edge_common::flow::{Flow, FlowKey, FlowReason, Pending};
 
-use super::{FlowTier, lock};
-use crate::kernel::{FlowPair, FlowTable, KernelError, OlderFlows};
+use super::FlowTier;
+use crate::{
+    kernel::{FlowPair, FlowTable, KernelError, OlderFlows},
+    lock::lock,
+};
 
 /// The tables of older layouts that flows are left in.
 #[derive(Debug, Default)]
