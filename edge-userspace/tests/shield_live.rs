@@ -6,7 +6,7 @@ use std::{
     collections::BTreeSet,
     env, fs,
     io::ErrorKind,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::AsFd as _,
     path::PathBuf,
     process::Command,
@@ -25,7 +25,7 @@ use edge::{
         self, Hook, Kernel, Objects, Wanted,
         capability::{self, Duty},
     },
-    shield::{Devices, Shield, ShieldError},
+    shield::{Devices, Shield, ShieldError, Vital},
 };
 use rustix::{
     thread::{LinkNameSpaceType, move_into_link_name_space},
@@ -150,8 +150,9 @@ fn a_block_holds_until_it_is_lifted_and_through_a_restart() {
 
         let mut shield = lab.open();
         assert_eq!(shield.attached().count(), 0, "nothing to drop, nothing attached");
-        let error = shield.block(net, None, &[IpAddr::from(CLIENT)]).unwrap_err();
-        assert!(matches!(error, ShieldError::Cuts { address, .. } if address == CLIENT), "{error}");
+        let error =
+            shield.block(net, None, &[Vital::at(CLIENT.into(), "it is where you come from")]).unwrap_err();
+        assert!(matches!(error, ShieldError::Cuts { vital, .. } if vital.net.addr() == CLIENT), "{error}");
         assert!(lab.connects(port));
         shield.block(net, Some(SystemTime::now() + Duration::from_hours(1)), &[]).unwrap();
         assert_eq!(shield.attached().collect::<Vec<_>>(), ["world"]);

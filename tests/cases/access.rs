@@ -1,6 +1,6 @@
 //! Access by name: a route that matches a client and refuses it, so that no other route is tried.
 
-use std::io::Write;
+use std::{io::Write, net::TcpStream};
 
 use lab::{
     Edged, Lab, Result, ensure,
@@ -8,7 +8,7 @@ use lab::{
     service,
 };
 
-use crate::{answer_to, case, greeting};
+use crate::{answer_to, case, echo_once, greeting};
 
 fn is_refused(lab: &Lab, name: &str) -> Result<()> {
     let mut stream = lab.client.connect(lab.edge.at(443))?;
@@ -89,6 +89,51 @@ fn access_is_given_and_shown_at_run_time() -> Result<()> {
         let _edged = Edged::start(lab, &wildcard)?;
         is_refused(lab, "admin.a.example")?;
         ensure!(greeting(lab, "x.a.example")? == "tls");
+        Ok(())
+    })
+}
+
+/// Whom a route or a listener refuses since a reload, it refuses while connected, on sockets and as a flow. Others and
+/// those that only `from` leaves out stay.
+#[test]
+fn a_reload_ends_the_connections_of_whom_it_denies() -> Result<()> {
+    case(|lab| {
+        let _echo = service::echo(&lab.home, lab.home_at(443))?;
+        let (v4, v6, home) = (lab.client.v4, lab.client.v6, lab.home_address());
+        let body = |routes: [&str; 4]| {
+            let route = |(nth, more): (usize, &str)| {
+                let datapath = if nth == 1 { "flow" } else { "auto" };
+                format!(
+                    "[[route]]\nhost = \"r{nth}.example\"\nto = \"{home}:443\"\ndatapath = \"{datapath}\"\n{more}\n"
+                )
+            };
+            routes.into_iter().enumerate().map(route).collect::<String>()
+        };
+        let edged = Edged::start(lab, &body(["", "", "", ""]))?;
+        let open = |nth: u8, to| -> Result<TcpStream> {
+            let mut stream = lab.client.connect(to)?;
+            echo_once(&mut stream, &ClientHello::new(&format!("r{nth}.example")).records())?;
+            Ok(stream)
+        };
+        let mut denied = open(0, lab.edge.at(443))?;
+        let mut denied_flow = open(1, lab.edge.at(443))?;
+        let mut other_source = open(0, lab.edge.at_v6(443))?;
+        let mut from = open(2, lab.edge.at(443))?;
+        let mut allowed = open(3, lab.edge.at(443))?;
+        let only = format!("deny = [\"{v4}\"]");
+        let elsewhere = "from = [\"198.51.100.0/24\"]";
+        let own = format!("allow = [\"{v4}\", \"{v6}\"]");
+        edged.rewrite(&body([&only, &only, elsewhere, &own]))?;
+        edged.edgectl().text(&["reload"])?;
+        for (stream, name) in [(&mut denied, "r0.example"), (&mut denied_flow, "r1.example")] {
+            ensure!(echo_once(stream, b"still here?").is_err(), "{name} is carried on");
+            edged
+                .access_log
+                .wait_for("its end", |record| record["sni"] == name && record["close"] == "denied")?;
+        }
+        for stream in [&mut other_source, &mut from, &mut allowed] {
+            echo_once(stream, b"still here")?;
+        }
         Ok(())
     })
 }

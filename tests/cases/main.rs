@@ -28,6 +28,7 @@ mod kernel;
 mod lab_itself;
 mod limits;
 mod load;
+mod lockout;
 mod names;
 mod netem;
 mod odd_names;

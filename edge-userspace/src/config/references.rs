@@ -156,7 +156,14 @@ impl References {
     }
 
     /// TLVs are in headers of version 2 only.
-    pub(super) fn proxy_tlvs(wanted: ProxyTlvs, version: ProxyProtocol) -> Result<(), Refusal> {
+    pub(super) fn proxy_tlvs(
+        wanted: ProxyTlvs,
+        version: ProxyProtocol,
+        to: Option<&Target>,
+    ) -> Result<(), Refusal> {
+        if !wanted.is_empty() && to == Some(&Target::Refuse) {
+            return Err(connects_nowhere());
+        }
         if wanted.is_empty() || version == ProxyProtocol::V2 {
             return Ok(());
         }
@@ -216,7 +223,7 @@ impl Settings {
         if route.connect_timeout.is_some() {
             references.connect_timeout(&route.to)?;
         }
-        References::proxy_tlvs(route.proxy_tlvs, route.proxy_protocol)?;
+        References::proxy_tlvs(route.proxy_tlvs, route.proxy_protocol, Some(&route.to))?;
         references.proxy_protocol(route.proxy_protocol, &route.to)?;
         match self.pools.iter().find(|pool| matches!(&route.to, Target::One(name) if *name == pool.name)) {
             Some(pool) => self.uses(std::slice::from_ref(route)).fit(&route.to, pool.health.kind),

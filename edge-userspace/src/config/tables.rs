@@ -230,7 +230,7 @@ fn pool(
         name: name.clone().unwrap_or_default(),
         balance: table.or("balance", default.balance, one_of),
         proxy_protocol,
-        proxy_tlvs: table.or("proxy_tlvs", default.proxy_tlvs, proxy_tlvs(proxy_protocol)),
+        proxy_tlvs: table.or("proxy_tlvs", default.proxy_tlvs, proxy_tlvs(proxy_protocol, None)),
         proxy_align: table.or("proxy_align", default.proxy_align, integer(0..=u8::MAX)),
         connect_timeout: table.or("connect_timeout", default.connect_timeout, duration),
         warm: table.or("warm", default.warm, warm),
@@ -247,11 +247,11 @@ fn pool(
 }
 
 /// The TLVs of a header of this version.
-fn proxy_tlvs(version: ProxyProtocol) -> impl Fn(&Value<'_>) -> Option<ProxyTlvs> {
+fn proxy_tlvs(version: ProxyProtocol, to: Option<&Target>) -> impl Fn(&Value<'_>) -> Option<ProxyTlvs> {
     move |value| {
         let kinds = list("TLVs such as [\"authority\", \"unique_id\"]", one_of::<ProxyTlv>)(value)?;
         let wanted = kinds.into_iter().collect();
-        match References::proxy_tlvs(wanted, version) {
+        match References::proxy_tlvs(wanted, version, to) {
             Ok(()) => Some(wanted),
             Err(refusal) => value.refuse(refusal),
         }
@@ -380,7 +380,7 @@ fn route(table: &mut Section<'_>, references: Option<&References>) -> Option<Rou
             _ => Some(wanted),
         }
     });
-    let proxy_tlvs = table.or("proxy_tlvs", ProxyTlvs::default(), proxy_tlvs(proxy_protocol));
+    let proxy_tlvs = table.or("proxy_tlvs", ProxyTlvs::default(), proxy_tlvs(proxy_protocol, to.as_ref()));
     let datapath = table.or("datapath", Choice::Auto, one_of);
     let idle_timeout = table.optional("idle_timeout", duration_or_zero);
     let connect_timeout = table.optional("connect_timeout", |value| {

@@ -44,6 +44,11 @@ pub struct Destination {
 }
 
 impl Destination {
+    /// Whether there are clients that it refuses.
+    pub fn is_guarded(&self) -> bool {
+        self.route.as_ref().is_some_and(|route| route.to == Target::Refuse || !route.access.is_open())
+    }
+
     /// Why a client from here is refused although the route is for it; `None` where it may pass.
     pub fn refuses(&self, source: IpAddr) -> Option<Outcome> {
         match self.route.as_ref()? {

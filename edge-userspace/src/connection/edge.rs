@@ -1,7 +1,7 @@
 //! The state that all connections share.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -9,7 +9,8 @@ use std::{
 use arc_swap::ArcSwap;
 
 use super::{
-    Connection, FlowView, Flows, HelloMemory, Outcome, Registry, Running, Sessions, outcome::Ended,
+    Connection, Destination, FlowView, Flows, HelloMemory, Outcome, Registry, Running, Sessions,
+    outcome::Ended,
     passport::Passport,
 };
 use crate::{
@@ -95,6 +96,31 @@ impl Edge {
             StopReason::Blocked,
             |connection| hold(connection.peer) || hold(connection.client()),
             |flow| hold(flow.peer()) || hold(flow.client),
+        )
+    }
+
+    /// Ends all connections whose client their listener or their route refuses by now; says how many. To be called after
+    /// [`Self::running`] was swapped. What `from` says is left alone: it is a condition, not a wall.
+    pub fn stop_denied(&self) -> usize {
+        let running = self.running.load_full();
+        let guarded: HashMap<u64, &Destination> = running
+            .destinations()
+            .filter(|destination| destination.is_guarded())
+            .map(|destination| (destination.identity, &**destination))
+            .collect();
+        let is_denied = |listener: &str, identity: Option<u64>, client: IpAddr| {
+            let by_listener =
+                running.listeners.get(listener).is_some_and(|listener| !listener.admits(client));
+            let route = identity.and_then(|identity| guarded.get(&identity));
+            by_listener || route.is_some_and(|route| route.refuses(client).is_some())
+        };
+        self.stop(
+            StopReason::Denied,
+            |connection| {
+                let identity = connection.way().map(|way| way.destination.identity);
+                is_denied(&connection.listener, identity, connection.client().ip())
+            },
+            |flow| is_denied(&flow.passport.listener, Some(flow.passport.destination), flow.client.ip()),
         )
     }
 

@@ -124,8 +124,9 @@ impl Failure {
     }
 }
 
-/// The same word, be it refused or ended.
+/// The same words, be it refused or ended.
 const BLOCKED: &str = "blocked";
+const DENIED: &str = "denied";
 
 impl Outcome {
     /// `close` in the access log.
@@ -142,9 +143,10 @@ impl Outcome {
                 StopReason::Blocked => BLOCKED,
                 StopReason::TunnelGone => "tunnel_gone",
                 StopReason::HelloMemory => "hello_memory",
+                StopReason::Denied => DENIED,
             },
             Self::Blocked => BLOCKED,
-            Self::Denied | Self::DeniedByRoute => "denied",
+            Self::Denied | Self::DeniedByRoute => DENIED,
             Self::SourceLimit => "source_limit",
             Self::SourceRate => "source_rate",
             Self::Rejected(rejection) => rejection.label(),

@@ -1,7 +1,7 @@
 //! The shield as the operator steers it: blocks, lists, the limit of new connections.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
@@ -12,7 +12,7 @@ use tokio::{
     task::{AbortHandle, spawn_blocking},
 };
 
-use super::{Daemon, Steering, devices, following::Following, operate::not_saved};
+use super::{Daemon, Steering, devices, following::Following, operate::not_saved, vital};
 use crate::{
     config::{
         Settings,
@@ -23,24 +23,29 @@ use crate::{
         Refusal, RefusalKind,
         api::{self, AddBlock, Block, RemoveBlock, Timestamp},
     },
-    kernel::{Hook, Kernel, KernelError},
-    shield::{Blocked, BlockedSources, Guard, Shield, ShieldError, tend},
-    tunnel::Tunnels,
+    kernel::{Hook, Kernel, KernelError, Prefix},
+    shield::{Blocked, BlockedSources, Guard, Shield, ShieldError, Vital, cut, forbid_sweeping, tend},
 };
 
 /// The shield, and the task that keeps its lists current.
 #[derive(Debug)]
 pub(super) struct Shielding {
     shield: Arc<Mutex<Shield>>,
-    tunnels: Option<watch::Receiver<Arc<Tunnels>>>,
+    /// Blocks on disk that are not in force since this start, and why.
+    held: Mutex<Vec<(IpNet, String)>>,
     pub(super) stirred: Option<watch::Receiver<()>>,
     tending: Mutex<Option<AbortHandle>>,
 }
 
 impl Shielding {
-    /// Takes the shield's program, and restores the operator's earlier blocks. Must be called before
-    /// connections are accepted.
-    pub(super) fn new(kernel: &mut Kernel, blocks: &[state::Block], following: &Following) -> Self {
+    /// Takes the shield's program, and puts the operator's blocks of before in force, except those that would cut off
+    /// what must stay reachable now and were not forced. To be called before connections are accepted.
+    pub(super) fn new(
+        kernel: &mut Kernel,
+        blocks: &[state::Block],
+        vital: &[Vital],
+        following: &Following,
+    ) -> Self {
         let taken = kernel.shield.take().map(Shield::new).transpose().unwrap_or_else(|error| {
             let error = error.words();
             tracing::warn!(error, "the shield cannot be used: blocked sources are refused at accept alone");
@@ -49,13 +54,21 @@ impl Shielding {
         let mut shield = taken.unwrap_or_else(Shield::at_accept);
         let now = SystemTime::now();
         let blocks = blocks.iter().filter(|block| !block.has_ended(now));
-        let blocks: Vec<_> = blocks.map(|block| (block.cidr, block.until)).collect();
+        let (held, blocks): (Vec<_>, Vec<_>) = blocks
+            .map(|block| (block, hindrance(block, vital)))
+            .partition(|(_, hindrance)| hindrance.is_some());
+        let held: Vec<_> =
+            held.into_iter().filter_map(|(block, hindrance)| Some((block.cidr, hindrance?))).collect();
+        for (cidr, hindrance) in &held {
+            tracing::error!(%cidr, "a block is not in force: {hindrance} (`edgectl block add {cidr} --force`, or `block remove`)");
+        }
+        let blocks: Vec<_> = blocks.into_iter().map(|(block, _)| (block.cidr, block.until)).collect();
         for (cidr, error) in shield.restore(&blocks) {
             tracing::error!(%cidr, %error, "a block is not as it was");
         }
         Self {
             shield: Arc::new(Mutex::new(shield)),
-            tunnels: following.tunnels(),
+            held: Mutex::new(held),
             stirred: following.stirred(),
             tending: Mutex::default(),
         }
@@ -74,11 +87,11 @@ impl Shielding {
             Ok(false) => tracing::warn!("shield.syn_rate has no effect: `edgectl doctor` says why"),
             Err(error) => tracing::error!(%error, "shield.syn_rate has no effect"),
         }
-        let (tunnels, edge) = (self.tunnels.clone(), Arc::clone(edge));
+        let (seen, known, edge) = (Arc::clone(edge), settings.clone(), Arc::clone(edge));
         let task = tokio::spawn(tend(
             Arc::clone(&self.shield),
             settings.shield.lists.clone(),
-            move || peers(tunnels.as_ref()),
+            move || vital::find(&known, &seen.running.load_full()),
             move || {
                 let cut = edge.stop_blocked();
                 if cut > 0 {
@@ -113,6 +126,11 @@ impl Shielding {
     /// Packets dropped since the maps were made.
     pub(super) fn dropped(&self) -> u64 {
         self.shield().counters().map_or(0, |counters| counters.blocked + counters.limited)
+    }
+
+    /// Blocks on disk that are not in force, and why.
+    pub(super) fn held(&self) -> MutexGuard<'_, Vec<(IpNet, String)>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn shield(&self) -> MutexGuard<'_, Shield> {
@@ -171,12 +189,18 @@ async fn lasting<T>(
     Ok(changed)
 }
 
-/// Where the tunnels' other ends are: a block must not cut the way home.
-fn peers(tunnels: Option<&watch::Receiver<Arc<Tunnels>>>) -> Vec<IpAddr> {
-    let Some(tunnels) = tunnels else { return Vec::new() };
-    let known = tunnels.borrow();
-    let endpoints = known.peers.values().flatten().filter_map(|peer| peer.endpoint);
-    endpoints.map(|endpoint| endpoint.ip().to_canonical()).collect()
+/// Why a block of before is not put in force again.
+fn hindrance(block: &state::Block, vital: &[Vital]) -> Option<String> {
+    if block.forced {
+        return None;
+    }
+    let vital = cut(&block.cidr, vital)?;
+    Some(ShieldError::Cuts { net: block.cidr, vital: vital.clone() }.to_string())
+}
+
+/// A prefix as it is listed: one of mapped addresses is one of IPv4.
+fn plain(net: IpNet) -> IpNet {
+    Prefix::from(net).into()
 }
 
 impl Daemon {
@@ -185,21 +209,22 @@ impl Daemon {
         Ok(blocked.iter().map(shown).collect())
     }
 
-    pub(super) async fn block(&self, wanted: AddBlock) -> Result<Block, Refusal> {
+    pub(super) async fn block(&self, mut wanted: AddBlock) -> Result<Block, Refusal> {
+        wanted.cidr = plain(wanted.cidr);
         let mut steering = self.steering.lock().await;
         let until = wanted.duration.map(|duration| SystemTime::now() + duration);
-        let spare = if wanted.force {
-            Vec::new()
-        } else {
-            let mut spare = peers(self.shielding.tunnels.as_ref());
-            spare.extend(&wanted.protect);
-            spare
-        };
+        let mut spare = Vec::new();
+        if !wanted.force {
+            forbid_sweeping(wanted.cidr).map_err(|error| refused(&error))?;
+            let called = wanted.protect.iter();
+            spare.extend(called.map(|address| Vital::at(*address, "it is where you come from")));
+            spare.extend(self.vital(&steering.settings).await);
+        }
         // A device may have come this moment, and its event not yet.
         self.shielding.look_aside(&self.edge).await;
         let mut state = steering.state.clone();
         state.blocks.retain(|block| block.cidr != wanted.cidr && !block.has_ended(SystemTime::now()));
-        state.blocks.push(state::Block { cidr: wanted.cidr, until });
+        state.blocks.push(state::Block { cidr: wanted.cidr, until, forced: wanted.force });
         lasting(
             &self.shielding.shield,
             wanted.cidr,
@@ -208,16 +233,24 @@ impl Daemon {
         )
         .await?;
         steering.state = state;
+        self.shielding.held().retain(|(held, _)| *held != wanted.cidr);
         let cut = self.edge.stop_blocked();
         tracing::info!(cidr = %wanted.cidr, connections = cut, "blocked");
         Ok(Block { devices: guards(&self.shielding), ..self.find_block(wanted.cidr)? })
     }
 
-    pub(super) async fn unblock(&self, wanted: RemoveBlock) -> Result<Block, Refusal> {
+    pub(super) async fn unblock(&self, mut wanted: RemoveBlock) -> Result<Block, Refusal> {
+        wanted.cidr = plain(wanted.cidr);
         let mut steering = self.steering.lock().await;
-        let was = self.find_block(wanted.cidr)?;
         let mut state = steering.state.clone();
         state.blocks.retain(|block| block.cidr != wanted.cidr);
+        if let Some(held) = self.held_block(wanted.cidr, &steering.state) {
+            save(&steering, &state).await.map_err(|error| not_saved(&error))?;
+            steering.state = state;
+            self.shielding.held().retain(|(held, _)| *held != wanted.cidr);
+            return Ok(held);
+        }
+        let was = self.find_block(wanted.cidr)?;
         let list = lasting(
             &self.shielding.shield,
             wanted.cidr,
@@ -230,6 +263,20 @@ impl Daemon {
             tracing::warn!(cidr = %wanted.cidr, list = &*list, "goes on being blocked by a list");
         }
         Ok(was)
+    }
+
+    /// What must stay reachable now.
+    pub(super) async fn vital(&self, settings: &Settings) -> Vec<Vital> {
+        let (settings, edge) = (settings.clone(), Arc::clone(&self.edge));
+        // Fails only when the runtime ends.
+        spawn_blocking(move || vital::find(&settings, &edge.running.load_full())).await.unwrap_or_default()
+    }
+
+    /// A block that is on disk and not in force.
+    fn held_block(&self, cidr: IpNet, state: &State) -> Option<Block> {
+        self.shielding.held().iter().find(|(held, _)| *held == cidr)?;
+        let until = state.blocks.iter().find(|block| block.cidr == cidr)?.until.map(Timestamp);
+        Some(Block { cidr, until, packets: 0, source: "runtime".into(), devices: Vec::new() })
     }
 
     fn find_block(&self, cidr: IpNet) -> Result<Block, Refusal> {
@@ -268,6 +315,7 @@ fn shown(blocked: &Blocked) -> Block {
 fn refused(error: &ShieldError) -> Refusal {
     let (kind, code) = match error {
         ShieldError::Cuts { .. } => (RefusalKind::Conflict, "would_cut_off"),
+        ShieldError::Sweeping(_) => (RefusalKind::Conflict, "wide_prefix"),
         ShieldError::TooWide(_) => (RefusalKind::Invalid, "too_wide"),
         ShieldError::NotBlocked(_) => (RefusalKind::NotFound, "not_blocked"),
         ShieldError::Listed { .. } => (RefusalKind::Conflict, "blocked_by_list"),
@@ -276,7 +324,9 @@ fn refused(error: &ShieldError) -> Refusal {
     };
     let refusal = Refusal::new(kind, code, error.to_string());
     match error {
-        ShieldError::Cuts { .. } => refusal.hint("`--force` blocks it all the same"),
+        ShieldError::Cuts { .. } | ShieldError::Sweeping(_) => refusal.hint(
+            "block a narrower prefix, or block it all the same by `edgectl block add --force` (`\"force\": true`)",
+        ),
         _ => refusal,
     }
 }
@@ -342,7 +392,7 @@ mod tests {
         let save = async { unreachable!("it is not in force") };
         lasting(&shield, net, |shield| shield.unblock(net), save).await.unwrap_err();
         let save = async { unreachable!("it is not in force") };
-        let spare = [net.addr()];
+        let spare = [Vital::at(net.addr(), "it is home")];
         lasting(&shield, net, |shield| shield.block(net, None, &spare), save).await.unwrap_err();
     }
 }

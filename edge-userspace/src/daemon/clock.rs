@@ -75,8 +75,12 @@ impl Daemon {
         {
             let mut shield = self.shielding.shield();
             let blocked = shield.blocked().unwrap_or_default();
+            let held: Vec<_> = self.shielding.held().iter().map(|(net, _)| *net).collect();
             let in_kernel = |net| blocked.iter().find(|known| known.net == net)?.until;
             for (net, outcome) in outcomes(&state.blocks, &self.loaded_blocks, in_kernel, SystemTime::now()) {
+                if held.contains(&net) {
+                    continue;
+                }
                 let settled = match outcome {
                     Outcome::Until(until) => shield.block(net, Some(until), &[]),
                     Outcome::Over => shield.unblock(net).map(drop),
@@ -110,7 +114,7 @@ mod tests {
     }
 
     fn block(cidr: &str, until: Option<u64>) -> Block {
-        Block { cidr: cidr.parse().unwrap(), until: until.map(at) }
+        Block { cidr: cidr.parse().unwrap(), until: until.map(at), forced: false }
     }
 
     #[test]

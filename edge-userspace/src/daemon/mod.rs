@@ -26,6 +26,7 @@ mod state_writer;
 mod status;
 mod tiers;
 mod troubles;
+mod vital;
 mod worker;
 
 use std::{
@@ -207,9 +208,10 @@ impl Daemon {
         tiers::provide(&tiers, &kernel.objects, &settings, &state.routes)?;
         let mut following = Following::new(&settings.resolver, settings.tunnel);
         // Before anybody is accepted.
-        let shielding = Shielding::new(&mut kernel, &state.blocks, &following);
         let mut kept = Kept::default();
         let built = build(&settings, &state.routes, &mut kept);
+        let vital = vital::find_for(&state.blocks, &settings, &built.running);
+        let shielding = Shielding::new(&mut kernel, &state.blocks, &vital, &following);
         let edge = Arc::new(Edge {
             running: ArcSwap::from_pointee(built.running),
             registry: Registry::default(),
@@ -351,6 +353,10 @@ impl Daemon {
         steering.following.set(checks, &steering.settings.resolver, steering.settings.tunnel);
         self.segments.outdated();
         drain(&steering.kept, &steering.state);
+        let denied = self.edge.stop_denied();
+        if denied > 0 {
+            tracing::info!(connections = denied, "ended connections that `allow` and `deny` refuse now");
+        }
         warnings
     }
 

@@ -5,7 +5,7 @@ use std::{net::TcpListener, path::PathBuf};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::{DaemonError, flows};
+use super::{DaemonError, flows, vital};
 use crate::{
     config::Settings,
     control::{BindError, ControlSocket},
@@ -47,6 +47,7 @@ pub struct Prepared {
 pub fn prepare(options: &Options) -> Result<Prepared, DaemonError> {
     let settings = Settings::load(&options.config)?;
     raise_descriptor_limit();
+    vital::remember_ports();
     let inherited = kernel::inherited_listeners();
     let pins = kernel::lock_pins(&options.pins)?;
     let mut kernel = open_kernel(options);

@@ -26,6 +26,8 @@ pub enum StopReason {
     TunnelGone = 6,
     /// Its first bytes have to give way to those of others.
     HelloMemory = 7,
+    /// Its listener or its route refuses its client since a reload.
+    Denied = 8,
 }
 
 /// Where the order is left and the task that has to obey is woken. The first order stands.
@@ -92,7 +94,8 @@ impl Stop {
             4 => Some(StopReason::Shutdown),
             5 => Some(StopReason::Blocked),
             6 => Some(StopReason::TunnelGone),
-            _ => Some(StopReason::HelloMemory),
+            7 => Some(StopReason::HelloMemory),
+            _ => Some(StopReason::Denied),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Dumps of rtnetlink, answered within the call, so that nothing waits. Attributes are returned as bytes: a
+//! Dumps of netlink, answered within the call, so that nothing waits. Attributes are returned as bytes: a
 //! device's name may be no valid text, and one that cannot be decoded must not hide the others.
 
 use std::{io, iter};
@@ -21,19 +21,36 @@ const NLMSG_DONE: u16 = 3;
 /// How often a dump is repeated after a change has made it inconsistent; the last one is used as it is.
 const ATTEMPTS: usize = 4;
 
-/// The bodies of all messages of a dump.
+/// A question for a dump.
+pub(super) struct Dump<'a> {
+    /// The netlink family.
+    pub(super) protocol: isize,
+    /// The type of the request.
+    pub(super) question: u16,
+    /// What the request says.
+    pub(super) body: &'a [u8],
+    /// The length of the fixed part of an answer; shorter ones are left out.
+    pub(super) length: usize,
+}
+
+/// The bodies of all messages that a dump of rtnetlink has.
 ///
 /// `question` is the type of the request, `RTM_GET…`; `length` is the length of its messages' fixed part,
 /// which is all zeros in the request. Applies to the network namespace of this thread.
 pub(super) fn dump(question: u16, length: usize) -> io::Result<Vec<Vec<u8>>> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    dump_of(&Dump { protocol: NETLINK_ROUTE, question, body: &vec![0; length], length })
+}
+
+/// The bodies of all messages that answer a question. In the network namespace of this thread.
+pub(super) fn dump_of(dump: &Dump<'_>) -> io::Result<Vec<Vec<u8>>> {
+    let mut socket = Socket::new(dump.protocol)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     socket.set_non_blocking(true)?;
     for sequence in 1..=ATTEMPTS {
         let sequence = u32::try_from(sequence).unwrap_or(0);
-        socket.send(&request(question, length, sequence), 0)?;
-        let (messages, is_consistent) = answer(&socket, sequence, length)?;
+        socket.send(&request(dump.question, dump.body, sequence), 0)?;
+        let (messages, is_consistent) = answer(&socket, sequence, dump.length)?;
         if is_consistent || sequence as usize == ATTEMPTS {
             return Ok(messages);
         }
@@ -41,13 +58,14 @@ pub(super) fn dump(question: u16, length: usize) -> io::Result<Vec<Vec<u8>>> {
     Ok(Vec::new())
 }
 
-fn request(question: u16, length: usize, sequence: u32) -> Vec<u8> {
-    let total = u32::try_from(HEADER + length).unwrap_or(u32::MAX);
+fn request(question: u16, body: &[u8], sequence: u32) -> Vec<u8> {
+    let total = u32::try_from(HEADER + body.len()).unwrap_or(u32::MAX);
     let mut request = total.to_ne_bytes().to_vec();
     request.extend(question.to_ne_bytes());
     request.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
     request.extend(sequence.to_ne_bytes());
-    request.resize(HEADER + length, 0);
+    request.resize(HEADER, 0);
+    request.extend(body);
     request
 }
 
@@ -147,6 +165,6 @@ mod tests {
     fn messages_shorter_than_their_header_are_the_end() {
         assert!(Header::of(&[0; HEADER]).is_none());
         assert!(Header::of(&[0xff; HEADER - 1]).is_none());
-        assert_eq!(Header::of(&request(18, 16, 7)).unwrap().length, 32);
+        assert_eq!(Header::of(&request(18, &[0; 16], 7)).unwrap().length, 32);
     }
 }

@@ -7,7 +7,7 @@ use rtnetlink::{
     packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
-        route::{RouteAttribute, RouteMessage},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteVia},
     },
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
@@ -36,6 +36,19 @@ pub struct RouteWay {
     pub device: u32,
     /// The router there; `None` where the destination is on the link.
     pub next_hop: Option<RouteAttribute>,
+}
+
+impl RouteWay {
+    /// The router's address, of either family.
+    pub fn router(&self) -> Option<IpAddr> {
+        match self.next_hop.as_ref()? {
+            RouteAttribute::Gateway(RouteAddress::Inet(address))
+            | RouteAttribute::Via(RouteVia::Inet(address)) => Some((*address).into()),
+            RouteAttribute::Gateway(RouteAddress::Inet6(address))
+            | RouteAttribute::Via(RouteVia::Inet6(address)) => Some((*address).into()),
+            _ => None,
+        }
+    }
 }
 
 impl RouteQuestion {

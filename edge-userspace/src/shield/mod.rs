@@ -16,7 +16,6 @@ mod tend;
 mod times;
 
 use std::{
-    net::IpAddr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -30,11 +29,12 @@ pub use self::{
     devices::{Devices, Guard},
     list::Lists,
     sources::BlockedSources,
+    spare::{Vital, cut},
     tend::tend,
 };
 use self::{
     ledger::{Change, Full, Ledger},
-    spare::{cut, is_too_wide},
+    spare::{is_sweeping, is_too_wide},
     times::{from_boot_time, limit, to_boot_time},
 };
 use crate::kernel::{KernelError, Prefix, ShieldProgram, boot_time};
@@ -43,13 +43,16 @@ use crate::kernel::{KernelError, Prefix, ShieldProgram, boot_time};
 #[derive(Debug, Error)]
 pub enum ShieldError {
     /// It would cut off an address that must be reached.
-    #[error("{net} holds {address}, which must stay reachable")]
+    #[error("{net} holds {}: {}", one(&vital.net), vital.what)]
     Cuts {
         /// The prefix.
         net: IpNet,
-        /// The address in it.
-        address: IpAddr,
+        /// What is in it.
+        vital: Vital,
     },
+    /// It holds more than anybody has.
+    #[error("{0} is wide: more than any one network has")]
+    Sweeping(IpNet),
     /// An IPv6 prefix so short that it holds all of IPv4 as well.
     #[error("{0} is too wide: it would hold IPv4 too; all of the IPv6 internet is 2000::/3")]
     TooWide(IpNet),
@@ -92,8 +95,8 @@ pub struct Loaded {
     pub added: usize,
     /// Prefixes that they named before and do not now.
     pub removed: usize,
-    /// Prefixes left out because they would cut off an address that must be reached.
-    pub spared: Vec<IpNet>,
+    /// Prefixes left out because they would cut off what must stay reachable, and what that is.
+    pub spared: Vec<(IpNet, String)>,
     /// Prefixes left out for want of room.
     pub left_out: usize,
 }
@@ -114,6 +117,16 @@ pub struct Shield {
 pub struct Before {
     prefix: Prefix,
     until: Option<u64>,
+}
+
+/// Refuses a prefix that holds more than any one network has.
+pub fn forbid_sweeping(net: IpNet) -> Result<(), ShieldError> {
+    if is_sweeping(&net) { Err(ShieldError::Sweeping(net)) } else { Ok(()) }
+}
+
+/// A prefix as it is spoken of: the address alone where it is one.
+fn one(net: &IpNet) -> String {
+    if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() }
 }
 
 impl Shield {
@@ -147,13 +160,13 @@ impl Shield {
         &mut self,
         net: IpNet,
         until: Option<SystemTime>,
-        spare: &[IpAddr],
+        spare: &[Vital],
     ) -> Result<(), ShieldError> {
         if is_too_wide(&net) {
             return Err(ShieldError::TooWide(net));
         }
-        if let Some(address) = cut(&net, spare) {
-            return Err(ShieldError::Cuts { net, address });
+        if let Some(vital) = cut(&net, spare) {
+            return Err(ShieldError::Cuts { net, vital: vital.clone() });
         }
         let change = self.ledger.block(net.into(), until.map_or(Block::FOREVER, to_boot_time))?;
         self.apply([change])?;
@@ -240,13 +253,15 @@ impl Shield {
     pub fn load_prefixes(
         &mut self,
         prefixes: impl IntoIterator<Item = (IpNet, Arc<str>)>,
-        spare: &[IpAddr],
+        spare: &[Vital],
         is_partial: bool,
     ) -> Result<Loaded, ShieldError> {
         let mut loaded = Loaded::default();
         let wanted = prefixes.into_iter().filter_map(|(net, list)| {
-            if is_too_wide(&net) || cut(&net, spare).is_some() {
-                loaded.spared.push(net);
+            let vital = cut(&net, spare);
+            if is_too_wide(&net) || vital.is_some() {
+                let why = vital.map(|vital| format!("it holds {}: {}", one(&vital.net), vital.what));
+                loaded.spared.push((net, why.unwrap_or_else(|| "it holds all of IPv4".to_owned())));
                 return None;
             }
             Some((Prefix::from(net), list))

@@ -5,7 +5,7 @@
 //! socket belongs to root. If there is a keeper, it therefore makes the query, and passes on only the
 //! contents of [`Peer`].
 
-use std::io;
+use std::{io, net::IpAddr};
 
 use super::{kernel_wireguard, peer::Peer, uapi};
 use crate::kernel::keeper;
@@ -13,6 +13,17 @@ use crate::kernel::keeper;
 /// The WireGuard peers of a device. `None` where it is no WireGuard, or one that does not say.
 pub async fn peers(device: &str) -> Option<Vec<Peer>> {
     ask(device).await.ok()
+}
+
+/// The addresses that a device's WireGuard peers were last seen at; none where it is no WireGuard. Waits for the answer:
+/// not to be called within a runtime.
+pub fn endpoints(device: &str) -> Vec<IpAddr> {
+    let answer = match keeper::keeper() {
+        Some(keeper) => keeper.peers(device),
+        None => describe(device),
+    };
+    let peers: Vec<Peer> = answer.ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    peers.into_iter().filter_map(|peer| peer.endpoint).map(|endpoint| endpoint.ip().to_canonical()).collect()
 }
 
 /// Asks by the keeper, or directly where there is none.

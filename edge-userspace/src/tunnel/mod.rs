@@ -15,7 +15,7 @@ mod state;
 mod uapi;
 mod watch;
 
-pub use ask::{describe, peers};
+pub use ask::{describe, endpoints, peers};
 pub use link::{Egress, egress};
 pub use mtu::path_mtu;
 pub use peer::Peer;

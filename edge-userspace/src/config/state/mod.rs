@@ -23,7 +23,7 @@ use super::{
     network::{backend_address, label, prefix},
     problem::ConfigError,
     tables,
-    value::{Value, integer},
+    value::{Value, boolean, integer},
 };
 use crate::spec::{BackendAddress, RouteSpec};
 
@@ -72,6 +72,9 @@ pub struct Block {
     /// When it ends, kept to the second; `None` means never.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "utc")]
     pub until: Option<SystemTime>,
+    /// Whether the operator wanted it whatever it cuts off.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub forced: bool,
 }
 
 impl Block {
@@ -133,7 +136,8 @@ fn drained(table: &mut Section<'_>) -> Option<Drained> {
 fn block(table: &mut Section<'_>) -> Option<Block> {
     let cidr = table.required("cidr", "\"192.0.2.0/24\"", prefix);
     let until = table.optional("until", time);
-    Some(Block { cidr: cidr?, until })
+    let forced = table.or("forced", false, boolean);
+    Some(Block { cidr: cidr?, until, forced })
 }
 
 fn time(value: &Value<'_>) -> Option<SystemTime> {
@@ -181,10 +185,11 @@ mod tests {
                 Drained { pool: Some("caddy".into()), to: "nas.ts.net".parse().unwrap() },
             ],
             blocks: vec![
-                Block { cidr: "192.0.2.0/24".parse().unwrap(), until: None },
+                Block { cidr: "192.0.2.0/24".parse().unwrap(), until: None, forced: true },
                 Block {
                     cidr: "2001:db8::/32".parse().unwrap(),
                     until: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_900_000_000)),
+                    forced: false,
                 },
             ],
         }
@@ -235,6 +240,7 @@ to = "nas.ts.net"
 
 [[block]]
 cidr = "192.0.2.0/24"
+forced = true
 
 [[block]]
 cidr = "2001:db8::/32"
@@ -281,7 +287,7 @@ until = 2030-03-17T17:46:40Z
     #[test]
     fn a_block_ends_not_a_moment_early() {
         let until = SystemTime::UNIX_EPOCH + Duration::from_millis(1_900_000_000_001);
-        let block = Block { cidr: "192.0.2.1/32".parse().unwrap(), until: Some(until) };
+        let block = Block { cidr: "192.0.2.1/32".parse().unwrap(), until: Some(until), forced: false };
         assert!(!block.has_ended(until - Duration::from_millis(1)));
         assert!(block.has_ended(until));
         let state = State { blocks: vec![block], ..State::default() };

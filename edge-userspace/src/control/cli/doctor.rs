@@ -5,6 +5,7 @@ use std::{io, net::TcpListener, path::Path};
 use super::{
     Client, ClientError, Failure, Output, routes,
     style::{self, Colour, printable},
+    table::wrapped,
 };
 use crate::{
     config::Settings,
@@ -37,13 +38,29 @@ fn lines(report: &DoctorReport, output: Output) -> Vec<String> {
         let (word, colour) = routes::status(check.status);
         let word = output.paint(&format!("{word:4}"), colour);
         // A message may have several lines, such as the report on a configuration file.
-        let mut message = check.message.lines().map(printable);
-        let first = message.next().unwrap_or_default();
-        lines.push(format!("{word}  {:width$}  {first}", check.name));
-        lines.extend(message.map(|line| format!("      {:width$}  {line}", "")));
-        if let Some(remedy) = &check.remedy {
-            let arrow = output.paint("->", Colour::Bold);
-            lines.push(format!("      {:width$}  {arrow} {}", "", printable(remedy)));
+        let message: Vec<_> = check.message.lines().map(|line| printable(line).into_owned()).collect();
+        let arrow = output.paint("->", Colour::Bold);
+        let remedy = check.remedy.as_ref().map(|remedy| printable(remedy).into_owned());
+        let longest = message.iter().chain(&remedy).map(|line| line.chars().count() + "-> ".len()).max();
+        match output.width {
+            // Beside a long name there is no room: below it.
+            Some(room) if 6 + width + 2 + longest.unwrap_or(0) > room => {
+                lines.push(format!("{word}  {}", check.name));
+                let room = room.saturating_sub(6);
+                lines.extend(
+                    message.iter().flat_map(|line| wrapped(line, room)).map(|line| format!("      {line}")),
+                );
+                let remedy = remedy.iter().flat_map(|remedy| wrapped(remedy, room.saturating_sub(3)));
+                let before = |nth| if nth == 0 { arrow.as_str() } else { "  " };
+                lines.extend(remedy.enumerate().map(|(nth, line)| format!("      {} {line}", before(nth))));
+            }
+            _ => {
+                let mut message = message.into_iter();
+                let first = message.next().unwrap_or_default();
+                lines.push(format!("{word}  {:width$}  {first}", check.name));
+                lines.extend(message.map(|line| format!("      {:width$}  {line}", "")));
+                lines.extend(remedy.map(|remedy| format!("      {:width$}  {arrow} {remedy}", "")));
+            }
         }
     }
     lines

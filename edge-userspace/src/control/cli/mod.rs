@@ -141,7 +141,7 @@ fn list<T: DeserializeOwned>(
     answer: &Answer,
     table: impl FnOnce(&[T]) -> Table,
 ) -> Result<(), Failure> {
-    show(output, answer, |items: &Vec<T>| table(items).lines(output.colours))
+    show(output, answer, |items: &Vec<T>| table(items).lines(output.colours, output.width))
 }
 
 async fn backends(command: Backends, daemon: &Client, output: Output) -> Result<(), Failure> {

@@ -125,11 +125,11 @@ fn lines(test: &RouteTest, output: Output) -> Vec<String> {
             ]);
         }
         lines.push(String::new());
-        lines.extend(table.lines(output.colours));
+        lines.extend(table.lines(output.colours, output.width));
     }
     if !test.backends.is_empty() {
         lines.push(String::new());
-        lines.extend(lists::backends(&test.backends).lines(output.colours));
+        lines.extend(lists::backends(&test.backends).lines(output.colours, output.width));
     }
     for probe in test.probe.iter().flatten() {
         lines.push(String::new());

@@ -21,7 +21,7 @@ pub(super) fn lines(status: &Status, output: Output) -> Vec<String> {
         }
     }
     lines.push(String::new());
-    lines.extend(listeners(status).lines(output.colours));
+    lines.extend(listeners(status).lines(output.colours, output.width));
     lines
 }
 

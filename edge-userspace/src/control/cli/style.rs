@@ -47,6 +47,8 @@ pub(super) struct Output {
     pub(super) terminal: bool,
     /// Colours are wanted (<https://no-color.org>).
     pub(super) colours: bool,
+    /// How many characters a line of the terminal has; `None` where there is none to fit into.
+    pub(super) width: Option<usize>,
 }
 
 impl Output {
@@ -54,7 +56,9 @@ impl Output {
     pub(super) fn new(json: bool) -> Self {
         let terminal = io::stdout().is_terminal();
         let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Self { json, terminal, colours: terminal && !unwanted }
+        let size = rustix::termios::tcgetwinsize(io::stdout()).ok();
+        let width = size.map(|size| usize::from(size.ws_col)).filter(|columns| *columns > 0);
+        Self { json, terminal, colours: terminal && !unwanted, width }
     }
 
     /// Text in a colour, where colours are wanted.

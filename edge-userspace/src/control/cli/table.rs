@@ -81,15 +81,17 @@ impl Table {
         self.rows.push(cells);
     }
 
-    /// The lines, the titles first.
-    pub(super) fn lines(&self, colours: bool) -> Vec<String> {
-        let shown: Vec<_> = (self.columns.iter().enumerate())
+    /// The lines, the titles first. Where they are wider than `width`, the columns that do not fit stand below their row,
+    /// each value behind its title; nothing is cut.
+    pub(super) fn lines(&self, colours: bool, width: Option<usize>) -> Vec<String> {
+        let mut shown: Vec<_> = (self.columns.iter().enumerate())
             .filter(|(nth, column)| !column.optional || self.rows.iter().any(|row| row[*nth].text != NONE))
             .map(|(nth, column)| {
                 let widest = self.rows.iter().map(|row| row[nth].text.chars().count()).max().unwrap_or(0);
                 (nth, column, widest.max(column.title.len()))
             })
             .collect();
+        let below = shown.split_off(width.map_or(shown.len(), |width| fitting(&shown, width)));
         let line = |cells: &[Cell]| {
             let mut line = String::new();
             for &(nth, column, width) in &shown {
@@ -97,7 +99,7 @@ impl Table {
                 let gap = " ".repeat(width - text.chars().count());
                 let text = if colours { paint(text, *colour) } else { text.clone() };
                 if !line.is_empty() {
-                    line.push_str("  ");
+                    line.push_str(GAP);
                 }
                 let (before, after) = if column.right { (&*gap, "") } else { ("", &*gap) };
                 line.extend([before, &text, after]);
@@ -107,8 +109,50 @@ impl Table {
         };
         let titles: Vec<_> =
             self.columns.iter().map(|column| Cell::coloured(column.title, Colour::Dim)).collect();
-        std::iter::once(&titles).chain(&self.rows).map(|cells| line(cells)).collect()
+        let mut lines = vec![line(&titles)];
+        for row in &self.rows {
+            lines.push(line(row));
+            let rest = below.iter().filter(|(nth, ..)| row[*nth].text != NONE);
+            let rest: Vec<_> = rest
+                .map(|(nth, column, _)| format!("{} {}", column.title.to_lowercase(), row[*nth].text))
+                .collect();
+            if !rest.is_empty() {
+                let room = width.unwrap_or(usize::MAX).saturating_sub(INDENT.len());
+                lines.extend(wrapped(&rest.join(", "), room).map(|line| format!("{INDENT}{line}")));
+            }
+        }
+        lines
     }
+}
+
+/// Between two columns.
+const GAP: &str = "  ";
+/// Before what stands below its row.
+const INDENT: &str = "    ";
+
+/// How many columns fit; the first one is always there.
+fn fitting(columns: &[(usize, &Column, usize)], width: usize) -> usize {
+    let mut used = 0;
+    let fit = columns.iter().take_while(|(nth, _, wide)| {
+        used += wide + if *nth == 0 { 0 } else { GAP.len() };
+        used <= width
+    });
+    fit.count().max(1)
+}
+
+/// The text in lines of at most `width` characters, broken at spaces; a longer word has a line of its own.
+pub(super) fn wrapped(text: &str, width: usize) -> impl Iterator<Item = String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines.into_iter()
 }
 
 #[cfg(test)]
@@ -125,16 +169,47 @@ mod tests {
         let mut table = table();
         table.row(["a.example".into(), NONE.into(), "7 B".into()]);
         table.row(["b".into(), NONE.into(), "1.0 KiB".into()]);
-        assert_eq!(table.lines(false), ["HOST         BYTES", "a.example      7 B", "b          1.0 KiB"]);
+        assert_eq!(
+            table.lines(false, None),
+            ["HOST         BYTES", "a.example      7 B", "b          1.0 KiB"]
+        );
         table.row([Cell::coloured("c", Colour::Red), "h2".into(), "0 B".into()]);
-        assert_eq!(table.lines(false)[3], "c          h2        0 B");
-        assert_eq!(table.lines(true)[3], "\x1b[31mc\x1b[0m          h2        0 B");
+        assert_eq!(table.lines(false, None)[3], "c          h2        0 B");
+        assert_eq!(table.lines(true, None)[3], "\x1b[31mc\x1b[0m          h2        0 B");
     }
 
     #[test]
     fn nothing_shown_can_steer_the_terminal() {
         let mut table = table();
         table.row(["\x1b[2Jx".into(), NONE.into(), "0".into()]);
-        assert!(!table.lines(false).concat().contains('\x1b'));
+        assert!(!table.lines(false, None).concat().contains('\x1b'));
+    }
+
+    #[test]
+    fn columns_that_do_not_fit_stand_below_their_row_and_nothing_is_cut() {
+        let columns =
+            [Column::text("TO"), Column::text("STATE"), Column::number("WEIGHT"), Column::text("LAST ERROR")];
+        let mut table = Table::new(columns);
+        table.row([
+            "192.0.2.1:443".into(),
+            "up".into(),
+            "1".into(),
+            "9s ago: connection refused by home".into(),
+        ]);
+        table.row(["192.0.2.2:443".into(), "up".into(), "1".into(), NONE.into()]);
+        assert_eq!(
+            table.lines(false, Some(30)),
+            [
+                "TO             STATE  WEIGHT",
+                "192.0.2.1:443  up          1",
+                "    last error 9s ago:",
+                "    connection refused by home",
+                "192.0.2.2:443  up          1",
+            ]
+        );
+        let narrow = table.lines(false, Some(5));
+        assert_eq!(narrow[..2], ["TO", "192.0.2.1:443"], "the first column is always there");
+        assert!(table.lines(false, Some(200))[1].ends_with("by home"), "all fits");
+        assert!(table.lines(false, None).iter().all(|line| !line.starts_with(' ')));
     }
 }

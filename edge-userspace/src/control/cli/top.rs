@@ -112,7 +112,7 @@ fn frame(before: Option<&Look>, now: &Look, output: Output) -> Vec<String> {
         (b_up + b_down).total_cmp(&(a_up + a_down)).then(b.id.cmp(&a.id))
     });
     lines.push(String::new());
-    lines.extend(busiest(&rows).lines(output.colours));
+    lines.extend(busiest(&rows).lines(output.colours, None));
     lines
 }
 

@@ -1,5 +1,6 @@
 //! The examination for `edgectl doctor`: the daemon looks at itself and its environment.
 
+mod blocks;
 mod certificates;
 mod firewall;
 mod headers;
@@ -60,6 +61,7 @@ impl Daemon {
             checks.extend(firewall::hindrances(flows));
         }
         checks.extend(shield(&super::blocks::guards(&self.shielding)));
+        checks.extend(self.blocks_that_cut().await);
         checks.push(pipes());
         checks.extend(self.left_by_others().iter().filter(|other| other.readable).map(older_check));
         checks.extend(self.findings.iter().cloned().map(kernel_check));
