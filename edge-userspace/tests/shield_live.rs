@@ -152,7 +152,10 @@ fn a_block_holds_until_it_is_lifted_and_through_a_restart() {
         assert_eq!(shield.attached().count(), 0, "nothing to drop, nothing attached");
         let error =
             shield.block(net, None, &[Vital::at(CLIENT.into(), "it is where you come from")]).unwrap_err();
-        assert!(matches!(error, ShieldError::Cuts { vital, .. } if vital.net.addr() == CLIENT), "{error}");
+        assert!(
+            matches!(error, ShieldError::Cuts { ref vital, .. } if vital.net.addr() == CLIENT),
+            "{error}"
+        );
         assert!(lab.connects(port));
         shield.block(net, Some(SystemTime::now() + Duration::from_hours(1)), &[]).unwrap();
         assert_eq!(shield.attached().collect::<Vec<_>>(), ["world"]);

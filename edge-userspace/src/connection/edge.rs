@@ -1,6 +1,7 @@
 //! The state that all connections share.
 
 use std::{
+    collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
@@ -10,8 +11,7 @@ use arc_swap::ArcSwap;
 
 use super::{
     Connection, Destination, FlowView, Flows, HelloMemory, Outcome, Registry, Running, Sessions,
-    outcome::Ended,
-    passport::Passport,
+    outcome::Ended, passport::Passport,
 };
 use crate::{
     accounts::{Accounts, Admission, Ending, SourceSlot, unique_id},

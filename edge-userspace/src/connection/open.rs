@@ -238,11 +238,12 @@ impl<'a> Opening<'a> {
         postgres::agree(protocol, &mut stream, &mut preread, destination.pool.connect_timeout())
             .await
             .map_err(|error| failed(&format_args!("{address}: {error}"), Some(address), attempts))?;
-        if postgres::begins(protocol, alpn) {
+        let is_postgres = postgres::begins(protocol, alpn);
+        if is_postgres {
             edge.sessions.note(source, destination.identity, lease.backend().id());
         }
         // A tcp listener may carry any protocol.
-        let never = protocol.is_none_or(Spoken::may_be_silent).then_some(Duration::ZERO);
+        let never = (is_postgres || protocol.is_none_or(Spoken::may_be_silent)).then_some(Duration::ZERO);
         let idle_timeout = destination.idle_timeout.or(listener.spec.idle_timeout).or(never);
         let way =
             Way { destination: Arc::clone(&destination), lease, address, connect_time: took, idle_timeout };

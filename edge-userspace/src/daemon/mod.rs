@@ -181,7 +181,6 @@ impl Daemon {
     /// Binds the listeners and starts to accept. `inherited` are sockets that the service manager bound.
     ///
     /// Runs within the control runtime: health checks and name resolution are its tasks.
-    #[expect(clippy::too_many_lines, reason = "the steps of the start, in their order")]
     pub fn start(
         config: &Path,
         settings: Settings,
