@@ -68,6 +68,44 @@ fn the_first_bytes_tell_and_silence_too() -> Result<()> {
 }
 
 #[test]
+fn what_nothing_else_recognises_has_a_route_too() -> Result<()> {
+    case(|lab| {
+        let _services = [(1001, "web"), (1002, "ssh"), (1003, "rest")]
+            .map(|(port, name)| service::named(&lab.home, lab.home_at(port), name));
+        let routes = format!(
+            "{}[[route]]\nprotocol = [\"ssh\"]\nto = \"{}\"\n\
+             [[route]]\nprotocol = [\"any\"]\nlistener = [\"all\"]\nto = \"{}\"\n\
+             [[listener]]\nname = \"strict\"\nbind = [\"[::]:8443\"]\nprotocols = [\"tls\", \"ssh\"]\n",
+            web(lab),
+            lab.home_at(1002),
+            lab.home_at(1003)
+        );
+        let edged = Edged::start(lab, &format!("{}{routes}", listener(r#"["tls", "ssh"]"#)))?;
+        ensure!(greeting(lab, "a.example")? == "web");
+        for (first, reached) in [
+            (&b"SSH-2.0-OpenSSH_9.2p1\r\n"[..], "ssh"),
+            (b"EHLO mail.example\r\n", "rest"),
+            (b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n", "rest"),
+            (b"\x15\x03\x01\0\x02\x01\0", "rest"),
+            (OPENVPN, "rest"),
+        ] {
+            let got = answer_to(lab, lab.edge.at(443), first)?;
+            ensure!(got == reached, "{} reached {got:?}", first.escape_ascii());
+        }
+        let record = edged.access_log.wait_for("the rest", |record| record["protocol"] == "any")?;
+        ensure!(
+            record["close"] == "finished" && record["backend"] == lab.home_at(1003).to_string(),
+            "{record}"
+        );
+        let strict = answer_to(lab, lab.edge.at(8443), b"EHLO mail.example\r\n")?;
+        ensure!(strict.is_empty(), "{strict}");
+        let test = edged.edgectl().json(&["routes", "test", "-", "--protocol", "any"])?;
+        ensure!(test["route"]["to"] == lab.home_at(1003).to_string(), "{test}");
+        Ok(())
+    })
+}
+
+#[test]
 fn what_no_route_names_is_refused_in_its_own_words() -> Result<()> {
     case(|lab| {
         let service = service::named(&lab.home, lab.home_at(1001), "web")?;

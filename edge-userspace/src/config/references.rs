@@ -26,7 +26,7 @@ pub(super) struct References {
 impl References {
     /// A listener, as routes see it.
     pub(super) fn of(listener: &ListenerSpec) -> (Arc<str>, Vec<Spoken>) {
-        (listener.name.clone(), listener.speaks().to_vec())
+        (listener.name.clone(), listener.routed().collect())
     }
 
     /// A single `to`: the name of a pool, or an address in the form in which it is compared.
@@ -127,8 +127,14 @@ impl References {
         let (none, which) =
             if listeners.is_empty() { ("no listener", "a") } else { ("none of its listeners", "its") };
         let message = format!("this route can never match: {none} takes {}", names.join(" or "));
-        let hint =
-            format!("write for example protocols = [\"tls\", {}] in {which} [[listener]]", list.join(", "));
+        let hint = if protocols == [Spoken::Any] {
+            format!(
+                "write for example protocols = [\"tls\", \"ssh\"] in {which} [[listener]]: \"any\" is for bytes that none of \
+                 them begins with"
+            )
+        } else {
+            format!("write for example protocols = [\"tls\", {}] in {which} [[listener]]", list.join(", "))
+        };
         Err(Refusal::new(message).hint(hint))
     }
 

@@ -42,13 +42,11 @@ impl<'s> Uses<'s> {
                 HostPattern::Exact(name) => Some(name),
                 HostPattern::Below(_) | HostPattern::Any => None,
             };
-            let met = |listener: &&ListenerSpec| {
-                conditions.listeners.is_empty() || conditions.listeners.contains(&listener.name)
-            };
+            let met = |listener: &&ListenerSpec| conditions.hear(&listener.name);
             let ways = listeners.iter().filter(met).flat_map(|listener| {
-                let spoken = listener.speaks().iter().filter(|spoken| conditions.take(**spoken));
-                spoken.map(|&spoken| Use {
-                    spoken: Some(spoken),
+                listener.routed().filter(|spoken| conditions.take(*spoken)).map(|spoken| Use {
+                    // Nobody knows what it is.
+                    spoken: Some(spoken).filter(|spoken| *spoken != Spoken::Any),
                     port: port(listener),
                     host: host.filter(|_| spoken.names_a_host()).cloned(),
                 })

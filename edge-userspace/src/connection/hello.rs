@@ -3,6 +3,7 @@
 use tokio::{net::TcpStream, time::timeout};
 
 use super::{
+    ListenerState,
     account::Asked,
     postgres::{self, Beginning},
     received::Received,
@@ -15,7 +16,7 @@ use crate::{
         spoken,
         tls::{ClientHelloReader, alert},
     },
-    spec::{AlpnList, ListenerSpec, Spoken},
+    spec::{AlpnList, Spoken},
 };
 
 /// The hello, and every byte read so far: they go to the backend unchanged.
@@ -57,19 +58,23 @@ pub(super) async fn read_proxy_header(
 /// nothing.
 pub(super) async fn read_protocol(
     client: &TcpStream,
-    listener: &ListenerSpec,
+    listener: &ListenerState,
     received: &mut Received,
 ) -> Result<Option<Spoken>, NoHello> {
-    if listener.protocols.is_empty() {
-        return Ok(listener.protocol.spoken());
+    let ListenerState { spec, takes_any, .. } = listener;
+    if spec.protocols.is_empty() {
+        return Ok(spec.protocol.spoken());
     }
-    if received.bytes.is_empty() && listener.protocols.contains(&Spoken::Ssh) {
-        match timeout(listener.silence_timeout, received.read(client)).await {
+    if received.bytes.is_empty() && spec.protocols.contains(&Spoken::Ssh) {
+        match timeout(spec.silence_timeout, received.read(client)).await {
             Ok(read) => read?,
             Err(_) => return Ok(Some(Spoken::Ssh)),
         }
     }
-    read_until(client, received, |bytes| spoken(bytes, &listener.protocols)).await.map(Some)
+    match read_until(client, received, |bytes| spoken(bytes, &spec.protocols)).await {
+        Err(NoHello::Rejected { .. }) if *takes_any => Ok(Some(Spoken::Any)),
+        told => told.map(Some),
+    }
 }
 
 /// Reads until the hello of this protocol is complete. `received` holds what is there already.
@@ -105,7 +110,7 @@ pub(super) async fn read(
             let mut reader = RequestHeadReader::new(max_bytes);
             asked.host = read_until(client, &mut received, |bytes| reader.read(bytes)).await?.host;
         }
-        Some(Spoken::Ssh | Spoken::Openvpn) | None => {}
+        Some(Spoken::Ssh | Spoken::Openvpn | Spoken::Any) | None => {}
     }
     Ok(Hello { asked, whole_alpn, is_cancel: false, received, tls_version })
 }

@@ -163,7 +163,7 @@ impl<'a> Opening<'a> {
         mut received: Received,
     ) -> Result<(Asking<'a>, Received), Refused> {
         let Self { edge, connection, listener, running, .. } = self;
-        let protocol = hello::read_protocol(client, &listener.spec, &mut received);
+        let protocol = hello::read_protocol(client, listener, &mut received);
         let protocol = timeout_at(self.deadline, protocol).await.map_err(|_| Outcome::HelloTimeout)??;
         let hello = hello::read(client, protocol, running.hello_bytes, received);
         let hello = timeout_at(self.deadline, hello).await.unwrap_or(Err(NoHello::Late));

@@ -53,6 +53,8 @@ pub struct ListenerState {
     pub spec: ListenerSpec,
     /// Where a tcp listener leads.
     pub destination: Option<Arc<Destination>>,
+    /// Whether a route is for bytes that none of its protocols begins with.
+    pub takes_any: bool,
 }
 
 impl ListenerState {
@@ -81,6 +83,7 @@ mod tests {
                 ..ListenerSpec::new("https", vec!["[::]:443".parse().unwrap()], Protocol::Tls)
             },
             destination: None,
+            takes_any: false,
         };
         assert!(listener.believes("::ffff:198.51.100.7".parse().unwrap()));
         assert!(!listener.believes("198.51.101.7".parse().unwrap()));

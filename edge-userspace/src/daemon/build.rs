@@ -14,7 +14,7 @@ use crate::{
     route::{Rule, Table},
     spec::{
         Ask, BackendAddress, BackendSpec, Choice, Conditions, HealthKind, PoolSpec, ProxyProtocol, ProxyTlvs,
-        RouteSpec, Target,
+        RouteSpec, Spoken, Target,
     },
     tally::Tally,
 };
@@ -97,7 +97,12 @@ pub(super) fn build(settings: &Settings, runtime: &[RouteSpec], kept: &mut Kept)
                 counters: kept,
             }))
         });
-        listeners.insert(Arc::clone(&spec.name), Arc::new(ListenerState { spec: spec.clone(), destination }));
+        let takes_any = spec.takes(Spoken::Any)
+            && rules.iter().any(|rule| rule.conditions.take(Spoken::Any) && rule.conditions.hear(&spec.name));
+        listeners.insert(
+            Arc::clone(&spec.name),
+            Arc::new(ListenerState { spec: spec.clone(), destination, takes_any }),
+        );
     }
     let checks = pools.checks;
     kept.routes = counters;

@@ -301,7 +301,7 @@ fn tested_listener(
     routing
         .sort_by_key(|listener| (listener.spec.protocol != Protocol::Tls, Arc::clone(&listener.spec.name)));
     let takes = |listener: &&&Arc<connection::ListenerState>| {
-        protocol.is_none_or(|protocol| listener.spec.speaks().contains(&protocol))
+        protocol.is_none_or(|protocol| listener.spec.takes(protocol))
     };
     let found = match name {
         Some(name) => routing.iter().find(|listener| listener.spec.name == *name),

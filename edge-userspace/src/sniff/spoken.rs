@@ -29,6 +29,8 @@ fn begins(protocol: Spoken, received: &[u8]) -> Sniff<()> {
         Spoken::Ssh => ssh(received),
         Spoken::Openvpn => openvpn(received),
         Spoken::Postgres => postgres::begins(received),
+        // What is left when all others have answered no.
+        Spoken::Any => Sniff::Rejected(Rejection::UnknownProtocol),
     }
 }
 

@@ -25,8 +25,8 @@ impl Ask {
             Spoken::Http => Self::Http,
             Spoken::Ssh => Self::Ssh,
             Spoken::Postgres => Self::Postgres,
-            // Its server keeps silent until a packet carries the right key.
-            Spoken::Openvpn => Self::Connect,
+            // A server of OpenVPN keeps silent until a packet carries the right key.
+            Spoken::Openvpn | Spoken::Any => Self::Connect,
         }
     }
 

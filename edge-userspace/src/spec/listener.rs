@@ -80,6 +80,17 @@ impl ListenerSpec {
         }
     }
 
+    /// The protocols of routes that may get clients of this listener: with `protocols`, [`Spoken::Any`] too.
+    pub fn routed(&self) -> impl Iterator<Item = Spoken> {
+        let is_any_left = !self.protocols.is_empty() && !self.protocols.contains(&Spoken::Any);
+        self.speaks().iter().copied().chain(is_any_left.then_some(Spoken::Any))
+    }
+
+    /// Whether a route for this protocol may get clients of this listener.
+    pub fn takes(&self, protocol: Spoken) -> bool {
+        self.routed().any(|routed| routed == protocol)
+    }
+
     /// The protocols that clients may speak; empty on a `tcp` listener, where it does not matter.
     pub fn speaks(&self) -> &[Spoken] {
         match self.protocol {

@@ -18,6 +18,8 @@ pub enum Spoken {
     Openvpn,
     /// PostgreSQL: its first message. With TLS in it there is a name.
     Postgres,
+    /// Bytes that none of the listener's protocols begins with.
+    Any,
 }
 
 impl Spoken {
@@ -29,6 +31,7 @@ impl Spoken {
             Self::Ssh => "ssh",
             Self::Openvpn => "openvpn",
             Self::Postgres => "postgres",
+            Self::Any => "any",
         }
     }
 
@@ -50,7 +53,7 @@ impl Spoken {
 
     /// Whether its connections may be silent for hours while somebody needs them: a shell, a database session.
     pub fn may_be_silent(self) -> bool {
-        matches!(self, Self::Ssh | Self::Postgres)
+        matches!(self, Self::Ssh | Self::Postgres | Self::Any)
     }
 
     /// Whether a route without `protocol` matches it: the protocols that every web server speaks.

@@ -77,6 +77,11 @@ impl Conditions {
         Self { host, listeners: Vec::new(), protocols: Vec::new(), alpn: Vec::new(), from: Vec::new() }
     }
 
+    /// Whether it is for clients of this listener.
+    pub fn hear(&self, listener: &str) -> bool {
+        self.listeners.is_empty() || self.listeners.iter().any(|name| &**name == listener)
+    }
+
     /// Whether it is for clients that speak this.
     pub fn take(&self, protocol: Spoken) -> bool {
         if self.protocols.is_empty() { protocol.is_web() } else { self.protocols.contains(&protocol) }

@@ -291,6 +291,7 @@ pub(super) enum SpokenArg {
     Ssh,
     Openvpn,
     Postgres,
+    Any,
 }
 
 impl From<SpokenArg> for Spoken {
@@ -300,6 +301,7 @@ impl From<SpokenArg> for Spoken {
             SpokenArg::Http => Self::Http,
             SpokenArg::Ssh => Self::Ssh,
             SpokenArg::Openvpn => Self::Openvpn,
+            SpokenArg::Any => Self::Any,
             SpokenArg::Postgres => Self::Postgres,
         }
     }
