@@ -7,14 +7,18 @@ use std::{
     fmt::Debug,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
 
 use arc_swap::ArcSwapOption;
+use crossbeam_utils::atomic::AtomicCell;
 
 use super::Side;
 use crate::spec::Tier;
+
+// A lock in the cell would be one on the data path.
+const _: () = assert!(AtomicCell::<Tier>::is_lock_free());
 
 /// Bytes and tier of one connection, as the client and the backend see the stream: the ClientHello counts, a
 /// PROXY header does not.
@@ -23,7 +27,7 @@ pub struct Meter {
     up: AtomicU64,
     down: AtomicU64,
     kernel: ArcSwapOption<KernelCounts>,
-    tier: AtomicU8,
+    tier: AtomicCell<Tier>,
     spilled: AtomicBool,
     half_closed: AtomicBool,
 }
@@ -51,13 +55,7 @@ impl Meter {
 
     /// The tier that carries now, or carried last.
     pub fn tier(&self) -> Tier {
-        match self.tier.load(Relaxed) {
-            0 => Tier::Copy,
-            1 => Tier::Splice,
-            2 => Tier::Sockmap,
-            3 => Tier::SkMsg,
-            _ => Tier::Flow,
-        }
+        self.tier.load()
     }
 
     /// Whether the kernel has left a direction to user space, because its reader was too slow.
@@ -75,14 +73,7 @@ impl Meter {
     }
 
     pub(super) fn set_tier(&self, tier: Tier) {
-        let code = match tier {
-            Tier::Copy => 0,
-            Tier::Splice => 1,
-            Tier::Sockmap => 2,
-            Tier::SkMsg => 3,
-            Tier::Flow => 4,
-        };
-        self.tier.store(code, Relaxed);
+        self.tier.store(tier);
     }
 
     pub(super) fn set_spilled(&self) {
@@ -198,6 +189,16 @@ mod tests {
     impl KernelCount for Kernel {
         fn bytes(&self) -> Option<u64> {
             Some(self.0.load(Relaxed))
+        }
+    }
+
+    #[test]
+    fn the_tier_is_the_one_set_last() {
+        let meter = Meter::default();
+        assert_eq!(meter.tier(), Tier::Copy);
+        for tier in [Tier::Splice, Tier::Sockmap, Tier::Flow, Tier::Copy] {
+            meter.set_tier(tier);
+            assert_eq!(meter.tier(), tier);
         }
     }
 

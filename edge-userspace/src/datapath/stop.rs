@@ -2,38 +2,41 @@
 
 use std::{
     future::poll_fn,
-    sync::atomic::{AtomicBool, AtomicU8, Ordering},
+    sync::atomic::{AtomicBool, Ordering},
     task::{Context, Poll},
 };
 
+use crossbeam_utils::atomic::AtomicCell;
 use futures_util::task::AtomicWaker;
 
 /// Why the edge itself ends a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub enum StopReason {
     /// No byte either way for `limits.idle_timeout`.
-    Idle = 1,
+    Idle,
     /// `edgectl connections close`.
-    Operator = 2,
+    Operator,
     /// `edgectl routes remove --close`.
-    RouteRemoved = 3,
+    RouteRemoved,
     /// The daemon ends.
-    Shutdown = 4,
+    Shutdown,
     /// `edgectl block add`.
-    Blocked = 5,
+    Blocked,
     /// The device that its way home is bound to is gone.
-    TunnelGone = 6,
+    TunnelGone,
     /// Its first bytes have to give way to those of others.
-    HelloMemory = 7,
+    HelloMemory,
     /// Its listener or its route refuses its client since a reload.
-    Denied = 8,
+    Denied,
 }
+
+// Every turn of a connection's task looks at it.
+const _: () = assert!(AtomicCell::<Option<StopReason>>::is_lock_free());
 
 /// Where the order is left and the task that has to obey is woken. The first order stands.
 #[derive(Debug, Default)]
 pub struct Stop {
-    order: AtomicU8,
+    order: AtomicCell<Option<StopReason>>,
     nudge: AtomicBool,
     last_call: AtomicBool,
     task: AtomicWaker,
@@ -42,7 +45,7 @@ pub struct Stop {
 impl Stop {
     /// Orders the end.
     pub fn order(&self, reason: StopReason) {
-        if self.order.compare_exchange(0, reason as u8, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+        if self.order.compare_exchange(None, Some(reason)).is_ok() {
             self.task.wake();
         }
     }
@@ -86,17 +89,7 @@ impl Stop {
 
     /// The order, if there is one.
     pub fn ordered(&self) -> Option<StopReason> {
-        match self.order.load(Ordering::Acquire) {
-            0 => None,
-            1 => Some(StopReason::Idle),
-            2 => Some(StopReason::Operator),
-            3 => Some(StopReason::RouteRemoved),
-            4 => Some(StopReason::Shutdown),
-            5 => Some(StopReason::Blocked),
-            6 => Some(StopReason::TunnelGone),
-            7 => Some(StopReason::HelloMemory),
-            _ => Some(StopReason::Denied),
-        }
+        self.order.load()
     }
 }
 
@@ -111,6 +104,25 @@ mod tests {
         assert!(stop.take_nudge() && !stop.take_nudge() && !stop.is_last_call());
         stop.last_call();
         assert!(stop.take_nudge() && !stop.take_nudge() && stop.is_last_call());
+    }
+
+    #[test]
+    fn the_reason_given_is_the_reason_read() {
+        for reason in [
+            StopReason::Idle,
+            StopReason::Operator,
+            StopReason::RouteRemoved,
+            StopReason::Shutdown,
+            StopReason::Blocked,
+            StopReason::TunnelGone,
+            StopReason::HelloMemory,
+            StopReason::Denied,
+        ] {
+            let stop = Stop::default();
+            assert_eq!(stop.ordered(), None);
+            stop.order(reason);
+            assert_eq!(stop.ordered(), Some(reason));
+        }
     }
 
     #[tokio::test]

@@ -382,7 +382,7 @@ mod tests {
             backend: Some("100.64.0.2:443".parse().unwrap()),
             attempts: None,
             error: None,
-            datapath: Some(Tier::SkMsg),
+            datapath: Some(Tier::Sockmap),
             spilled: false,
             bytes_up: 517,
             bytes_down: 4096,
@@ -403,7 +403,7 @@ mod tests {
         let expected = concat!(
             r#"{"time":"2023-11-14T22:13:20.123Z","id":1,"client":"192.0.2.7:4711","local":"198.51.100.1:443","listener":"https","#,
             r#""protocol":"tls","sni":"cloud.example.com","alpn":["h2"],"ech":false,"route":"*.example.com","#,
-            r#""backend":"100.64.0.2:443","datapath":"sk_msg","bytes_up":517,"bytes_down":4096,"#,
+            r#""backend":"100.64.0.2:443","datapath":"sockmap","bytes_up":517,"bytes_down":4096,"#,
             r#""duration_ms":12.345,"connect_ms":null,"close":"finished","unique_id":"0102"}"#,
             "\n"
         );

@@ -8,11 +8,12 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, SystemTime},
 };
 
+use crossbeam_utils::atomic::AtomicCell;
 use tokio::{
     sync::{Notify, futures::Notified},
     time::Instant,
@@ -40,8 +41,8 @@ pub struct Backend {
     backup: AtomicBool,
     /// [`Warm`] of its pool; [`WARM_AUTO`] stands for `auto`.
     warm: AtomicU32,
-    /// A copy of what `condition` says, as [`STATES`] has it.
-    state: AtomicU8,
+    /// A copy of what `condition` says.
+    state: AtomicCell<BackendState>,
     /// Whether an established connection is news to `health`.
     unsteady: AtomicBool,
     /// A copy of the number of `health`'s [`Epoch`].
@@ -63,8 +64,8 @@ pub struct Backend {
 
 const WARM_AUTO: u32 = u32::MAX;
 
-const STATES: [BackendState; 4] =
-    [BackendState::Up, BackendState::Unchecked, BackendState::Down, BackendState::Drained];
+// Every pick reads the state.
+const _: () = assert!(AtomicCell::<BackendState>::is_lock_free());
 
 impl Backend {
     /// A backend that nothing is known of yet: up or unchecked, or down when its name is yet to be resolved.
@@ -78,7 +79,7 @@ impl Backend {
             weight: AtomicU32::new(spec.weight),
             backup: AtomicBool::new(spec.backup),
             warm: AtomicU32::new(0),
-            state: AtomicU8::new(condition.state as u8),
+            state: AtomicCell::new(condition.state),
             unsteady: AtomicBool::new(true),
             epoch: AtomicU32::new(condition.health().epoch().0),
             recovered: AtomicU64::new(0),
@@ -137,10 +138,7 @@ impl Backend {
 
     /// Whether it takes new connections.
     pub fn state(&self) -> BackendState {
-        match self.state.load(Relaxed) {
-            _ if self.weight() == 0 => BackendState::Drained,
-            state => STATES.into_iter().find(|known| *known as u8 == state).unwrap_or(BackendState::Down),
-        }
+        if self.weight() == 0 { BackendState::Drained } else { self.state.load() }
     }
 
     /// Its addresses, `default_port` where neither the configuration nor SRV gives one. Empty while its name
@@ -369,7 +367,7 @@ impl Backend {
         if recovered {
             self.recovered.store(uptime().max(1), Relaxed);
         }
-        self.state.store(state as u8, Relaxed);
+        self.state.store(state);
         // Still under the lock, so that the log has the changes in their order.
         let pool = &*self.id.pool;
         tracing::info!(pool, backend = %self.id, state = state.as_str(), reason = &*reason, "backend changed");

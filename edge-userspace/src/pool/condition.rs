@@ -8,7 +8,6 @@ use crate::{moment::Moment, spec::HealthSpec};
 
 /// Whether a backend takes new connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
 pub enum BackendState {
     /// It does.
     Up,

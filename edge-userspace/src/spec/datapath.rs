@@ -9,17 +9,16 @@ use serde::{Deserialize, Serialize};
 pub const FLOW_PORTS: RangeInclusive<u16> = 10_240..=32_767;
 
 /// The tiers that can carry a connection's bytes, from slowest to fastest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tier {
     /// `read` and `write` through a buffer.
+    #[default]
     Copy,
     /// `splice(2)` through a pipe.
     Splice,
     /// Redirected between sockets in the kernel.
     Sockmap,
-    /// Redirected between sockets of the same host.
-    SkMsg,
     /// Rewritten and redirected as packets.
     Flow,
 }
@@ -48,7 +47,6 @@ impl Tier {
             Self::Copy => "copy",
             Self::Splice => "splice",
             Self::Sockmap => "sockmap",
-            Self::SkMsg => "sk_msg",
             Self::Flow => "flow",
         }
     }
