@@ -36,7 +36,7 @@ pub async fn tend(
         // Files and a hundred thousand system calls: not for a thread that has clients to serve.
         let round = spawn_blocking(move || {
             // Without lists what an earlier configuration listed has to go, once.
-            let added = (lists.look() || is_first) && load(&shared, &lists, &spare());
+            let added = (lists.look() || is_first) && load(&shared, &lists, &*spare);
             if let Err(error) = lock(&shared).expire() {
                 error!("cannot take out blocks that are over: {error}");
             }
@@ -57,8 +57,10 @@ pub async fn tend(
 }
 
 /// Whether there is anybody that lists did not name before.
-fn load(shield: &Mutex<Shield>, lists: &Lists, spare: &[Vital]) -> bool {
-    let loaded = lock(shield).load_prefixes(lists.prefixes(), spare, !lists.are_complete());
+fn load(shield: &Mutex<Shield>, lists: &Lists, spare: &impl Fn() -> Vec<Vital>) -> bool {
+    // Looking them up asks the kernel and the keeper for every tunnel.
+    let spare = if lists.prefixes().next().is_some() { spare() } else { Vec::new() };
+    let loaded = lock(shield).load_prefixes(lists.prefixes(), &spare, !lists.are_complete());
     match loaded {
         Ok(loaded) => {
             if loaded.added + loaded.removed > 0 {
