@@ -290,3 +290,18 @@ fn the_access_log_is_reopened_on_reload() -> Result<()> {
         Ok(())
     })
 }
+
+/// As on a disk that is full.
+#[test]
+fn a_log_that_cannot_be_written_stops_nothing() -> Result<()> {
+    case(|lab| {
+        let _service = service::named(&lab.home, lab.home_at(443), "one")?;
+        let mut edged =
+            Edged::plan(lab, &body(lab)).by(&["/bin/sh", "-c", "exec \"$0\" \"$@\" 2>/dev/full"]).start()?;
+        ensure!(greeting(lab, NAME)? == "one");
+        edged.edgectl().text(&["reload"])?;
+        ensure!(greeting(lab, NAME)? == "one");
+        ensure!(edged.terminate()? == Some(0), "it ended badly");
+        Ok(())
+    })
+}

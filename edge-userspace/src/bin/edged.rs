@@ -48,6 +48,8 @@ fn main() -> ExitCode {
         }
     };
     tracing_subscriber::fmt()
+        // A line that cannot be written (a full disk) is lost. To say so on the same stream would panic.
+        .log_internal_errors(false)
         .with_writer(stderr)
         .with_ansi(stderr().is_terminal())
         .with_target(false)
