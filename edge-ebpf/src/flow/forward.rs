@@ -33,8 +33,9 @@ const VLAN_ID: u32 = 0xfff;
 /// is this device's.
 #[inline(always)]
 pub(crate) fn is_of_vlan(skb: *mut __sk_buff) -> bool {
+    // Before Linux 6.2 the number stays behind where the tag is taken off, for the VLAN's own device.
     // SAFETY: the context of a program.
-    unsafe { (*skb).vlan_tci & VLAN_ID != 0 }
+    unsafe { (*skb).vlan_present != 0 && (*skb).vlan_tci & VLAN_ID != 0 }
 }
 
 #[inline(always)]
