@@ -1,4 +1,4 @@
-//! What is counted and logged of every connection, and how many there may be. For connections on sockets and for flows
+//! Counts and log lines of every connection, and the limits on their number. For connections on sockets and for flows
 //! alike: nothing here knows how one is carried.
 
 #![forbid(unsafe_code)]

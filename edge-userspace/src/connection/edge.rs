@@ -32,7 +32,7 @@ pub struct Edge {
     pub admission: Arc<Admission>,
     /// How much memory first bytes may take.
     pub hello_memory: Arc<HelloMemory>,
-    /// What is counted and logged of each connection that ended.
+    /// Counts and logs each connection that ended.
     pub accounts: Arc<Accounts>,
     /// How long hellos and connects take.
     pub timings: Timings,

@@ -1,4 +1,4 @@
-//! What the edge sends a backend before the client's own bytes: the PROXY header.
+//! The PROXY header, which the edge sends a backend before the client's own bytes.
 
 use tokio::net::TcpStream;
 
@@ -10,7 +10,7 @@ use crate::{
     spec::{AlpnList, ProxyProtocol},
 };
 
-/// What the backend gets first: the PROXY header that it wants, then the client's bytes.
+/// The first bytes for the backend: the PROXY header that it wants, then the client's bytes.
 pub(super) fn preread(
     edge: &Edge,
     connection: &Connection,

@@ -91,7 +91,7 @@ impl From<NoHello> for Refused {
     }
 }
 
-/// What the four steps share.
+/// The state that the four steps share.
 struct Opening<'a> {
     edge: &'a Arc<Edge>,
     connection: &'a Arc<Connection>,
@@ -103,7 +103,7 @@ struct Opening<'a> {
     deadline: Instant,
 }
 
-/// What the client asks for.
+/// The client's request: protocol, host and ALPN.
 struct Asking<'a> {
     asked: &'a Asked,
     /// The whole ALPN list, where `asked` has its start only.

@@ -31,7 +31,7 @@ enum Answer {
     Reset,
 }
 
-/// What a client that speaks this is told, in words.
+/// The answer to a refused client that speaks this, in words.
 pub fn told(outcome: Outcome, protocol: Spoken) -> String {
     match answer(outcome, Some(protocol)) {
         Answer::Alert(description) => format!("the client gets the TLS alert {}", description.as_str()),

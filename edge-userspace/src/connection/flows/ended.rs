@@ -60,7 +60,7 @@ impl FlowEnd {
 pub(super) struct Ended {
     id: u64,
     pub(super) label: u32,
-    /// Who is at the other end of the client's connection.
+    /// The peer of the client's connection.
     pub(super) peer: SocketAddr,
     local: SocketAddr,
     pub(super) backend: SocketAddr,
@@ -115,7 +115,7 @@ impl Ended {
         }
     }
 
-    /// What it carried.
+    /// The bytes that it carried.
     pub(super) const fn sum(&self) -> FlowSum {
         FlowSum { live: 0, up: self.bytes_up, down: self.bytes_down }
     }

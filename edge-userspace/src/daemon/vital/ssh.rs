@@ -8,7 +8,7 @@ const USUAL: u16 = 22;
 const FILE: &str = "/etc/ssh/sshd_config";
 const DIRECTORY: &str = "/etc/ssh/sshd_config.d";
 
-/// What was read with root's rights: some distributions keep the file to root.
+/// The ports as read with root's rights: some distributions keep the file to root.
 static AT_START: OnceLock<BTreeSet<u16>> = OnceLock::new();
 
 /// Reads the ports as long as there is the right to. To be called before rights are given up.
