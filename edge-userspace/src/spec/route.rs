@@ -18,6 +18,19 @@ pub enum HostPattern {
     Any,
 }
 
+impl HostPattern {
+    /// The hosts that an operator writes as one: `.example.com` is short for `example.com` and `*.example.com`.
+    pub fn several(text: &str) -> Result<Vec<Self>, HostNameError> {
+        match text.strip_prefix('.') {
+            None | Some("") => text.parse().map(|host| vec![host]),
+            Some(name) => {
+                let name: HostName = name.parse()?;
+                Ok(vec![Self::Exact(name.clone()), Self::Below(name)])
+            }
+        }
+    }
+}
+
 impl FromStr for HostPattern {
     type Err = HostNameError;
 
