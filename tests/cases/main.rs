@@ -24,6 +24,7 @@ mod flow_limits;
 mod flow_long_paths;
 mod flow_stays;
 mod hellos;
+mod host_lists;
 mod kernel;
 mod lab_itself;
 mod limits;

@@ -84,8 +84,9 @@ pub(super) enum Routes {
 
 #[derive(Debug, Args)]
 pub(super) struct AddRoute {
-    /// A name, `*.suffix` for every name below, or `*`
-    pub(super) host: HostPattern,
+    /// A name, `*.suffix` for every name below, `.suffix` for both, or `*`
+    #[arg(value_parser = hosts)]
+    pub(super) host: Hosts,
     /// A pool, an address, several addresses that make a pool of their own, or `refuse`
     #[arg(required = true)]
     pub(super) to: Vec<String>,
@@ -117,13 +118,22 @@ pub(super) struct AddRoute {
 
 #[derive(Debug, Args)]
 pub(super) struct RemoveRoute {
-    /// Its host, as `routes list` shows it
-    pub(super) host: HostPattern,
+    /// Its host, as `routes list` shows it, or `.suffix` as it was added
+    #[arg(value_parser = hosts)]
+    pub(super) host: Hosts,
     #[command(flatten)]
     pub(super) when: When,
     /// End its live connections too
     #[arg(long)]
     pub(super) close: bool,
+}
+
+/// What a host on the command line stands for: `.suffix` for two.
+#[derive(Clone, Debug)]
+pub(super) struct Hosts(pub(super) Vec<HostPattern>);
+
+fn hosts(text: &str) -> Result<Hosts, HostNameError> {
+    HostPattern::several(text).map(Hosts)
 }
 
 /// The conditions of a route beside its host.
