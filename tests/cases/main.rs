@@ -36,6 +36,7 @@ mod odd_names;
 mod protocols;
 mod proxy_protocol;
 mod real_firewalls;
+mod redirect;
 mod refusals;
 mod restarts;
 mod rights;

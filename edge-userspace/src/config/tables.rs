@@ -24,8 +24,8 @@ use crate::{
     observe::access_log::AccessLogTarget,
     spec::{
         Access, BackendAddress, BackendSpec, Choice, Conditions, HealthKind, HealthSpec, HostPattern,
-        ListenerSpec, PoolSpec, ProxyProtocol, ProxyTlv, ProxyTlvs, RouteSpec, Spoken, Target, TunnelSpec,
-        Warm,
+        ListenerSpec, PoolSpec, ProxyProtocol, ProxyTlv, ProxyTlvs, Redirect, RouteSpec, Spoken, Target,
+        TunnelSpec, Warm,
     },
 };
 
@@ -376,6 +376,7 @@ fn route(table: &mut Section<'_>, references: Option<&References>) -> Option<(Ve
     });
     let from = table.or("from", Vec::new(), prefixes);
     let access = access(table);
+    let redirect = table.or("redirect", Redirect::Off, one_of);
     let proxy_protocol = table.or("proxy_protocol", ProxyProtocol::Off, |value| {
         let wanted = one_of(value)?;
         match references.zip(to.as_ref()).map(|(references, to)| references.proxy_protocol(wanted, to)) {
@@ -400,13 +401,18 @@ fn route(table: &mut Section<'_>, references: Option<&References>) -> Option<(Ve
     let host = hosts.first()?.pattern.clone();
     let conditions = Conditions { host, listeners, protocols, alpn, from }.normalised();
     let to = to?;
-    if let Some(Err(refusal)) = references.map(|_| References::access(&access, &to)) {
+    let judge = |references: &References| {
+        References::access(&access, &to)?;
+        references.redirect(redirect, &conditions, &to)
+    };
+    if let Some(Err(refusal)) = references.map(judge) {
         return table.refuse(refusal);
     }
     let route = RouteSpec {
         conditions,
         to,
         access,
+        redirect,
         proxy_protocol,
         proxy_tlvs,
         datapath,

@@ -286,7 +286,13 @@ fn outcome(
     protocol: Spoken,
 ) -> String {
     let Some(refused) = refused else {
-        return format!("goes to {}", winner.map_or("", |winner| winner.pool.name()));
+        let pool = winner.map_or("", |winner| winner.pool.name());
+        return if winner.is_some_and(|winner| winner.redirects(Some(protocol))) {
+            let told = connection::told(connection::Outcome::Redirected, protocol);
+            format!("redirected to https by its route: {told}; /.well-known/acme-challenge/ goes to {pool}")
+        } else {
+            format!("goes to {pool}")
+        };
     };
     let why = match refused {
         connection::Outcome::Refused => "refused by its route".to_owned(),

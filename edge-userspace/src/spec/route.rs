@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Access, Choice, HostName, HostNameError, ProxyProtocol, ProxyTlvs, Spoken, Target};
+use super::{Access, Choice, HostName, HostNameError, ProxyProtocol, ProxyTlvs, Redirect, Spoken, Target};
 
 /// The host that a route is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -126,6 +126,9 @@ pub struct RouteSpec {
     /// Which of its clients may use it. The others are refused; they never fall through to another route.
     #[serde(flatten)]
     pub access: Access,
+    /// Whether its requests in clear text are sent to https.
+    #[serde(skip_serializing_if = "is_default")]
+    pub redirect: Redirect,
     /// The PROXY header for a `to` that is an address or a list of addresses.
     #[serde(skip_serializing_if = "is_default")]
     pub proxy_protocol: ProxyProtocol,
@@ -151,12 +154,18 @@ impl RouteSpec {
             conditions,
             to,
             access: Access::default(),
+            redirect: Redirect::Off,
             proxy_protocol: ProxyProtocol::Off,
             proxy_tlvs: ProxyTlvs::default(),
             datapath: Choice::Auto,
             idle_timeout: None,
             connect_timeout: None,
         }
+    }
+
+    /// Whether clients that speak this are sent to https.
+    pub fn redirects(&self, protocol: Spoken) -> bool {
+        self.redirect == Redirect::Https && protocol == Spoken::Http
     }
 }
 

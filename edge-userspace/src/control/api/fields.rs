@@ -98,6 +98,11 @@ where
     deserializer.deserialize_any(Visitor(std::marker::PhantomData))
 }
 
+/// Whether a field of a request may be left out.
+pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 /// A single value as itself, several as a list: [`one_or_many`] reads both.
 pub(super) fn as_one_or_many<T: Serialize, S: Serializer>(
     values: &[T],

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use super::{Backend, CheckStatus, fields};
 use crate::spec::{
     Access, BackendAddress, BackendAddressError, Choice, Conditions, HostName, HostPattern, ProxyProtocol,
-    ProxyTlv, ProxyTlvs, RouteSpec, Spoken, Target,
+    ProxyTlv, ProxyTlvs, Redirect, RouteSpec, Spoken, Target,
 };
 
 /// Where a route came from.
@@ -45,6 +45,9 @@ pub struct Route {
     /// Sources that may not; wins over `allow`.
     #[serde(default)]
     pub deny: Vec<IpNet>,
+    /// Whether its requests in clear text are sent to https.
+    #[serde(default)]
+    pub redirect: Redirect,
     /// The PROXY header sent where `to` is an address.
     pub proxy_protocol: ProxyProtocol,
     /// The TLVs in a header of version 2.
@@ -73,6 +76,7 @@ impl Route {
             from: spec.conditions.from.clone(),
             allow: spec.access.allow.clone(),
             deny: spec.access.deny.clone(),
+            redirect: spec.redirect,
             proxy_protocol: spec.proxy_protocol,
             proxy_tlvs: spec.proxy_tlvs,
             datapath: spec.datapath,
@@ -106,13 +110,16 @@ pub struct AddRoute {
     /// Matches when the client is in any of these; none means always.
     #[serde(default, deserialize_with = "fields::prefixes")]
     pub from: Vec<IpNet>,
-    // This field and the next, and `proxy_tlvs`, are left out where empty: an earlier daemon does not know them.
+    // This field and the next two, and `proxy_tlvs`, are left out where empty: an earlier daemon does not know them.
     /// Sources that may use it; none means all. The others are refused and never fall through to another route.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "fields::prefixes")]
     pub allow: Vec<IpNet>,
     /// Sources that may not; wins over `allow`.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "fields::prefixes")]
     pub deny: Vec<IpNet>,
+    /// Whether its requests in clear text are sent to https.
+    #[serde(default, skip_serializing_if = "fields::is_default")]
+    pub redirect: Redirect,
     /// The PROXY header for a `to` that is an address.
     #[serde(default)]
     pub proxy_protocol: ProxyProtocol,
@@ -143,6 +150,7 @@ impl AddRoute {
         };
         RouteSpec {
             access: Access { allow: self.allow.clone(), deny: self.deny.clone() }.normalised(),
+            redirect: self.redirect,
             proxy_protocol: self.proxy_protocol,
             proxy_tlvs: self.proxy_tlvs.iter().copied().collect(),
             datapath: self.datapath,

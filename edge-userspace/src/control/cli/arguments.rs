@@ -7,7 +7,10 @@ use ipnet::IpNet;
 
 use crate::{
     control::api::parse_prefix,
-    spec::{BackendAddress, Choice, HostName, HostNameError, HostPattern, ProxyProtocol, ProxyTlv, Spoken},
+    spec::{
+        BackendAddress, Choice, HostName, HostNameError, HostPattern, ProxyProtocol, ProxyTlv, Redirect,
+        Spoken,
+    },
 };
 
 /// Where the daemon listens unless told otherwise.
@@ -98,6 +101,9 @@ pub(super) struct AddRoute {
     /// Clients in this prefix are refused (may be given again)
     #[arg(long, value_name = "CIDR", value_parser = parse_prefix)]
     pub(super) deny: Vec<IpNet>,
+    /// `https`: requests in clear text are answered with a redirect, except for ACME challenges
+    #[arg(long, value_name = "SCHEME", default_value = "off")]
+    pub(super) redirect: RedirectArg,
     /// The PROXY header for a target that is an address
     #[arg(long, value_name = "VERSION", default_value = "off")]
     pub(super) proxy_protocol: ProxyProtocolArg,
@@ -267,6 +273,22 @@ impl From<ProxyProtocolArg> for ProxyProtocol {
             ProxyProtocolArg::Off => Self::Off,
             ProxyProtocolArg::V1 => Self::V1,
             ProxyProtocolArg::V2 => Self::V2,
+        }
+    }
+}
+
+/// [`Redirect`] on a command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum RedirectArg {
+    Off,
+    Https,
+}
+
+impl From<RedirectArg> for Redirect {
+    fn from(arg: RedirectArg) -> Self {
+        match arg {
+            RedirectArg::Off => Self::Off,
+            RedirectArg::Https => Self::Https,
         }
     }
 }

@@ -52,6 +52,7 @@ fn to_add(route: arguments::AddRoute) -> Result<AddRoute, Failure> {
         from,
         allow: route.allow,
         deny: route.deny,
+        redirect: route.redirect.into(),
         proxy_protocol: route.proxy_protocol.into(),
         proxy_tlvs: route.proxy_tlv,
         datapath: route.datapath.into(),
