@@ -17,7 +17,8 @@ const MAX_LOCATION: usize = 8192;
 ///
 /// # Errors
 ///
-/// [`Rejection::Malformed`] for a request that names no host, [`Rejection::TooLarge`] for an address of more than 8 KiB.
+/// [`Rejection::Malformed`] for a request that names no host, [`Rejection::TooLarge`] for an address of more than
+/// 8 KiB.
 pub fn to_https(received: &[u8]) -> Result<Option<String>, Rejection> {
     const NO_HOST: Rejection = Rejection::Malformed("a redirect needs a host, and the request names none");
     let (end, fields) = RequestHeadReader::new(usize::MAX).advance(received)?.ok_or(NO_HOST)?;
