@@ -63,8 +63,8 @@ fn routes_are_added_listed_tested_and_removed() {
         added,
         json!({
             "host": "cloud.example.com", "listener": [], "protocol": [], "to": "caddy", "source": "runtime", "alpn": [],
-            "from": ["10.0.0.0/8"], "allow": [], "deny": [], "proxy_protocol": "off", "proxy_tlvs": [], "datapath": "auto",
-            "connections": 0, "bytes_up": 0, "bytes_down": 0,
+            "from": ["10.0.0.0/8"], "allow": [], "deny": [], "redirect": "off", "proxy_protocol": "off", "proxy_tlvs": [],
+            "datapath": "auto", "connections": 0, "bytes_up": 0, "bytes_down": 0,
         })
     );
     let list = ok(&daemon, "GET", "/v1/routes", "");

@@ -1,11 +1,11 @@
-//! The request head reader: no panic, and one answer whatever the pieces.
+//! The request head reader: no panic, and one answer whatever the pieces. A redirect is one line.
 //!
 //! The last byte of the input also sets the limit and the size of the pieces, so that a recording is a seed as it is.
 #![no_main]
 
 use edge::sniff::{
     Rejection, Sniff,
-    http::{RequestHeadReader, request_head},
+    http::{RequestHeadReader, request_head, to_https},
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -21,6 +21,10 @@ fuzz_target!(|bytes: &[u8]| {
             assert!(bytes[..head.head_len].ends_with(b"\n"));
             assert_eq!(request_head(&bytes[..head.head_len], max), whole);
             assert_eq!(request_head(&bytes[..head.head_len - 1], max), Sniff::Incomplete);
+            if let Ok(Some(location)) = to_https(bytes) {
+                // No byte of the request ends the line of the answer.
+                assert!(location.bytes().all(|byte| byte.is_ascii_graphic()));
+            }
         }
         Sniff::Incomplete => assert!(bytes.len() < max),
         Sniff::Rejected(rejection) => {

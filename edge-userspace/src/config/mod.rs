@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod document;
+mod hosts;
 mod listeners;
 mod network;
 mod problem;

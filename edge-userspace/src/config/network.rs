@@ -14,7 +14,7 @@ use super::{
     problem::Refusal,
     value::{Value, list, one_of, quoted},
 };
-use crate::spec::{BackendAddress, BackendHost, HostName, HostNameError, HostPattern};
+use crate::spec::{BackendAddress, BackendHost, HostName, HostNameError};
 
 /// The longest name of a network device (`IFNAMSIZ` of the kernel without the NUL).
 const MAX_DEVICE: usize = 15;
@@ -110,22 +110,6 @@ pub(super) fn name_server(value: &Value<'_>) -> Option<SocketAddr> {
     let text = value.text(EXPECTED)?;
     let alone = || text.parse::<IpAddr>().ok().map(|address| SocketAddr::new(address, DNS_PORT));
     text.parse().ok().or_else(alone).or_else(|| value.expected(EXPECTED))
-}
-
-/// The host of a route.
-pub(super) fn host_pattern(value: &Value<'_>) -> Option<HostPattern> {
-    const EXPECTED: &str = r#"a host such as "cloud.example.com", "*.example.com" or "*""#;
-    value.text_as(EXPECTED, |text| {
-        text.parse().map_err(|error| {
-            let hint = match error {
-                HostNameError::Character(b'*') => "`*` stands alone, or first as in \"*.example.com\"",
-                HostNameError::Character(_) => "write the name alone, without scheme, port and path",
-                HostNameError::IpLiteral => "a client that asks for an address has no name: \"*\" matches it",
-                _ => return Refusal::new(format!("expected {EXPECTED}, got {}: {error}", quoted(text))),
-            };
-            Refusal::new(format!("expected {EXPECTED}, got {}: {error}", quoted(text))).hint(hint)
-        })
-    })
 }
 
 /// A name suffix that name servers answer for.

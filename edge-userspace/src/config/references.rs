@@ -10,7 +10,7 @@ use super::{
 };
 use crate::spec::{
     Access, BackendAddress, BackendHost, Conditions, HealthKind, ListenerSpec, ProxyProtocol, ProxyTlvs,
-    RouteSpec, Spoken, Target,
+    Redirect, RouteSpec, Spoken, Target,
 };
 
 /// The pools and listeners that a configuration has.
@@ -149,6 +149,29 @@ impl References {
         }
     }
 
+    /// A redirect needs clients that speak HTTP in clear text.
+    pub(super) fn redirect(
+        &self,
+        redirect: Redirect,
+        conditions: &Conditions,
+        to: &Target,
+    ) -> Result<(), Refusal> {
+        let takes_http = conditions.take(Spoken::Http)
+            // Such a client offers none.
+            && conditions.alpn.is_empty()
+            && self.spoken(&conditions.listeners).contains(&Spoken::Http);
+        let message = match (redirect, to) {
+            (Redirect::Off, _) => return Ok(()),
+            (Redirect::Https, Target::Refuse) => {
+                "`redirect` changes nothing: `to = \"refuse\"` refuses every client"
+            }
+            (Redirect::Https, _) if takes_http => return Ok(()),
+            (Redirect::Https, _) => "`redirect` changes nothing: this route takes no requests in clear text",
+        };
+        Err(Refusal::new(message)
+            .hint("leave it out, or write it in the route that takes them from an http listener"))
+    }
+
     /// The time to connect to addresses: a pool says its own.
     pub(super) fn connect_timeout(&self, to: &Target) -> Result<(), Refusal> {
         match to {
@@ -226,6 +249,7 @@ impl Settings {
         }
         references.protocols(listeners, protocols)?;
         References::access(&route.access, &route.to)?;
+        references.redirect(route.redirect, &route.conditions, &route.to)?;
         if route.connect_timeout.is_some() {
             references.connect_timeout(&route.to)?;
         }

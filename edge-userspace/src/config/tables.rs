@@ -9,10 +9,10 @@ use toml::de::DeValue;
 
 use super::{
     document::Section,
+    hosts::{Host, Seen, hosts},
     listeners::listeners,
     network::{
-        alpn, backend_address, bind, device, host_pattern, label, name_server, ports, prefixes, spoken_name,
-        suffix,
+        alpn, backend_address, bind, device, label, name_server, ports, prefixes, spoken_name, suffix,
     },
     problem::Refusal,
     references::References,
@@ -24,8 +24,8 @@ use crate::{
     observe::access_log::AccessLogTarget,
     spec::{
         Access, BackendAddress, BackendSpec, Choice, Conditions, HealthKind, HealthSpec, HostPattern,
-        ListenerSpec, PoolSpec, ProxyProtocol, ProxyTlv, ProxyTlvs, RouteSpec, Spoken, Target, TunnelSpec,
-        Warm,
+        ListenerSpec, PoolSpec, ProxyProtocol, ProxyTlv, ProxyTlvs, Redirect, RouteSpec, Spoken, Target,
+        TunnelSpec, Warm,
     },
 };
 
@@ -315,44 +315,47 @@ fn distinct(
     }
 }
 
-/// All routes; `references` where what they name must be there.
+/// All routes, one for each host; `references` where what they name must be there.
 pub(super) fn routes(top: &mut Section<'_>, references: Option<&References>) -> Vec<RouteSpec> {
-    let mut lines = HashMap::new();
-    top.sections("route", "[[route]]", |table| {
-        let route = route(table, references)?;
-        let first = lines.is_empty();
-        match lines.insert(route.conditions.clone(), table.line()) {
-            Some(line) => table.refuse(
-                Refusal::new(format!(
-                    "a second route for {} with the same conditions; the first is on line {line}",
-                    route.conditions.host
-                ))
-                .hint("remove one, or give them different `listener`, `protocol`, `alpn` or `from`"),
-            ),
-            None if first && references.is_some_and(|references| !references.carry_routes()) => {
-                table.refuse(Refusal::new("there is no tls or http listener for this route").hint(
-                    "a [[listener]] of your own replaces the default ones: add one with protocol = \"tls\"",
-                ))
+    let mut seen = Seen::default();
+    let routes = top.sections("route", "[[route]]", |table| {
+        let (hosts, route) = route(table, references)?;
+        let first = seen.is_empty();
+        let mut routes = Vec::with_capacity(hosts.len());
+        for Host { pattern, place } in hosts {
+            let conditions = Conditions { host: pattern, ..route.conditions.clone() };
+            if seen.is_new(table, &conditions, place) {
+                routes.push(RouteSpec { conditions, ..route.clone() });
             }
-            None => Some(route),
         }
-    })
+        if first && references.is_some_and(|references| !references.carry_routes()) {
+            return table.refuse(Refusal::new("there is no tls or http listener for this route").hint(
+                "a [[listener]] of your own replaces the default ones: add one with protocol = \"tls\"",
+            ));
+        }
+        Some(routes)
+    });
+    routes.into_iter().flatten().collect()
 }
 
-fn route(table: &mut Section<'_>, references: Option<&References>) -> Option<RouteSpec> {
+/// A route and the hosts that it is for; the host in its conditions is one of them.
+fn route(table: &mut Section<'_>, references: Option<&References>) -> Option<(Vec<Host>, RouteSpec)> {
     let protocols =
         table.or("protocol", Vec::new(), list("protocols such as [\"ssh\"]", spoken_name::<Spoken>));
     let names_no_host = !protocols.is_empty() && !protocols.iter().any(|protocol| protocol.names_a_host());
-    let host = if names_no_host {
-        table.or("host", Some(HostPattern::Any), |value| match host_pattern(value)? {
-            HostPattern::Any => Some(Some(HostPattern::Any)),
-            _ => value.refuse(
+    let hosts = if names_no_host {
+        table.or("host", Some(Host::any()), |value| {
+            let hosts = hosts(value)?;
+            if hosts.iter().all(|host| host.pattern == HostPattern::Any) {
+                return Some(Some(hosts));
+            }
+            value.refuse(
                 Refusal::new("this route can never match: a client of these protocols names no host")
                     .hint("write host = \"*\", or leave it out"),
-            ),
+            )
         })
     } else {
-        table.required("host", "\"cloud.example.com\"", host_pattern)
+        table.required("host", "\"cloud.example.com\"", hosts)
     };
     let to = table.required("to", "\"100.64.0.2\"", |value| target(value, references));
     let listeners = table.or(
@@ -373,6 +376,7 @@ fn route(table: &mut Section<'_>, references: Option<&References>) -> Option<Rou
     });
     let from = table.or("from", Vec::new(), prefixes);
     let access = access(table);
+    let redirect = table.or("redirect", Redirect::Off, one_of);
     let proxy_protocol = table.or("proxy_protocol", ProxyProtocol::Off, |value| {
         let wanted = one_of(value)?;
         match references.zip(to.as_ref()).map(|(references, to)| references.proxy_protocol(wanted, to)) {
@@ -393,21 +397,29 @@ fn route(table: &mut Section<'_>, references: Option<&References>) -> Option<Rou
     if let Some(Err(refusal)) = references.map(|references| references.protocols(&listeners, &protocols)) {
         return table.refuse(refusal);
     }
-    let conditions = Conditions { host: host?, listeners, protocols, alpn, from }.normalised();
+    let hosts = hosts?;
+    let host = hosts.first()?.pattern.clone();
+    let conditions = Conditions { host, listeners, protocols, alpn, from }.normalised();
     let to = to?;
-    if let Some(Err(refusal)) = references.map(|_| References::access(&access, &to)) {
+    let judge = |references: &References| {
+        References::access(&access, &to)?;
+        references.redirect(redirect, &conditions, &to)
+    };
+    if let Some(Err(refusal)) = references.map(judge) {
         return table.refuse(refusal);
     }
-    Some(RouteSpec {
+    let route = RouteSpec {
         conditions,
         to,
         access,
+        redirect,
         proxy_protocol,
         proxy_tlvs,
         datapath,
         idle_timeout,
         connect_timeout,
-    })
+    };
+    Some((hosts, route))
 }
 
 /// Which sources may use a listener or a route.

@@ -36,6 +36,9 @@ impl<'s> Uses<'s> {
     /// The ways of these routes, and of the tcp listeners.
     pub fn of(routes: impl IntoIterator<Item = &'s RouteSpec>, listeners: &'s [ListenerSpec]) -> Self {
         let mut uses = Self::default();
+        // Where a route redirects, only ACME challenges come in clear text, and home may have no server for them: such
+        // a way is the last resort of a check.
+        let mut redirected = Vec::new();
         for route in routes {
             let conditions = &route.conditions;
             let host = match &conditions.host {
@@ -51,13 +54,19 @@ impl<'s> Uses<'s> {
                     host: host.filter(|_| spoken.names_a_host()).cloned(),
                 })
             });
-            uses.0.entry(&route.to).or_default().extend(ways);
+            let (last, first): (Vec<_>, Vec<_>) =
+                ways.partition(|way| way.spoken.is_some_and(|spoken| route.redirects(spoken)));
+            uses.0.entry(&route.to).or_default().extend(first);
+            redirected.push((&route.to, last));
         }
         for listener in listeners {
             if let Some(to) = &listener.to {
                 let way = Use { spoken: None, port: port(listener), host: None };
                 uses.0.entry(to).or_default().push(way);
             }
+        }
+        for (to, ways) in redirected {
+            uses.0.entry(to).or_default().extend(ways);
         }
         uses
     }
@@ -169,6 +178,13 @@ mod tests {
         assert_eq!(asked(both, Auto, true), (vec![Ask::Tls, Ask::Http], 443, name.clone()));
         let wild = "[[route]]\nhost = \"*.example\"\nto = \"p\"\nlistener = \"http\"\n";
         assert_eq!(asked(&wild.replace("\"http\"", "[\"http\"]"), Auto, false), (vec![Ask::Http], 80, None));
+        let behind = "[[route]]\nhost = \"a.example\"\nto = \"p\"\nredirect = \"https\"\nlistener = [\"http\"]\n\
+                      [[route]]\nhost = \"b.example\"\nto = \"p\"\nlistener = [\"https\"]\n";
+        assert_eq!(
+            asked(behind, Auto, false),
+            (vec![Ask::Tls], 443, Some("b.example".into())),
+            "not ACME's way"
+        );
         let of =
             |protocol: &str| format!("[[route]]\nprotocol = [\"{protocol}\"]\nhost = \"*\"\nto = \"p\"\n");
         assert_eq!(asked(&of("ssh"), Auto, false), (vec![Ask::Ssh], 8443, None));

@@ -6,7 +6,7 @@ use super::Outcome;
 use crate::{
     hash::fnv1a,
     pool::Pool,
-    spec::{Choice, ProxyProtocol, RouteSpec, Target},
+    spec::{Choice, ProxyProtocol, RouteSpec, Spoken, Target},
     tally::Tally,
 };
 
@@ -55,6 +55,11 @@ impl Destination {
             RouteSpec { to: Target::Refuse, .. } => Some(Outcome::Refused),
             route => (!route.access.admits(source)).then_some(Outcome::DeniedByRoute),
         }
+    }
+
+    /// Whether clients that speak this are sent to https, except for ACME challenges.
+    pub fn redirects(&self, protocol: Option<Spoken>) -> bool {
+        self.route.as_ref().zip(protocol).is_some_and(|(route, protocol)| route.redirects(protocol))
     }
 }
 

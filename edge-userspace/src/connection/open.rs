@@ -32,6 +32,7 @@ use crate::{
     },
     pool::connect::{self, Kept, Preparation},
     route::Query,
+    sniff::http,
     spec::{AlpnList, Choice, ProxyProtocol, Spoken},
 };
 
@@ -50,7 +51,7 @@ pub(super) async fn open(
     let opening = Opening { edge, connection, listener, port, running, deadline };
     let (place, received) = opening.admit(client).await?;
     let (asking, received) = opening.read(client, received).await?;
-    let destination = opening.route(&asking)?;
+    let destination = opening.route(&asking, &received)?;
     opening.connect(client, destination, &asking, received, place).await
 }
 
@@ -70,11 +71,13 @@ pub(super) struct Refused {
     pub(super) failure: Option<Box<Failure>>,
     pub(super) protocol: Option<Spoken>,
     pub(super) tls_version: u16,
+    /// Where a redirected client is sent.
+    pub(super) location: Option<String>,
 }
 
 impl From<Outcome> for Refused {
     fn from(outcome: Outcome) -> Self {
-        Self { outcome, failure: None, protocol: None, tls_version: 0 }
+        Self { outcome, failure: None, protocol: None, tls_version: 0, location: None }
     }
 }
 
@@ -119,7 +122,8 @@ impl Asking<'_> {
 
     fn refused(&self, outcome: Outcome, failure: Option<Failure>) -> Refused {
         let failure = failure.map(Box::new);
-        Refused { outcome, failure, protocol: self.asked.protocol, tls_version: self.tls_version }
+        let Self { tls_version, asked, .. } = *self;
+        Refused { outcome, failure, protocol: asked.protocol, tls_version, location: None }
     }
 }
 
@@ -181,16 +185,26 @@ impl<'a> Opening<'a> {
         Ok((Asking { asked: connection.asks(asked), whole_alpn, tls_version }, received))
     }
 
-    /// Finds where it leads.
-    fn route(&self, asking: &Asking<'_>) -> Result<Arc<Destination>, Refused> {
+    /// Finds where it leads, or where the client is sent instead.
+    fn route(&self, asking: &Asking<'_>, received: &Received) -> Result<Arc<Destination>, Refused> {
         let source = self.connection.client().ip();
         let destination =
             self.destination(source, asking).ok_or_else(|| asking.refused(Outcome::NoRoute, None))?;
-        if let Some(outcome) = destination.refuses(source) {
+        let refused = |outcome| {
             let failure = Failure::of_route(Arc::clone(&destination.label), outcome);
-            return Err(asking.refused(outcome, Some(failure)));
+            asking.refused(outcome, Some(failure))
+        };
+        if let Some(outcome) = destination.refuses(source) {
+            return Err(refused(outcome));
         }
-        Ok(destination)
+        if !destination.redirects(asking.asked.protocol) {
+            return Ok(destination);
+        }
+        match http::to_https(&received.bytes) {
+            Ok(None) => Ok(destination),
+            Ok(location) => Err(Refused { location, ..refused(Outcome::Redirected) }),
+            Err(rejection) => Err(refused(Outcome::Rejected(rejection))),
+        }
     }
 
     fn destination(&self, source: IpAddr, asking: &Asking<'_>) -> Option<Arc<Destination>> {
@@ -227,7 +241,7 @@ impl<'a> Opening<'a> {
                 "no backend could be connected"
             );
             let route = Arc::clone(&destination.label);
-            let failure = Failure { route, backend, attempts, error: error.to_string() };
+            let failure = Failure { route, backend, attempts, error: Some(error.to_string()) };
             asking.refused(Outcome::ConnectFailed, Some(failure))
         };
         let connect::Connection { mut stream, address, lease, took, attempts, kept, .. } =

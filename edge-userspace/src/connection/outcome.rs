@@ -39,6 +39,8 @@ pub enum Outcome {
     Refused,
     /// Its source may not use its route.
     DeniedByRoute,
+    /// Its route sent it to https.
+    Redirected,
     /// No backend could be connected.
     ConnectFailed,
     /// The edge ended it before it was connected.
@@ -68,7 +70,8 @@ impl Ended {
         let (way, asked) = (connection.way(), connection.asked());
         let (failed_route, failed, attempts, error) = match failure.map(|failure| *failure) {
             Some(Failure { route, backend, attempts, error }) => {
-                (Some(route), backend, Some(attempts), Some(error))
+                // A redirect tried none, and nothing failed.
+                (Some(route), backend, error.is_some().then_some(attempts), error)
             }
             None => (None, None, None, None),
         };
@@ -100,7 +103,7 @@ impl Ended {
     }
 }
 
-/// A connection that was routed and came to nothing: its route refused it, or no backend could be connected.
+/// A connection that was routed and got no backend: its route refused or redirected it, or none could be connected.
 #[derive(Debug)]
 pub(super) struct Failure {
     /// The destination's label.
@@ -109,18 +112,20 @@ pub(super) struct Failure {
     pub(super) backend: Option<SocketAddr>,
     /// How many were tried.
     pub(super) attempts: u32,
-    /// Why the last one failed, or the route refused it.
-    pub(super) error: String,
+    /// Why the last one failed, or the route refused it; `None` for a redirect.
+    pub(super) error: Option<String>,
 }
 
 impl Failure {
-    /// A client that its route refuses, with this outcome.
+    /// A client that its route does not lead to a backend, with this outcome.
     pub(super) fn of_route(route: Arc<str>, outcome: Outcome) -> Self {
         let error = match outcome {
-            Outcome::DeniedByRoute => "the route does not admit the client's address",
-            _ => "the route refuses every client",
+            Outcome::Redirected => None,
+            Outcome::Rejected(rejection) => Some(rejection.to_string()),
+            Outcome::DeniedByRoute => Some("the route does not admit the client's address".to_owned()),
+            _ => Some("the route refuses every client".to_owned()),
         };
-        Self { route, backend: None, attempts: 0, error: error.to_owned() }
+        Self { route, backend: None, attempts: 0, error }
     }
 }
 
@@ -156,6 +161,7 @@ impl Outcome {
             Self::Gone => "client_gone",
             Self::NoRoute => "no_route",
             Self::Refused => "refused",
+            Self::Redirected => "redirected",
             Self::ConnectFailed => "connect_failed",
         }
     }
@@ -165,10 +171,10 @@ impl Outcome {
         matches!(self, Self::Gone | Self::HelloTimeout | Self::ProxyHeaderTimeout | Self::Stopped(_))
     }
 
-    /// The reason for `edge_rejected_total`; `None` for what was carried or went away by itself.
+    /// The reason for `edge_rejected_total`; `None` for what was carried or redirected, or went away by itself.
     pub fn refused(self) -> Option<&'static str> {
         match self {
-            Self::Carried(_) | Self::Gone | Self::Stopped(_) => None,
+            Self::Carried(_) | Self::Redirected | Self::Gone | Self::Stopped(_) => None,
             refused => Some(refused.label()),
         }
     }

@@ -27,6 +27,8 @@ const LINGER_BYTES: usize = 256 * 1024;
 enum Answer {
     Alert(AlertDescription),
     Text(&'static [u8]),
+    /// A 308 to an address of its own.
+    Redirect,
     Close,
     Reset,
 }
@@ -39,6 +41,7 @@ pub fn told(outcome: Outcome, protocol: Spoken) -> String {
             Some(status) => format!("the client gets a {status}"),
             None => "the client gets an error in its own protocol".to_owned(),
         },
+        Answer::Redirect => "the client gets a 308".to_owned(),
         Answer::Close => "the connection is closed".to_owned(),
         Answer::Reset => "the client is reset".to_owned(),
     }
@@ -60,6 +63,7 @@ fn answer(outcome: Outcome, protocol: Option<Spoken>) -> Answer {
             Answer::Alert(AlertDescription::UnrecognizedName)
         }
         (Outcome::NoRoute | Outcome::Refused | Outcome::DeniedByRoute, Some(Spoken::Http)) => http(404),
+        (Outcome::Redirected, _) => Answer::Redirect,
         (Outcome::ConnectFailed, _) if speaks_tls => Answer::Alert(AlertDescription::InternalError),
         (Outcome::ConnectFailed, Some(Spoken::Http)) => http(502),
         (
@@ -71,16 +75,26 @@ fn answer(outcome: Outcome, protocol: Option<Spoken>) -> Answer {
     }
 }
 
-/// Refuses the client. Returns when it has closed, or has had the time to.
-pub(super) async fn refuse(client: TcpStream, outcome: Outcome, protocol: Option<Spoken>, tls_version: u16) {
+/// Refuses the client, or sends it to `location`. Returns when it has closed, or has had the time to.
+pub(super) async fn refuse(
+    client: TcpStream,
+    outcome: Outcome,
+    protocol: Option<Spoken>,
+    tls_version: u16,
+    location: Option<String>,
+) {
     let answer = answer(outcome, protocol);
-    let alert;
+    let (alert, redirection);
     let bytes: &[u8] = match answer {
         Answer::Alert(description) => {
             alert = alert::fatal(description, tls_version);
             &alert
         }
         Answer::Text(text) => text,
+        Answer::Redirect => {
+            redirection = http::redirection(&location.unwrap_or_default());
+            redirection.as_bytes()
+        }
         Answer::Close => &[],
         Answer::Reset => return datapath::reset(&client),
     };

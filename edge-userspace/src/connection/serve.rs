@@ -95,12 +95,14 @@ fn finish(
                 }
             }))
         }
-        Err(Refused { outcome, failure, protocol, tls_version }) => Either::Right(Box::pin(async move {
-            let sent_nothing = || tcp::info(&client).is_ok_and(|info| info.data_segments_in == 0);
-            let is_empty = outcome.is_silent() && sent_nothing();
-            refusal::refuse(client, outcome, protocol.or(listener), tls_version).await;
-            Some(Ended { outcome, failure, is_empty })
-        })),
+        Err(Refused { outcome, failure, protocol, tls_version, location }) => {
+            Either::Right(Box::pin(async move {
+                let sent_nothing = || tcp::info(&client).is_ok_and(|info| info.data_segments_in == 0);
+                let is_empty = outcome.is_silent() && sent_nothing();
+                refusal::refuse(client, outcome, protocol.or(listener), tls_version, location).await;
+                Some(Ended { outcome, failure, is_empty })
+            }))
+        }
     }
 }
 

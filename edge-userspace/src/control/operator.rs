@@ -3,9 +3,9 @@
 use std::{borrow::Cow, future::Future};
 
 use super::api::{
-    AddBlock, AddRoute, Backend, BackendSelector, Block, ClosedConnection, Connection, DoctorReport,
-    ErrorBody, ErrorDetail, ReloadReport, RemoveBlock, RemoveRoute, RemovedRoutes, Route, RouteTest, Status,
-    TestRoute,
+    AddBlock, AddRoute, AddedRoutes, Backend, BackendSelector, Block, ClosedConnection, Connection,
+    DoctorReport, ErrorBody, ErrorDetail, ReloadReport, RemoveBlock, RemoveRoute, RemovedRoutes, Route,
+    RouteTest, Status, TestRoute,
 };
 
 /// The daemon as the control API sees it.
@@ -17,15 +17,15 @@ pub trait Operator: Send + Sync + 'static {
     /// Every route, in the order of precedence or of the file.
     fn routes(&self) -> Vec<Route>;
 
-    /// Adds a route; it is in effect and on disk before the answer.
+    /// Adds a route for each host, all or none; they are in effect and on disk before the answer.
     ///
     /// Adding an identical route succeeds and changes nothing. Refused are: conditions that a route of the
     /// file already has; a runtime route that leads elsewhere, unless `replace`; an unknown listener or pool.
-    fn add_route(&self, route: AddRoute) -> impl Future<Output = Result<Route, Refusal>> + Send;
+    fn add_route(&self, route: AddRoute) -> impl Future<Output = Result<AddedRoutes, Refusal>> + Send;
 
-    /// Removes one runtime route; it is off the disk before the answer.
+    /// Removes one runtime route for each host, all or none; they are off the disk before the answer.
     ///
-    /// Refused are: an unknown route, a route of the file, and a request that matches several routes.
+    /// Refused are: an unknown route, a route of the file, and a host that matches several routes.
     fn remove_route(&self, route: RemoveRoute)
     -> impl Future<Output = Result<RemovedRoutes, Refusal>> + Send;
 

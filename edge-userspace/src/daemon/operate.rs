@@ -9,15 +9,15 @@ use crate::{
     control::{
         Operator, Refusal, RefusalKind,
         api::{
-            AddBlock, AddRoute, Backend, BackendSelector, Block, ClosedConnection, Connection, Considered,
-            DoctorReport, ReloadReport, RemoveBlock, RemoveRoute, RemovedRoutes, Route, RouteSource,
-            RouteTest, Status, TestRoute,
+            AddBlock, AddRoute, AddedRoutes, Backend, BackendSelector, Block, ClosedConnection, Connection,
+            Considered, DoctorReport, ReloadReport, RemoveBlock, RemoveRoute, RemovedRoutes, Route,
+            RouteSource, RouteTest, Status, TestRoute,
         },
     },
     datapath::StopReason,
     pool::BackendId,
     route::{Query, Rule},
-    spec::{AlpnList, Protocol, RouteSpec, Spoken, Target},
+    spec::{AlpnList, HostPattern, Protocol, RouteSpec, Spoken, Target},
 };
 
 impl Operator for Daemon {
@@ -26,37 +26,42 @@ impl Operator for Daemon {
         self.edge.running.load().routes.iter().filter_map(|rule| shown(&rule.target)).collect()
     }
 
-    async fn add_route(&self, route: AddRoute) -> Result<Route, Refusal> {
-        let mut spec = route.spec();
-        spec.conditions = spec.conditions.normalised();
+    async fn add_route(&self, route: AddRoute) -> Result<AddedRoutes, Refusal> {
+        let specs = route.specs();
         let mut steering = self.steering.lock().await;
-        check_new_route(&steering, &spec)?;
         let mut state = steering.state.clone();
-        match state.routes.iter_mut().find(|known| known.conditions == spec.conditions) {
-            Some(known) if *known == spec => {}
-            Some(known) if route.replace => *known = spec.clone(),
-            Some(known) => return Err(elsewhere(known)),
-            None => state.routes.push(spec.clone()),
+        for spec in &specs {
+            check_new_route(&steering, spec)?;
+            match state.routes.iter_mut().find(|known| known.conditions == spec.conditions) {
+                Some(known) if known == spec => {}
+                Some(known) if route.replace => *known = spec.clone(),
+                Some(known) => return Err(elsewhere(known)),
+                None => state.routes.push(spec.clone()),
+            }
         }
         super::tiers::provide(&self.edge.tiers, &self.objects, &steering.settings, &state.routes)
             .map_err(|error| Refusal::new(RefusalKind::Unsupported, "no_such_tier", error.to_string()))?;
         self.save_and_swap(&mut steering, state).await?;
-        Ok(self.route_of(&spec).unwrap_or_else(|| Route::new(&spec, RouteSource::Runtime)))
+        let added = specs.iter().map(|spec| self.shown_or_new(spec)).collect::<Vec<_>>();
+        Ok(added.into())
     }
 
     async fn remove_route(&self, route: RemoveRoute) -> Result<RemovedRoutes, Refusal> {
         let mut steering = self.steering.lock().await;
         let mut state = steering.state.clone();
         let meant: Vec<_> = state.routes.extract_if(.., |spec| route.means(&spec.conditions)).collect();
-        let spec = match &*meant {
-            [spec] => spec,
-            [] => return Err(not_removable(&steering, &route)),
-            several => return Err(ambiguous(several)),
-        };
-        let shown = self.route_of(spec).unwrap_or_else(|| Route::new(spec, RouteSource::Runtime));
+        for host in &route.host {
+            let of_host: Vec<_> = meant.iter().filter(|spec| spec.conditions.host == *host).collect();
+            match &*of_host {
+                [_] => {}
+                [] => return Err(not_removable(&steering, &route, host)),
+                several => return Err(ambiguous(host, several.len())),
+            }
+        }
+        let removed = meant.iter().map(|spec| self.shown_or_new(spec)).collect();
         self.save_and_swap(&mut steering, state).await?;
-        let closed = if route.close { self.close_route(spec) } else { 0 };
-        Ok(RemovedRoutes { removed: vec![shown], closed: closed as u64 })
+        let closed = if route.close { meant.iter().map(|spec| self.close_route(spec)).sum() } else { 0 };
+        Ok(RemovedRoutes { removed, closed: closed as u64 })
     }
 
     async fn test_route(&self, client: TestRoute) -> Result<RouteTest, Refusal> {
@@ -163,6 +168,11 @@ impl Daemon {
             tracing::warn!("{warning}");
         }
         Ok(())
+    }
+
+    /// A runtime route with its account.
+    fn shown_or_new(&self, spec: &RouteSpec) -> Route {
+        self.route_of(spec).unwrap_or_else(|| Route::new(spec, RouteSource::Runtime))
     }
 
     fn route_of(&self, spec: &RouteSpec) -> Option<Route> {
@@ -276,7 +286,13 @@ fn outcome(
     protocol: Spoken,
 ) -> String {
     let Some(refused) = refused else {
-        return format!("goes to {}", winner.map_or("", |winner| winner.pool.name()));
+        let pool = winner.map_or("", |winner| winner.pool.name());
+        return if winner.is_some_and(|winner| winner.redirects(Some(protocol))) {
+            let told = connection::told(connection::Outcome::Redirected, protocol);
+            format!("redirected to https by its route: {told}; /.well-known/acme-challenge/ goes to {pool}")
+        } else {
+            format!("goes to {pool}")
+        };
     };
     let why = match refused {
         connection::Outcome::Refused => "refused by its route".to_owned(),
@@ -346,22 +362,22 @@ fn elsewhere(known: &RouteSpec) -> Refusal {
     .hint("`--replace` changes it; live connections go on")
 }
 
-fn not_removable(steering: &Steering, route: &RemoveRoute) -> Refusal {
-    if steering.settings.routes.iter().any(|spec| route.means(&spec.conditions)) {
+fn not_removable(steering: &Steering, route: &RemoveRoute, host: &HostPattern) -> Refusal {
+    let is_meant = |spec: &RouteSpec| spec.conditions.host == *host && route.means(&spec.conditions);
+    if steering.settings.routes.iter().any(is_meant) {
         return Refusal::new(
             RefusalKind::Conflict,
             "route_in_file",
-            format!("the route for {} is in the configuration file", route.host),
+            format!("the route for {host} is in the configuration file"),
         )
         .hint("take it out there and run `edgectl reload`");
     }
-    Refusal::new(RefusalKind::NotFound, "no_such_route", format!("there is no route for {}", route.host))
+    Refusal::new(RefusalKind::NotFound, "no_such_route", format!("there is no route for {host}"))
         .hint("`edgectl routes list` shows all")
 }
 
-fn ambiguous(several: &[RouteSpec]) -> Refusal {
-    let host = several.first().map_or_else(String::new, |spec| spec.conditions.host.to_string());
-    Refusal::new(RefusalKind::Conflict, "several_routes", format!("{} routes for {host} fit", several.len()))
+fn ambiguous(host: &HostPattern, routes: usize) -> Refusal {
+    Refusal::new(RefusalKind::Conflict, "several_routes", format!("{routes} routes for {host} fit"))
         .hint("say which one with --listener, --protocol, --alpn or --from")
 }
 

@@ -10,14 +10,16 @@ use super::{Rejection, Sniff};
 
 mod authority;
 mod opening;
+mod redirect;
 mod request_line;
 pub mod response;
 
 use authority::Authority;
 pub use opening::MAX_OPENING;
 pub(super) use opening::opening;
+pub use redirect::to_https;
 use request_line::RequestLine;
-pub use response::{response, status_of};
+pub use response::{redirection, response, status_of};
 
 /// The most fields that are taken: as many as Node's servers do.
 const MAX_FIELDS: usize = 2048;
@@ -60,14 +62,18 @@ impl RequestHeadReader {
     /// Examines the bytes received so far. `received` holds all bytes from the connection's first one on, at
     /// least those of the previous call. After a result other than [`Sniff::Incomplete`] the reader is reset.
     pub fn read(&mut self, received: &[u8]) -> Sniff<RequestHead> {
-        let answer = self.advance(received).into();
+        let head = self
+            .advance(received)
+            .and_then(|head| head.map(|(end, fields)| head_of(&received[..end], fields)).transpose());
+        let answer = head.into();
         if answer != Sniff::Incomplete {
             *self = Self::new(self.max_head);
         }
         answer
     }
 
-    fn advance(&mut self, received: &[u8]) -> Result<Option<RequestHead>, Rejection> {
+    /// Looks for the end of the head, which the bytes reach up to, and counts the lines behind the request line.
+    fn advance(&mut self, received: &[u8]) -> Result<Option<(usize, usize)>, Rejection> {
         let received = &received[..received.len().min(self.max_head)];
         while let Some(length) =
             received.get(self.searched..).and_then(|new| new.iter().position(|&byte| byte == b'\n'))
@@ -75,7 +81,7 @@ impl RequestHeadReader {
             let end = self.searched + length + 1;
             let is_empty = matches!(&received[self.line..end], b"\n" | b"\r\n");
             if self.has_request_line && is_empty {
-                return read_head(&received[..end], self.fields).map(Some);
+                return Ok(Some((end, self.fields)));
             }
             if self.has_request_line {
                 self.fields += 1;
@@ -129,20 +135,32 @@ fn judge_request_line(line: &[u8]) -> Result<(), Rejection> {
     }
 }
 
-/// Parses a complete head, which ends with the last byte and has this many lines behind the request line.
-fn read_head(head: &[u8], fields: usize) -> Result<RequestHead, Rejection> {
-    let host = if fields <= USUAL_FIELDS {
-        host_in(head, &mut [httparse::EMPTY_HEADER; USUAL_FIELDS])
-    } else {
-        host_in(head, &mut vec![httparse::EMPTY_HEADER; fields])
-    };
-    Ok(RequestHead { host: host?, head_len: head.len() })
+/// A request, as far as anything here needs it.
+struct Request<'head> {
+    method: &'head str,
+    target: &'head str,
+    /// Of the target and of the Host field, which agree.
+    authority: Authority,
 }
 
-fn host_in<'head>(
+fn head_of(head: &[u8], fields: usize) -> Result<RequestHead, Rejection> {
+    let host = read_request(head, fields)?.authority.into_name();
+    Ok(RequestHead { host, head_len: head.len() })
+}
+
+/// Parses a complete head, which ends with the last byte and has this many lines behind the request line.
+fn read_request(head: &[u8], fields: usize) -> Result<Request<'_>, Rejection> {
+    if fields <= USUAL_FIELDS {
+        request_in(head, &mut [httparse::EMPTY_HEADER; USUAL_FIELDS])
+    } else {
+        request_in(head, &mut vec![httparse::EMPTY_HEADER; fields])
+    }
+}
+
+fn request_in<'head>(
     head: &'head [u8],
     fields: &mut [httparse::Header<'head>],
-) -> Result<Option<HostName>, Rejection> {
+) -> Result<Request<'head>, Rejection> {
     const AMBIGUOUS: Rejection = Rejection::Malformed("the end of the head is ambiguous");
     let mut request = httparse::Request::new(fields);
     match request.parse(head) {
@@ -154,7 +172,8 @@ fn host_in<'head>(
                 Some(1) => Some("HTTP/1.1 without Host"),
                 _ => None,
             };
-            Ok(host_of(method, target, request.headers, no_host)?.into_name())
+            let authority = host_of(method, target, request.headers, no_host)?;
+            Ok(Request { method, target, authority })
         }
         Ok(_) => Err(AMBIGUOUS),
         Err(error @ httparse::Error::Version) => {
@@ -163,7 +182,7 @@ fn host_in<'head>(
                 Ok(httparse::Status::Complete((length, fields))) if line.length + length == head.len() => {
                     match host_of(line.method, line.target, fields, None)? {
                         Authority::Empty => Err(malformed(error)),
-                        authority => Ok(authority.into_name()),
+                        authority => Ok(Request { method: line.method, target: line.target, authority }),
                     }
                 }
                 Ok(_) => Err(AMBIGUOUS),

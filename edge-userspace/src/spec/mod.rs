@@ -14,6 +14,7 @@ mod listener;
 mod pool;
 mod protocol;
 mod proxy_tlvs;
+mod redirect;
 mod route;
 mod tunnel;
 
@@ -29,5 +30,6 @@ pub use pool::{
 };
 pub use protocol::Spoken;
 pub use proxy_tlvs::{ProxyTlv, ProxyTlvError, ProxyTlvs};
+pub use redirect::Redirect;
 pub use route::{Conditions, HostPattern, RouteSpec};
 pub use tunnel::TunnelSpec;

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Access, Choice, HostName, HostNameError, ProxyProtocol, ProxyTlvs, Spoken, Target};
+use super::{Access, Choice, HostName, HostNameError, ProxyProtocol, ProxyTlvs, Redirect, Spoken, Target};
 
 /// The host that a route is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -16,6 +16,19 @@ pub enum HostPattern {
     Below(HostName),
     /// `*`: everything, a client without a usable name included.
     Any,
+}
+
+impl HostPattern {
+    /// The hosts that an operator writes as one: `.example.com` is short for `example.com` and `*.example.com`.
+    pub fn several(text: &str) -> Result<Vec<Self>, HostNameError> {
+        match text.strip_prefix('.') {
+            None | Some("") => text.parse().map(|host| vec![host]),
+            Some(name) => {
+                let name: HostName = name.parse()?;
+                Ok(vec![Self::Exact(name.clone()), Self::Below(name)])
+            }
+        }
+    }
 }
 
 impl FromStr for HostPattern {
@@ -113,6 +126,9 @@ pub struct RouteSpec {
     /// Which of its clients may use it. The others are refused; they never fall through to another route.
     #[serde(flatten)]
     pub access: Access,
+    /// Whether its requests in clear text are sent to https.
+    #[serde(skip_serializing_if = "is_default")]
+    pub redirect: Redirect,
     /// The PROXY header for a `to` that is an address or a list of addresses.
     #[serde(skip_serializing_if = "is_default")]
     pub proxy_protocol: ProxyProtocol,
@@ -138,12 +154,18 @@ impl RouteSpec {
             conditions,
             to,
             access: Access::default(),
+            redirect: Redirect::Off,
             proxy_protocol: ProxyProtocol::Off,
             proxy_tlvs: ProxyTlvs::default(),
             datapath: Choice::Auto,
             idle_timeout: None,
             connect_timeout: None,
         }
+    }
+
+    /// Whether clients that speak this are sent to https.
+    pub fn redirects(&self, protocol: Spoken) -> bool {
+        self.redirect == Redirect::Https && protocol == Spoken::Http
     }
 }
 

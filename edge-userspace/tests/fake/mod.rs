@@ -11,8 +11,8 @@ use edge::{
     control::{
         Operator, Refusal, RefusalKind,
         api::{
-            AddBlock, AddRoute, Backend, BackendCount, BackendSelector, BackendState, Block, Check,
-            CheckStatus, ClosedConnection, ConfigStatus, Connection, ConnectionCount, Considered,
+            AddBlock, AddRoute, AddedRoutes, Backend, BackendCount, BackendSelector, BackendState, Block,
+            Check, CheckStatus, ClosedConnection, ConfigStatus, Connection, ConnectionCount, Considered,
             DatapathStatus, DoctorReport, HelloMemory, ListenerStatus, Probe, ProbeStep, ReloadReport,
             RemoveBlock, RemoveRoute, RemovedRoutes, Route, RouteCount, RouteSource, RouteTest, Status,
             TestRoute, TierStatus, Timestamp,
@@ -76,20 +76,19 @@ impl Operator for Fake {
         self.state.lock().unwrap().routes.clone()
     }
 
-    fn add_route(&self, route: AddRoute) -> impl Future<Output = Result<Route, Refusal>> + Send {
+    fn add_route(&self, route: AddRoute) -> impl Future<Output = Result<AddedRoutes, Refusal>> + Send {
         let mut state = self.state.lock().unwrap();
-        let added = Route::new(&route.spec(), RouteSource::Runtime);
-        let answer = if state.routes.iter().any(|old| conditions(old) == conditions(&added) && *old != added)
-        {
-            Err(Refusal::new(
-                RefusalKind::Conflict,
-                "route_exists",
-                format!("{} leads elsewhere", added.host),
-            )
-            .hint("edgectl routes add --replace"))
+        let added: Vec<_> = route.specs().iter().map(|spec| Route::new(spec, RouteSource::Runtime)).collect();
+        let differs = |added: &&Route| {
+            state.routes.iter().any(|old| conditions(old) == conditions(added) && old != *added)
+        };
+        let answer = if let Some(differs) = added.iter().find(differs) {
+            let message = format!("{} leads elsewhere", differs.host);
+            Err(Refusal::new(RefusalKind::Conflict, "route_exists", message)
+                .hint("edgectl routes add --replace"))
         } else {
-            state.routes.push(added.clone());
-            Ok(added)
+            state.routes.extend(added.clone());
+            Ok(added.into())
         };
         std::future::ready(answer)
     }
@@ -103,7 +102,7 @@ impl Operator for Fake {
             return Err(Refusal::new(
                 RefusalKind::NotFound,
                 "no_such_route",
-                format!("no route for {}", route.host),
+                format!("no route for {}", route.host[0]),
             ));
         }
         Ok(RemovedRoutes { removed, closed: u64::from(route.close) })

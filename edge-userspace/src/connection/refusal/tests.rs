@@ -37,7 +37,7 @@ fn happens(outcome: Outcome) -> Option<(&'static str, [bool; 3])> {
             Rejection::ProxyHeader(_) => ("a missing or bad PROXY header from `accept_proxy`", ALL),
             Rejection::PostgresWithoutTls => ("a PostgreSQL session without TLS", [false, false, true]),
         },
-        Outcome::Carried(_) | Outcome::Gone | Outcome::Stopped(_) => return None,
+        Outcome::Carried(_) | Outcome::Redirected | Outcome::Gone | Outcome::Stopped(_) => return None,
     })
 }
 
@@ -84,6 +84,7 @@ fn cell(outcome: Outcome, protocol: Option<Spoken>) -> String {
             None if text == postgres::TLS_REQUIRED => "an error in its own protocol".to_owned(),
             None => "GOAWAY `HTTP_1_1_REQUIRED`".to_owned(),
         },
+        Answer::Redirect => "308".to_owned(),
         Answer::Close => "closed".to_owned(),
         Answer::Reset => "reset".to_owned(),
     }

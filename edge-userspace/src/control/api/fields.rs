@@ -98,6 +98,22 @@ where
     deserializer.deserialize_any(Visitor(std::marker::PhantomData))
 }
 
+/// Whether a field of a request may be left out.
+pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// A single value as itself, several as a list: [`one_or_many`] reads both.
+pub(super) fn as_one_or_many<T: Serialize, S: Serializer>(
+    values: &[T],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match values {
+        [one] => one.serialize(serializer),
+        many => many.serialize(serializer),
+    }
+}
+
 pub(super) fn some_one_or_many<'de, T, D>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
 where
     T: Deserialize<'de>,

@@ -19,8 +19,8 @@ pub use connections::{ClosedConnection, Connection};
 pub use doctor::{Check, CheckStatus, DoctorReport};
 pub use fields::{PrefixError, Timestamp, parse_prefix};
 pub use routes::{
-    AddRoute, Considered, Probe, ProbeStep, RemoveRoute, RemovedRoutes, Route, RouteSource, RouteTest,
-    TargetError, TestRoute, parse_target,
+    AddRoute, AddedRoutes, Considered, Probe, ProbeStep, RemoveRoute, RemovedRoutes, Route, RouteSource,
+    RouteTest, TargetError, TestRoute, parse_target,
 };
 pub use status::{
     BackendCount, BindTrouble, ConfigStatus, ConnectionCount, ConntrackStatus, DatapathStatus, HelloMemory,

@@ -1,6 +1,6 @@
 //! Routes: listed, added, removed, tested.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::HashSet, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, de};
@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use super::{Backend, CheckStatus, fields};
 use crate::spec::{
     Access, BackendAddress, BackendAddressError, Choice, Conditions, HostName, HostPattern, ProxyProtocol,
-    ProxyTlv, ProxyTlvs, RouteSpec, Spoken, Target,
+    ProxyTlv, ProxyTlvs, Redirect, RouteSpec, Spoken, Target,
 };
 
 /// Where a route came from.
@@ -45,6 +45,9 @@ pub struct Route {
     /// Sources that may not; wins over `allow`.
     #[serde(default)]
     pub deny: Vec<IpNet>,
+    /// Whether its requests in clear text are sent to https.
+    #[serde(default)]
+    pub redirect: Redirect,
     /// The PROXY header sent where `to` is an address.
     pub proxy_protocol: ProxyProtocol,
     /// The TLVs in a header of version 2.
@@ -73,6 +76,7 @@ impl Route {
             from: spec.conditions.from.clone(),
             allow: spec.access.allow.clone(),
             deny: spec.access.deny.clone(),
+            redirect: spec.redirect,
             proxy_protocol: spec.proxy_protocol,
             proxy_tlvs: spec.proxy_tlvs,
             datapath: spec.datapath,
@@ -87,8 +91,10 @@ impl Route {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AddRoute {
-    /// The host it is for: a name, `*.suffix` or `*`.
-    pub host: HostPattern,
+    /// The hosts it is for: each a name, `*.suffix` or `*`; `.suffix` is short for `suffix` and `*.suffix`. Several
+    /// make a route each.
+    #[serde(serialize_with = "fields::as_one_or_many", deserialize_with = "hosts")]
+    pub host: Vec<HostPattern>,
     /// Where it leads: a pool, an address, a list of addresses, or `refuse`.
     #[serde(deserialize_with = "target")]
     pub to: Target,
@@ -104,13 +110,16 @@ pub struct AddRoute {
     /// Matches when the client is in any of these; none means always.
     #[serde(default, deserialize_with = "fields::prefixes")]
     pub from: Vec<IpNet>,
-    // This field and the next, and `proxy_tlvs`, are left out where empty: an earlier daemon does not know them.
+    // This field and the next two, and `proxy_tlvs`, are left out where empty: an earlier daemon does not know them.
     /// Sources that may use it; none means all. The others are refused and never fall through to another route.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "fields::prefixes")]
     pub allow: Vec<IpNet>,
     /// Sources that may not; wins over `allow`.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "fields::prefixes")]
     pub deny: Vec<IpNet>,
+    /// Whether its requests in clear text are sent to https.
+    #[serde(default, skip_serializing_if = "fields::is_default")]
+    pub redirect: Redirect,
     /// The PROXY header for a `to` that is an address.
     #[serde(default)]
     pub proxy_protocol: ProxyProtocol,
@@ -126,10 +135,14 @@ pub struct AddRoute {
 }
 
 impl AddRoute {
-    /// The route that is asked for.
-    pub fn spec(&self) -> RouteSpec {
+    /// The routes that are asked for, one for each host.
+    pub fn specs(&self) -> Vec<RouteSpec> {
+        self.host.iter().map(|host| self.spec(host)).collect()
+    }
+
+    fn spec(&self, host: &HostPattern) -> RouteSpec {
         let conditions = Conditions {
-            host: self.host.clone(),
+            host: host.clone(),
             listeners: self.listener.clone(),
             protocols: self.protocol.clone(),
             alpn: self.alpn.clone(),
@@ -137,12 +150,54 @@ impl AddRoute {
         };
         RouteSpec {
             access: Access { allow: self.allow.clone(), deny: self.deny.clone() }.normalised(),
+            redirect: self.redirect,
             proxy_protocol: self.proxy_protocol,
             proxy_tlvs: self.proxy_tlvs.iter().copied().collect(),
             datapath: self.datapath,
-            ..RouteSpec::new(conditions, self.to.clone())
+            ..RouteSpec::new(conditions.normalised(), self.to.clone())
         }
     }
+}
+
+/// The answer to `POST /v1/routes`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum AddedRoutes {
+    /// The route, where one host was asked for.
+    One(Box<Route>),
+    /// The routes, in the order of the hosts.
+    Several(Vec<Route>),
+}
+
+impl AddedRoutes {
+    /// All of them.
+    pub fn all(&self) -> &[Route] {
+        match self {
+            Self::One(route) => std::slice::from_ref(route),
+            Self::Several(routes) => routes,
+        }
+    }
+}
+
+impl From<Vec<Route>> for AddedRoutes {
+    fn from(routes: Vec<Route>) -> Self {
+        match <[Route; 1]>::try_from(routes) {
+            Ok([route]) => Self::One(Box::new(route)),
+            Err(routes) => Self::Several(routes),
+        }
+    }
+}
+
+/// One host or several, each once.
+fn hosts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<HostPattern>, D::Error> {
+    let texts: Vec<String> = fields::one_or_many(deserializer)?;
+    let mut hosts = Vec::new();
+    let mut seen = HashSet::new();
+    for text in &texts {
+        let several = HostPattern::several(text).map_err(de::Error::custom)?;
+        hosts.extend(several.into_iter().filter(|host| seen.insert(host.clone())));
+    }
+    if hosts.is_empty() { Err(de::Error::custom("expected at least one host")) } else { Ok(hosts) }
 }
 
 /// Why some texts are no target of a route.
@@ -178,12 +233,13 @@ fn target<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Target, D::Error
     parse_target(&texts).map_err(de::Error::custom)
 }
 
-/// `DELETE /v1/routes`: which runtime route to remove.
+/// `DELETE /v1/routes`: which runtime routes to remove, one for each host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RemoveRoute {
-    /// Its host.
-    pub host: HostPattern,
+    /// Its host, or the hosts of several routes; `.suffix` is short for `suffix` and `*.suffix`.
+    #[serde(serialize_with = "fields::as_one_or_many", deserialize_with = "hosts")]
+    pub host: Vec<HostPattern>,
     /// Its listeners, where several routes have this host.
     #[serde(default, deserialize_with = "fields::some_one_or_many", skip_serializing_if = "Option::is_none")]
     pub listener: Option<Vec<Arc<str>>>,
@@ -202,12 +258,12 @@ pub struct RemoveRoute {
 }
 
 impl RemoveRoute {
-    /// Whether a route is meant: the host is equal, and every condition that is given, in any order.
+    /// Whether a route is meant: the host is one of those asked for, and every condition that is given, in any order.
     pub fn means(&self, conditions: &Conditions) -> bool {
         fn same<T: PartialEq>(asked: Option<&Vec<T>>, has: &[T]) -> bool {
             asked.is_none_or(|asked| asked.len() == has.len() && asked.iter().all(|item| has.contains(item)))
         }
-        self.host == conditions.host
+        self.host.contains(&conditions.host)
             && same(self.listener.as_ref(), &conditions.listeners)
             && same(self.protocol.as_ref(), &conditions.protocols)
             && same(self.alpn.as_ref(), &conditions.alpn)
@@ -332,7 +388,12 @@ mod tests {
             "host": "Cloud.Example.com", "to": "caddy", "listener": "https", "alpn": ["h2"], "from": "192.0.2.7"
         }))
         .unwrap();
-        assert_eq!(add.host.to_string(), "cloud.example.com");
+        assert_eq!(add.host, ["cloud.example.com".parse().unwrap()]);
+        assert_eq!(
+            serde_json::to_value(&add).unwrap()["host"],
+            "cloud.example.com",
+            "as earlier daemons read it"
+        );
         assert_eq!(add.to, Target::One("caddy".into()));
         assert_eq!(add.listener, ["https".into()]);
         assert_eq!(add.from, ["192.0.2.7/32".parse().unwrap()]);
@@ -341,13 +402,33 @@ mod tests {
         let add: AddRoute =
             serde_json::from_value(json!({"host": "*", "to": ["100.64.0.2", "[fd7a::2]:443"]})).unwrap();
         assert!(matches!(&add.to, Target::Many(list) if list.len() == 2));
-        assert!(add.spec().conditions.listeners.is_empty());
+        assert!(add.specs()[0].conditions.listeners.is_empty());
+    }
+
+    #[test]
+    fn several_hosts_are_a_route_each() {
+        for host in [json!(".a.test"), json!(["a.test", "*.a.test"]), json!([".a.test", "A.test"])] {
+            let add: AddRoute = serde_json::from_value(json!({"host": host, "to": "x"})).unwrap();
+            let specs = add.specs();
+            let hosts: Vec<_> = specs.iter().map(|spec| spec.conditions.host.to_string()).collect();
+            assert_eq!(hosts, ["a.test", "*.a.test"]);
+            let routes: Vec<_> = specs.iter().map(|spec| Route::new(spec, RouteSource::Runtime)).collect();
+            for routes in [&routes[..], &routes[..1]] {
+                let added = AddedRoutes::from(routes.to_vec());
+                assert_eq!(added.all(), routes);
+                let text = serde_json::to_string(&added).unwrap();
+                assert_eq!(serde_json::from_str::<AddedRoutes>(&text).unwrap(), added);
+            }
+        }
     }
 
     #[test]
     fn what_is_wrong_with_a_route_is_said() {
         for (body, says) in [
             (json!({"host": "a..b", "to": "x"}), "empty label"),
+            (json!({"host": ["a", ".b."], "to": "x", "alpn": 5}), "a string or a list"),
+            (json!({"host": [], "to": "x"}), "at least one host"),
+            (json!({"host": ["a", "."], "to": "x"}), "the name is empty"),
             (json!({"host": "a", "to": []}), "expected a pool"),
             (json!({"host": "a", "to": ""}), "expected a pool"),
             (json!({"host": "a", "to": ["x", ":1"]}), "\":1\" in a list of addresses"),
@@ -369,6 +450,7 @@ mod tests {
         };
         let means = |body| serde_json::from_value::<RemoveRoute>(body).unwrap().means(&conditions);
         assert!(means(json!({"host": "a.example"})));
+        assert!(means(json!({"host": ".a.example"})) && !means(json!({"host": ".example"})));
         assert!(means(json!({"host": "a.example", "alpn": ["acme-tls/1", "h2"], "close": "true"})));
         assert!(!means(json!({"host": "a.example", "alpn": "h2"})));
         assert!(!means(json!({"host": "a.example", "alpn": []})));

@@ -7,7 +7,10 @@ use ipnet::IpNet;
 
 use crate::{
     control::api::parse_prefix,
-    spec::{BackendAddress, Choice, HostName, HostNameError, HostPattern, ProxyProtocol, ProxyTlv, Spoken},
+    spec::{
+        BackendAddress, Choice, HostName, HostNameError, HostPattern, ProxyProtocol, ProxyTlv, Redirect,
+        Spoken,
+    },
 };
 
 /// Where the daemon listens unless told otherwise.
@@ -84,8 +87,9 @@ pub(super) enum Routes {
 
 #[derive(Debug, Args)]
 pub(super) struct AddRoute {
-    /// A name, `*.suffix` for every name below, or `*`
-    pub(super) host: HostPattern,
+    /// A name, `*.suffix` for every name below, `.suffix` for both, or `*`
+    #[arg(value_parser = hosts)]
+    pub(super) host: Hosts,
     /// A pool, an address, several addresses that make a pool of their own, or `refuse`
     #[arg(required = true)]
     pub(super) to: Vec<String>,
@@ -97,6 +101,9 @@ pub(super) struct AddRoute {
     /// Clients in this prefix are refused (may be given again)
     #[arg(long, value_name = "CIDR", value_parser = parse_prefix)]
     pub(super) deny: Vec<IpNet>,
+    /// `https`: requests in clear text are answered with a redirect, except for ACME challenges
+    #[arg(long, value_name = "SCHEME", default_value = "off")]
+    pub(super) redirect: RedirectArg,
     /// The PROXY header for a target that is an address
     #[arg(long, value_name = "VERSION", default_value = "off")]
     pub(super) proxy_protocol: ProxyProtocolArg,
@@ -117,13 +124,22 @@ pub(super) struct AddRoute {
 
 #[derive(Debug, Args)]
 pub(super) struct RemoveRoute {
-    /// Its host, as `routes list` shows it
-    pub(super) host: HostPattern,
+    /// Its host, as `routes list` shows it, or `.suffix` as it was added
+    #[arg(value_parser = hosts)]
+    pub(super) host: Hosts,
     #[command(flatten)]
     pub(super) when: When,
     /// End its live connections too
     #[arg(long)]
     pub(super) close: bool,
+}
+
+/// What a host on the command line stands for: `.suffix` for two.
+#[derive(Clone, Debug)]
+pub(super) struct Hosts(pub(super) Vec<HostPattern>);
+
+fn hosts(text: &str) -> Result<Hosts, HostNameError> {
+    HostPattern::several(text).map(Hosts)
 }
 
 /// The conditions of a route beside its host.
@@ -257,6 +273,22 @@ impl From<ProxyProtocolArg> for ProxyProtocol {
             ProxyProtocolArg::Off => Self::Off,
             ProxyProtocolArg::V1 => Self::V1,
             ProxyProtocolArg::V2 => Self::V2,
+        }
+    }
+}
+
+/// [`Redirect`] on a command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum RedirectArg {
+    Off,
+    Https,
+}
+
+impl From<RedirectArg> for Redirect {
+    fn from(arg: RedirectArg) -> Self {
+        match arg {
+            RedirectArg::Off => Self::Off,
+            RedirectArg::Https => Self::Https,
         }
     }
 }

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     control::api::{Backend, BackendState, Block, Connection, Route, RouteSource},
-    spec::{Choice, ProxyProtocol, Target},
+    spec::{Choice, ProxyProtocol, Redirect, Target},
 };
 
 /// Where a route leads, in one word.
@@ -30,6 +30,7 @@ pub(super) fn routes(routes: &[Route]) -> Table {
         Column::text("FROM").optional(),
         Column::text("ALLOW").optional(),
         Column::text("DENY").optional(),
+        Column::text("REDIRECT").optional(),
         Column::text("PROXY").optional(),
         Column::text("DATAPATH").optional(),
         Column::number("CONNECTIONS"),
@@ -51,6 +52,11 @@ pub(super) fn routes(routes: &[Route]) -> Table {
             Cell::list(&route.from, NONE),
             Cell::list(&route.allow, NONE),
             Cell::list(&route.deny, NONE),
+            match route.redirect {
+                Redirect::Off => NONE,
+                Redirect::Https => "https",
+            }
+            .into(),
             match route.proxy_protocol {
                 ProxyProtocol::Off => NONE,
                 ProxyProtocol::V1 => "v1",

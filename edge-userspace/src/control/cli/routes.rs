@@ -9,7 +9,8 @@ use super::{
 };
 use crate::{
     control::api::{
-        AddRoute, CheckStatus, Probe, RemoveRoute, RemovedRoutes, Route, RouteTest, TestRoute, parse_target,
+        AddRoute, AddedRoutes, CheckStatus, Probe, RemoveRoute, RemovedRoutes, Route, RouteTest, TestRoute,
+        parse_target,
     },
     spec::Target,
 };
@@ -22,13 +23,7 @@ pub(super) async fn run(command: Routes, daemon: &Client, output: Output) -> Res
         }
         Routes::Add(route) => {
             let answer = daemon.post("/v1/routes", &to_add(route)?).await?;
-            show(output, &answer, |route: &Route| {
-                let host = &route.host;
-                vec![match &route.to {
-                    Target::Refuse => format!("clients of {host} are refused"),
-                    to => format!("{host} leads to {}", printable(&lists::target(to))),
-                }]
-            })
+            show(output, &answer, |added: &AddedRoutes| added.all().iter().map(added_route).collect())
         }
         Routes::Remove(route) => {
             let answer = daemon.delete("/v1/routes", &to_remove(route)).await?;
@@ -38,11 +33,18 @@ pub(super) async fn run(command: Routes, daemon: &Client, output: Output) -> Res
     }
 }
 
+fn added_route(Route { host, to, .. }: &Route) -> String {
+    match to {
+        Target::Refuse => format!("clients of {host} are refused"),
+        to => format!("{host} leads to {}", printable(&lists::target(to))),
+    }
+}
+
 fn to_add(route: arguments::AddRoute) -> Result<AddRoute, Failure> {
     let to = parse_target(&route.to).map_err(|error| Failure::Usage(error.to_string()))?;
     let When { listener, protocol, alpn, from } = route.when;
     Ok(AddRoute {
-        host: route.host,
+        host: route.host.0,
         to,
         listener,
         protocol: protocol.into_iter().map(Into::into).collect(),
@@ -50,6 +52,7 @@ fn to_add(route: arguments::AddRoute) -> Result<AddRoute, Failure> {
         from,
         allow: route.allow,
         deny: route.deny,
+        redirect: route.redirect.into(),
         proxy_protocol: route.proxy_protocol.into(),
         proxy_tlvs: route.proxy_tlv,
         datapath: route.datapath.into(),
@@ -63,7 +66,7 @@ fn to_remove(route: arguments::RemoveRoute) -> RemoveRoute {
     }
     let When { listener, protocol, alpn, from } = route.when;
     RemoveRoute {
-        host: route.host,
+        host: route.host.0,
         listener: given(listener),
         protocol: given(protocol.into_iter().map(Into::into).collect()),
         alpn: given(alpn),

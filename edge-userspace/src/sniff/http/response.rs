@@ -42,6 +42,13 @@ pub fn response(status: u16) -> &'static [u8] {
     }
 }
 
+/// The answer that sends a client to this address, which is visible ASCII. It has no body, so that it fits a HEAD too.
+pub fn redirection(location: &str) -> String {
+    format!(
+        "HTTP/1.1 308 Permanent Redirect\r\nLocation: {location}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    )
+}
+
 /// The status of an answer, where it is one of HTTP/1.1.
 pub fn status_of(answer: &[u8]) -> Option<&str> {
     std::str::from_utf8(answer.strip_prefix(b"HTTP/1.1 ")?.get(..3)?).ok()
@@ -101,6 +108,16 @@ mod tests {
             assert!(answer[head..].starts_with(status.to_string().as_bytes()));
         }
         assert_eq!(response(999), response(500));
+    }
+
+    #[test]
+    fn a_redirection_is_a_whole_answer() {
+        let answer = redirection("https://a.example/");
+        let mut fields = [httparse::EMPTY_HEADER; 8];
+        let mut parsed = httparse::Response::new(&mut fields);
+        assert_eq!(parsed.parse(answer.as_bytes()).unwrap().unwrap(), answer.len());
+        assert_eq!(parsed.code, Some(308));
+        assert_eq!(parsed.headers[0].value, b"https://a.example/");
     }
 
     #[test]
