@@ -32,6 +32,7 @@ mod lockout;
 mod names;
 mod netem;
 mod odd_names;
+mod places;
 mod protocols;
 mod proxy_protocol;
 mod real_firewalls;

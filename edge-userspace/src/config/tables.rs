@@ -234,6 +234,7 @@ fn pool(
         proxy_align: table.or("proxy_align", default.proxy_align, integer(0..=u8::MAX)),
         connect_timeout: table.or("connect_timeout", default.connect_timeout, duration),
         warm: table.or("warm", default.warm, warm),
+        connections: table.or("connections", default.connections, integer(0..=MAX_CONNECTIONS)),
         health: table.section("health", "[pool.health]", |table| health(table, name.as_ref(), references)),
         backends: table.sections("backend", "[[pool.backend]]", |table| backend(table, &mut lines)),
     };
@@ -373,6 +374,13 @@ fn route(table: &mut Section<'_>, references: Option<&References>) -> Option<Rou
     });
     let from = table.or("from", Vec::new(), prefixes);
     let access = access(table);
+    let connections = table.or("connections", 0, |value| {
+        let connections = integer(0..=MAX_CONNECTIONS)(value)?;
+        match to.as_ref().map(|to| References::connections(connections, to)) {
+            Some(Err(refusal)) => value.refuse(refusal),
+            _ => Some(connections),
+        }
+    });
     let proxy_protocol = table.or("proxy_protocol", ProxyProtocol::Off, |value| {
         let wanted = one_of(value)?;
         match references.zip(to.as_ref()).map(|(references, to)| references.proxy_protocol(wanted, to)) {
@@ -402,6 +410,7 @@ fn route(table: &mut Section<'_>, references: Option<&References>) -> Option<Rou
         conditions,
         to,
         access,
+        connections,
         proxy_protocol,
         proxy_tlvs,
         datapath,

@@ -30,7 +30,8 @@ use crate::{
         Preread,
         flow::{FlowTier, Options},
     },
-    pool::connect::{self, Kept, Preparation},
+    places::Place,
+    pool::connect::{self, ConnectError, GaveUp, Kept, Preparation},
     route::Query,
     spec::{AlpnList, Choice, ProxyProtocol, Spoken},
 };
@@ -50,8 +51,8 @@ pub(super) async fn open(
     let opening = Opening { edge, connection, listener, port, running, deadline };
     let (place, received) = opening.admit(client).await?;
     let (asking, received) = opening.read(client, received).await?;
-    let destination = opening.route(&asking)?;
-    opening.connect(client, destination, &asking, received, place).await
+    let (destination, route) = opening.route(&asking)?;
+    opening.connect(client, destination, &asking, received, (place, route)).await
 }
 
 /// A connection ready to be carried.
@@ -59,8 +60,16 @@ pub(super) struct Opened {
     pub(super) destination: Arc<Destination>,
     pub(super) backend: TcpStream,
     pub(super) preread: Preread,
-    pub(super) place: SourceSlot,
+    pub(super) places: Box<TakenPlaces>,
     pub(super) kept: Kept,
+}
+
+/// What a connection holds of limited numbers. Boxed, since it lives as long as the connection.
+#[derive(Debug)]
+pub(super) struct TakenPlaces {
+    pub(super) source: SourceSlot,
+    pub(super) route: Place,
+    pub(super) backend: Place,
 }
 
 /// A connection that comes to nothing, what it speaks where that is known, and the TLS version that an alert to it
@@ -181,16 +190,20 @@ impl<'a> Opening<'a> {
         Ok((Asking { asked: connection.asks(asked), whole_alpn, tls_version }, received))
     }
 
-    /// Finds where it leads.
-    fn route(&self, asking: &Asking<'_>) -> Result<Arc<Destination>, Refused> {
+    /// Finds where it leads, and its place there.
+    fn route(&self, asking: &Asking<'_>) -> Result<(Arc<Destination>, Place), Refused> {
         let source = self.connection.client().ip();
         let destination =
             self.destination(source, asking).ok_or_else(|| asking.refused(Outcome::NoRoute, None))?;
-        if let Some(outcome) = destination.refuses(source) {
+        let refused = |outcome| {
             let failure = Failure::of_route(Arc::clone(&destination.label), outcome);
-            return Err(asking.refused(outcome, Some(failure)));
+            Err(asking.refused(outcome, Some(failure)))
+        };
+        match (destination.refuses(source), destination.places.take()) {
+            (Some(outcome), _) => refused(outcome),
+            (None, None) => refused(Outcome::RouteLimit),
+            (None, Some(place)) => Ok((destination, place)),
         }
-        Ok(destination)
     }
 
     fn destination(&self, source: IpAddr, asking: &Asking<'_>) -> Option<Arc<Destination>> {
@@ -214,7 +227,7 @@ impl<'a> Opening<'a> {
         destination: Arc<Destination>,
         asking: &Asking<'_>,
         received: Received,
-        place: SourceSlot,
+        (source_slot, route): (SourceSlot, Place),
     ) -> Result<Opened, Refused> {
         let Self { edge, connection, listener, port, .. } = self;
         let (source, protocol, alpn) = (connection.client().ip(), asking.asked.protocol, asking.alpn());
@@ -230,8 +243,17 @@ impl<'a> Opening<'a> {
             let failure = Failure { route, backend, attempts, error: error.to_string() };
             asking.refused(Outcome::ConnectFailed, Some(failure))
         };
-        let connect::Connection { mut stream, address, lease, took, attempts, kept, .. } =
-            connecting.await.map_err(|gave_up| failed(&gave_up.error, gave_up.backend, gave_up.attempts))?;
+        let connecting = connecting.await.map_err(|GaveUp { error, backend, attempts }| match error {
+            ConnectError::Full(_) => {
+                let route = Arc::clone(&destination.label);
+                let failure = Failure { route, backend, attempts, error: error.to_string() };
+                asking.refused(Outcome::BackendLimit, Some(failure))
+            }
+            error => failed(&error, backend, attempts),
+        });
+        let connect::Connection {
+            mut stream, address, lease, place: at_backend, took, attempts, kept, ..
+        } = connecting?;
         edge.timings.connect(destination.pool.name(), took);
         let (received, memory) = received.finish()?;
         let mut preread = header::preread(edge, connection, &destination, alpn, client, received, memory);
@@ -248,7 +270,8 @@ impl<'a> Opening<'a> {
         let way =
             Way { destination: Arc::clone(&destination), lease, address, connect_time: took, idle_timeout };
         connection.goes(way);
-        Ok(Opened { destination, backend: stream, preread, place, kept })
+        let places = Box::new(TakenPlaces { source: source_slot, route, backend: at_backend });
+        Ok(Opened { destination, backend: stream, preread, places, kept })
     }
 }
 

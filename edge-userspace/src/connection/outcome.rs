@@ -39,6 +39,10 @@ pub enum Outcome {
     Refused,
     /// Its source may not use its route.
     DeniedByRoute,
+    /// Its route has as many connections as it may have.
+    RouteLimit,
+    /// The backends of its route have as many connections as they may have.
+    BackendLimit,
     /// No backend could be connected.
     ConnectFailed,
     /// The edge ended it before it was connected.
@@ -118,6 +122,7 @@ impl Failure {
     pub(super) fn of_route(route: Arc<str>, outcome: Outcome) -> Self {
         let error = match outcome {
             Outcome::DeniedByRoute => "the route does not admit the client's address",
+            Outcome::RouteLimit => "the route has as many connections as its `connections` allows",
             _ => "the route refuses every client",
         };
         Self { route, backend: None, attempts: 0, error: error.to_owned() }
@@ -156,6 +161,8 @@ impl Outcome {
             Self::Gone => "client_gone",
             Self::NoRoute => "no_route",
             Self::Refused => "refused",
+            Self::RouteLimit => "route_limit",
+            Self::BackendLimit => "backend_limit",
             Self::ConnectFailed => "connect_failed",
         }
     }

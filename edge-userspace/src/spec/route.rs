@@ -113,6 +113,9 @@ pub struct RouteSpec {
     /// Which of its clients may use it. The others are refused; they never fall through to another route.
     #[serde(flatten)]
     pub access: Access,
+    /// Connections at the same time; 0 means no limit.
+    #[serde(skip_serializing_if = "is_default")]
+    pub connections: usize,
     /// The PROXY header for a `to` that is an address or a list of addresses.
     #[serde(skip_serializing_if = "is_default")]
     pub proxy_protocol: ProxyProtocol,
@@ -138,6 +141,7 @@ impl RouteSpec {
             conditions,
             to,
             access: Access::default(),
+            connections: 0,
             proxy_protocol: ProxyProtocol::Off,
             proxy_tlvs: ProxyTlvs::default(),
             datapath: Choice::Auto,

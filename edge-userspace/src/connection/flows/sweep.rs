@@ -16,7 +16,7 @@ use super::{
     lock, since,
 };
 use crate::{
-    connection::{Passport, Running, account::patience, passport::backend_key},
+    connection::{Passport, Running, account::patience},
     datapath::{Side, StopReason},
     kernel::{FlowPair, KernelError, monotonic},
     source::source_of,
@@ -239,7 +239,7 @@ impl Flows {
             destination.counters.set_flows(live);
         }
         for backend in running.backends() {
-            let (live, ended) = backends.get(&backend_key(backend.id())).copied().unwrap_or_default();
+            let (live, ended) = backends.get(&backend.id().key()).copied().unwrap_or_default();
             backend.tally().carried(ended.up, ended.down);
             backend.tally().set_flows(live);
         }

@@ -45,6 +45,9 @@ pub struct Route {
     /// Sources that may not; wins over `allow`.
     #[serde(default)]
     pub deny: Vec<IpNet>,
+    /// The most connections at the same time; left out where there is no limit.
+    #[serde(default, skip_serializing_if = "fields::is_zero")]
+    pub connections_limit: usize,
     /// The PROXY header sent where `to` is an address.
     pub proxy_protocol: ProxyProtocol,
     /// The TLVs in a header of version 2.
@@ -73,6 +76,7 @@ impl Route {
             from: spec.conditions.from.clone(),
             allow: spec.access.allow.clone(),
             deny: spec.access.deny.clone(),
+            connections_limit: spec.connections,
             proxy_protocol: spec.proxy_protocol,
             proxy_tlvs: spec.proxy_tlvs,
             datapath: spec.datapath,
@@ -104,13 +108,16 @@ pub struct AddRoute {
     /// Matches when the client is in any of these; none means always.
     #[serde(default, deserialize_with = "fields::prefixes")]
     pub from: Vec<IpNet>,
-    // This field and the next, and `proxy_tlvs`, are left out where empty: an earlier daemon does not know them.
+    // This field and the next two, and `proxy_tlvs`, are left out where empty: an earlier daemon does not know them.
     /// Sources that may use it; none means all. The others are refused and never fall through to another route.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "fields::prefixes")]
     pub allow: Vec<IpNet>,
     /// Sources that may not; wins over `allow`.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "fields::prefixes")]
     pub deny: Vec<IpNet>,
+    /// Connections at the same time; 0 means no limit.
+    #[serde(default, skip_serializing_if = "fields::is_zero", deserialize_with = "fields::number")]
+    pub connections: usize,
     /// The PROXY header for a `to` that is an address.
     #[serde(default)]
     pub proxy_protocol: ProxyProtocol,
@@ -137,6 +144,7 @@ impl AddRoute {
         };
         RouteSpec {
             access: Access { allow: self.allow.clone(), deny: self.deny.clone() }.normalised(),
+            connections: self.connections,
             proxy_protocol: self.proxy_protocol,
             proxy_tlvs: self.proxy_tlvs.iter().copied().collect(),
             datapath: self.datapath,

@@ -97,6 +97,9 @@ pub(super) struct AddRoute {
     /// Clients in this prefix are refused (may be given again)
     #[arg(long, value_name = "CIDR", value_parser = parse_prefix)]
     pub(super) deny: Vec<IpNet>,
+    /// How many connections it may have at the same time; 0 = no limit
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    pub(super) connections: usize,
     /// The PROXY header for a target that is an address
     #[arg(long, value_name = "VERSION", default_value = "off")]
     pub(super) proxy_protocol: ProxyProtocolArg,

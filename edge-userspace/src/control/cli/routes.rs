@@ -50,6 +50,7 @@ fn to_add(route: arguments::AddRoute) -> Result<AddRoute, Failure> {
         from,
         allow: route.allow,
         deny: route.deny,
+        connections: route.connections,
         proxy_protocol: route.proxy_protocol.into(),
         proxy_tlvs: route.proxy_tlv,
         datapath: route.datapath.into(),
