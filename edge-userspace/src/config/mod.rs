@@ -5,6 +5,7 @@
 mod document;
 mod listeners;
 mod network;
+mod port_ranges;
 mod problem;
 mod references;
 mod settings;

@@ -3,7 +3,7 @@
 //! The types that are made here document the meaning of each setting and its default. The reader named behind
 //! a key documents how its value is written.
 
-use std::{collections::HashMap, ops::RangeInclusive, sync::Arc};
+use std::{collections::HashMap, net::SocketAddr, ops::RangeInclusive, sync::Arc};
 
 use toml::de::DeValue;
 
@@ -11,9 +11,10 @@ use super::{
     document::Section,
     listeners::listeners,
     network::{
-        alpn, backend_address, bind, device, host_pattern, label, name_server, ports, prefixes, spoken_name,
-        suffix,
+        FEWEST_PORTS, alpn, backend_address, bind, device, host_pattern, label, name_server, ports, prefixes,
+        spoken_name, suffix,
     },
+    port_ranges::free_part,
     problem::Refusal,
     references::References,
     settings::{DaemonSettings, FlowSpec, Limits, ResolverSpec, Settings, ShieldSpec},
@@ -165,8 +166,9 @@ fn resolver(table: &mut Section<'_>) -> ResolverSpec {
 
 /// A port of a listener cannot also be a local port for connections to backends.
 fn flow(table: &mut Section<'_>, listeners: &[ListenerSpec], daemon: &DaemonSettings) -> FlowSpec {
-    let default = FlowSpec::default();
-    let ports = table.or("ports", default.ports, |value| {
+    let bound = listeners.iter().flat_map(|listener| &listener.bind).chain(&daemon.admin);
+    let default = free_part(FlowSpec::default().ports, bound.map(SocketAddr::port), FEWEST_PORTS);
+    let ports = table.or("ports", default, |value| {
         let ports = ports(value)?;
         let listens = |listener: &&ListenerSpec| listener.bind.iter().any(|at| ports.contains(&at.port()));
         let taken = match listeners.iter().find(listens) {

@@ -44,6 +44,7 @@ fn happens(outcome: Outcome) -> Option<(&'static str, [bool; 3])> {
 }
 
 fn refusals() -> Vec<Outcome> {
+    use Outcome::{BackendLimit, ConnectFailed, DeniedByRoute, NoRoute, RouteLimit};
     use Rejection::*;
     let rejections = [
         HttpOnTls,
@@ -60,7 +61,6 @@ fn refusals() -> Vec<Outcome> {
         PostgresWithoutTls,
         ProxyHeader(""),
     ];
-    use Outcome::*;
     [NoRoute, Outcome::Refused, DeniedByRoute, ConnectFailed, RouteLimit, BackendLimit]
         .into_iter()
         .chain(rejections.map(Outcome::Rejected))
