@@ -19,6 +19,7 @@ pub mod moment;
 #[cfg(test)]
 mod namespace;
 pub mod observe;
+pub mod places;
 pub mod pool;
 pub mod proxy_protocol;
 pub mod receive;

@@ -214,6 +214,20 @@ fn every_value_can_be_another_than_its_default() {
 }
 
 #[test]
+fn flows_keep_clear_of_listeners_unless_told_their_ports() {
+    let ports = |bind: &str, rest: &str| {
+        let text = format!(
+            "[[listener]]\nname = \"g\"\nbind = [\"{bind}\"]\nprotocol = \"tcp\"\nto = \"10.0.0.1\"\n{rest}"
+        );
+        Settings::parse("edge.toml", &text).unwrap().flow.ports
+    };
+    assert_eq!(ports("[::]:443", ""), 10_240..=32_767);
+    assert_eq!(ports("[::]:25565-25575", ""), 10_240..=25_564);
+    assert_eq!(ports("[::]:25565-25575", "[daemon]\nadmin = \"127.0.0.1:12000\"\n"), 12_001..=25_564);
+    assert_eq!(ports("[::]:25565-25575", "[flow]\nports = \"20000-24999\"\n"), 20_000..=24_999);
+}
+
+#[test]
 fn a_route_from_elsewhere_is_checked_against_the_settings() {
     let text = |routes: &str| {
         format!("[[pool]]\nname = \"caddy\"\n[[pool.backend]]\nto = \"100.64.0.2\"\n[[route]]\n{routes}")

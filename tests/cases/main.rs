@@ -33,6 +33,8 @@ mod lockout;
 mod names;
 mod netem;
 mod odd_names;
+mod places;
+mod port_ranges;
 mod protocols;
 mod proxy_protocol;
 mod real_firewalls;

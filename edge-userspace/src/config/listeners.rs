@@ -9,7 +9,8 @@ use std::{
 
 use super::{
     document::Section,
-    network::{bind, prefixes, spoken_name},
+    network::{prefixes, spoken_name},
+    port_ranges::bind_all,
     problem::Refusal,
     references::References,
     settings::Limits,
@@ -53,9 +54,9 @@ fn listener(
     let name = table.required("name", "\"https\"", |value| unique(value, names, "listener"));
     let bind = table.required("bind", "[\"[::]:443\"]", |value| {
         let addresses = value.items("a list of addresses such as [\"[::]:443\"]", |item| {
-            bind(item).and_then(|address| not_taken(address, item, binds))
+            bind_all(item).and_then(|addresses| not_taken(addresses, item, binds))
         })?;
-        if addresses.is_empty() { value.expected("at least one address") } else { Some(addresses) }
+        if addresses.is_empty() { value.expected("at least one address") } else { Some(addresses.concat()) }
     });
     let protocol = table.optional("protocol", protocol);
     let protocols = table.optional("protocols", |value| protocols(value, protocol));
@@ -154,27 +155,29 @@ fn protocol(value: &Value<'_>) -> Option<Protocol> {
     }
 }
 
-/// An address that no listener has; `[::]` has `0.0.0.0` too.
+/// Addresses that no listener has; `[::]` has `0.0.0.0` too.
 fn not_taken(
-    address: SocketAddr,
+    addresses: Vec<SocketAddr>,
     value: &Value<'_>,
     lines: &mut HashMap<SocketAddr, usize>,
-) -> Option<SocketAddr> {
+) -> Option<Vec<SocketAddr>> {
+    let mut taken = None;
     // The kernel picks a free port for each 0.
-    if address.port() == 0 {
-        return Some(address);
+    for &address in addresses.iter().filter(|address| address.port() != 0) {
+        let other = match address.ip() {
+            ip if !ip.is_unspecified() => address,
+            ip if ip.is_ipv4() => (Ipv6Addr::UNSPECIFIED, address.port()).into(),
+            _ => (Ipv4Addr::UNSPECIFIED, address.port()).into(),
+        };
+        let by_other = lines.get(&other).copied();
+        let line = lines.insert(address, value.line()).or(by_other);
+        taken = taken.or(line.map(|line| (address, line)));
     }
-    let other = match address.ip() {
-        ip if !ip.is_unspecified() => address,
-        ip if ip.is_ipv4() => (Ipv6Addr::UNSPECIFIED, address.port()).into(),
-        _ => (Ipv4Addr::UNSPECIFIED, address.port()).into(),
-    };
-    let taken = lines.get(&other).copied();
-    match lines.insert(address, value.line()).or(taken) {
-        Some(line) => value.refuse(
+    match taken {
+        Some((address, line)) => value.refuse(
             Refusal::new(format!("{address} is bound already, on line {line}"))
                 .hint("one listener takes each address; [::] takes IPv4 too"),
         ),
-        None => Some(address),
+        None => Some(addresses),
     }
 }

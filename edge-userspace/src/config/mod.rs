@@ -6,6 +6,7 @@ mod document;
 mod hosts;
 mod listeners;
 mod network;
+mod port_ranges;
 mod problem;
 mod references;
 mod settings;

@@ -23,7 +23,7 @@ const MAX_LABEL: usize = 64;
 /// Ports below are those of services (RFC 6335 §6).
 const FIRST_PORT: u16 = 1024;
 /// With fewer, a port would be wanted again before the backend has forgotten the connection that had it.
-const FEWEST_PORTS: u16 = 64;
+pub(super) const FEWEST_PORTS: u16 = 64;
 /// Where name servers listen.
 const DNS_PORT: u16 = 53;
 

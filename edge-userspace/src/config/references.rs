@@ -172,6 +172,11 @@ impl References {
             .hint("leave it out, or write it in the route that takes them from an http listener"))
     }
 
+    /// A route that refuses everybody has no connections.
+    pub(super) fn connections(limit: usize, to: &Target) -> Result<(), Refusal> {
+        if limit != 0 && *to == Target::Refuse { Err(connects_nowhere()) } else { Ok(()) }
+    }
+
     /// The time to connect to addresses: a pool says its own.
     pub(super) fn connect_timeout(&self, to: &Target) -> Result<(), Refusal> {
         match to {
@@ -250,6 +255,7 @@ impl Settings {
         references.protocols(listeners, protocols)?;
         References::access(&route.access, &route.to)?;
         references.redirect(route.redirect, &route.conditions, &route.to)?;
+        References::connections(route.connections, &route.to)?;
         if route.connect_timeout.is_some() {
             references.connect_timeout(&route.to)?;
         }

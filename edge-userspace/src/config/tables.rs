@@ -3,7 +3,7 @@
 //! The types that are made here document the meaning of each setting and its default. The reader named behind
 //! a key documents how its value is written.
 
-use std::{collections::HashMap, ops::RangeInclusive, sync::Arc};
+use std::{collections::HashMap, net::SocketAddr, ops::RangeInclusive, sync::Arc};
 
 use toml::de::DeValue;
 
@@ -12,8 +12,10 @@ use super::{
     hosts::{Host, Seen, hosts},
     listeners::listeners,
     network::{
-        alpn, backend_address, bind, device, label, name_server, ports, prefixes, spoken_name, suffix,
+        FEWEST_PORTS, alpn, backend_address, bind, device, label, name_server, ports, prefixes, spoken_name,
+        suffix,
     },
+    port_ranges::free_part,
     problem::Refusal,
     references::References,
     settings::{DaemonSettings, FlowSpec, Limits, ResolverSpec, Settings, ShieldSpec},
@@ -165,8 +167,9 @@ fn resolver(table: &mut Section<'_>) -> ResolverSpec {
 
 /// A port of a listener cannot also be a local port for connections to backends.
 fn flow(table: &mut Section<'_>, listeners: &[ListenerSpec], daemon: &DaemonSettings) -> FlowSpec {
-    let default = FlowSpec::default();
-    let ports = table.or("ports", default.ports, |value| {
+    let bound = listeners.iter().flat_map(|listener| &listener.bind).chain(&daemon.admin);
+    let default = free_part(FlowSpec::default().ports, bound.map(SocketAddr::port), FEWEST_PORTS);
+    let ports = table.or("ports", default, |value| {
         let ports = ports(value)?;
         let listens = |listener: &&ListenerSpec| listener.bind.iter().any(|at| ports.contains(&at.port()));
         let taken = match listeners.iter().find(listens) {
@@ -234,6 +237,7 @@ fn pool(
         proxy_align: table.or("proxy_align", default.proxy_align, integer(0..=u8::MAX)),
         connect_timeout: table.or("connect_timeout", default.connect_timeout, duration),
         warm: table.or("warm", default.warm, warm),
+        connections: table.or("connections", default.connections, integer(0..=MAX_CONNECTIONS)),
         health: table.section("health", "[pool.health]", |table| health(table, name.as_ref(), references)),
         backends: table.sections("backend", "[[pool.backend]]", |table| backend(table, &mut lines)),
     };
@@ -377,6 +381,13 @@ fn route(table: &mut Section<'_>, references: Option<&References>) -> Option<(Ve
     let from = table.or("from", Vec::new(), prefixes);
     let access = access(table);
     let redirect = table.or("redirect", Redirect::Off, one_of);
+    let connections = table.or("connections", 0, |value| {
+        let connections = integer(0..=MAX_CONNECTIONS)(value)?;
+        match to.as_ref().map(|to| References::connections(connections, to)) {
+            Some(Err(refusal)) => value.refuse(refusal),
+            _ => Some(connections),
+        }
+    });
     let proxy_protocol = table.or("proxy_protocol", ProxyProtocol::Off, |value| {
         let wanted = one_of(value)?;
         match references.zip(to.as_ref()).map(|(references, to)| references.proxy_protocol(wanted, to)) {
@@ -413,6 +424,7 @@ fn route(table: &mut Section<'_>, references: Option<&References>) -> Option<(Ve
         to,
         access,
         redirect,
+        connections,
         proxy_protocol,
         proxy_tlvs,
         datapath,

@@ -5,6 +5,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use super::Outcome;
 use crate::{
     hash::fnv1a,
+    places::Places,
     pool::Pool,
     spec::{Choice, ProxyProtocol, RouteSpec, Spoken, Target},
     tally::Tally,
@@ -41,6 +42,8 @@ pub struct Destination {
     pub idle_timeout: Option<Duration>,
     /// Its traffic; kept across reloads.
     pub counters: Arc<Tally>,
+    /// The places of its connections; kept across reloads.
+    pub places: Arc<Places>,
 }
 
 impl Destination {

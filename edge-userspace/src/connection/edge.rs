@@ -11,10 +11,10 @@ use arc_swap::ArcSwap;
 
 use super::{
     Connection, Destination, FlowView, Flows, HelloMemory, Outcome, Registry, Running, Sessions,
-    outcome::Ended, passport::Passport,
+    open::TakenPlaces, outcome::Ended, passport::Passport,
 };
 use crate::{
-    accounts::{Accounts, Admission, Ending, SourceSlot, unique_id},
+    accounts::{Accounts, Admission, Ending, unique_id},
     datapath::{StopReason, Tiers},
     observe::timings::Timings,
     proxy_protocol::tlv,
@@ -59,9 +59,9 @@ impl Edge {
     }
 
     /// A connection goes on as a flow: its counts go with it, and it needs its task no longer.
-    pub(super) fn became_flow(&self, connection: &Connection, place: SourceSlot) {
+    pub(super) fn became_flow(&self, connection: &Connection, places: TakenPlaces) {
         let Some(flows) = &self.flows else { return };
-        flows.keep_place(connection.id, place);
+        flows.keep_places(connection.id, places);
         connection.hand_counts_on();
         if let Some(reason) = connection.stop.ordered() {
             // It came too late for the task.

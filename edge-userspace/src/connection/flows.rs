@@ -22,11 +22,12 @@ use self::{
     sweep::{Census, Sweep},
     unfinished::Suspect,
 };
-use super::Passport;
+use super::{Passport, open::TakenPlaces};
 use crate::{
     accounts::{Accounts, Admission, SourceSlot},
     datapath::{StopReason, flow::FlowTier},
     kernel::{Ends, FlowPair, KernelError, monotonic},
+    places::{Place, Places},
     tally::FlowSum,
 };
 
@@ -88,8 +89,10 @@ struct Book {
     accounted: HashSet<u64>,
     /// Last counts of flows that were accounted for since the last sweep, by label.
     settled: Vec<(u32, FlowSum)>,
-    /// Places among the connections of a source, where these are limited.
-    places: HashMap<u64, SourceSlot>,
+    /// Places among the connections of a source, where these are limited, of flows that linger too.
+    sources: HashMap<u64, SourceSlot>,
+    /// Places on the route and at the backend, of flows that have not ended.
+    places: HashMap<u64, [Place; 2]>,
 }
 
 impl Flows {
@@ -112,18 +115,25 @@ impl Flows {
         &self.tier
     }
 
-    /// A place among the connections of a source goes along with the flow.
-    pub(super) fn keep_place(&self, id: u64, place: SourceSlot) {
-        if place.is_counted() {
-            lock(&self.book).places.insert(id, place);
+    /// The places of a connection go along with the flow.
+    pub(super) fn keep_places(&self, id: u64, TakenPlaces { source, route, backend }: TakenPlaces) {
+        let mut book = lock(&self.book);
+        if source.is_counted() {
+            book.sources.insert(id, source);
+        }
+        // Its end may have been reported already.
+        if !book.accounted.contains(&id) {
+            book.places.insert(id, [route, backend]);
         }
     }
 
     /// Takes over what an earlier daemon left. To be called before connections are accepted; reports that it has not
-    /// read are in `events`. Where connections of a source are limited, its flows take places in `admission`.
+    /// read are in `events`. Where connections of a source are limited, its flows take places in `admission`. Each takes its places
+    /// of a route and a backend, limited or not: a reload may set a limit.
     pub fn adopt(
         &self,
         admission: Option<&Arc<Admission>>,
+        places: impl Fn(&Passport) -> [Arc<Places>; 2],
         events: impl Iterator<Item = FlowEvent>,
     ) -> Result<(), KernelError> {
         let halves = self.tier.remove_halves()?;
@@ -135,8 +145,13 @@ impl Flows {
             }
         }
         let labels = self.tier.labels()?;
-        let clients: HashMap<u32, IpAddr> =
-            labels.into_iter().filter_map(|label| Some((label, self.passport(label).client?.ip()))).collect();
+        let mut described: HashMap<u32, (Option<IpAddr>, [Arc<Places>; 2])> = labels
+            .into_iter()
+            .map(|label| {
+                let passport = self.passport(label);
+                (label, (passport.client.map(|client| client.ip()), places(&passport)))
+            })
+            .collect();
         let (mut flows, mut last_id) = (0_u64, 0);
         let mut reported = HashSet::new();
         self.tier.each_entry(|key, flow| {
@@ -147,15 +162,19 @@ impl Flows {
             flows += 1;
             // An earlier daemon may have ended before it could.
             self.tier.is_flow(flow.id, key);
-            let client = clients.get(&flow.label).copied().unwrap_or(key.source().ip());
+            let (announced, places) =
+                described.entry(flow.label).or_insert_with(|| (None, places(&Passport::default())));
+            let client = announced.unwrap_or(key.source().ip());
             self.tier.ports().take_for_flow(flow.to.destination(), flow.to.source().port(), client);
             if flow.has(REPORTED) {
                 reported.insert(flow.id);
+            } else {
+                lock(&self.book).places.insert(flow.id, places.each_ref().map(Places::occupy));
             }
             if let Some(place) =
                 admission.and_then(|admission| admission.source(key.source().ip(), usize::MAX))
             {
-                lock(&self.book).places.insert(flow.id, place);
+                lock(&self.book).sources.insert(flow.id, place);
             }
         })?;
         // After the look at the flows: what ends from now on has its report still to come.
@@ -182,8 +201,9 @@ impl Flows {
         let ended = Ended::reported(event, is_up);
         let known = {
             let mut book = lock(&self.book);
+            book.places.remove(&event.id);
             let known = if event.kind == REPLACED {
-                book.places.remove(&event.id);
+                book.sources.remove(&event.id);
                 book.accounted.remove(&event.id)
             } else {
                 !book.accounted.insert(event.id)
@@ -231,6 +251,7 @@ impl Flows {
         let ended = Ended::of(pair, end);
         let was_accounted = {
             let mut book = lock(&self.book);
+            book.sources.remove(&id);
             book.places.remove(&id);
             let was_accounted = book.accounted.remove(&id);
             if !was_accounted {

@@ -31,7 +31,7 @@ pub use edge::Edge;
 pub use flows::{FlowView, Flows};
 pub use hello_memory::HelloMemory;
 pub use outcome::Outcome;
-pub use passport::{Passport, backend_key};
+pub use passport::Passport;
 pub use postgres::Sessions;
 pub use refusal::told;
 pub use registry::Registry;

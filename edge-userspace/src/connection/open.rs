@@ -30,7 +30,8 @@ use crate::{
         Preread,
         flow::{FlowTier, Options},
     },
-    pool::connect::{self, Kept, Preparation},
+    places::Place,
+    pool::connect::{self, ConnectError, GaveUp, Kept, Preparation},
     route::Query,
     sniff::http,
     spec::{AlpnList, Choice, ProxyProtocol, Spoken},
@@ -51,8 +52,8 @@ pub(super) async fn open(
     let opening = Opening { edge, connection, listener, port, running, deadline };
     let (place, received) = opening.admit(client).await?;
     let (asking, received) = opening.read(client, received).await?;
-    let destination = opening.route(&asking, &received)?;
-    opening.connect(client, destination, &asking, received, place).await
+    let (destination, route) = opening.route(&asking, &received)?;
+    opening.connect(client, destination, &asking, received, (place, route)).await
 }
 
 /// A connection ready to be carried.
@@ -60,8 +61,16 @@ pub(super) struct Opened {
     pub(super) destination: Arc<Destination>,
     pub(super) backend: TcpStream,
     pub(super) preread: Preread,
-    pub(super) place: SourceSlot,
+    pub(super) places: Box<TakenPlaces>,
     pub(super) kept: Kept,
+}
+
+/// What a connection holds of limited numbers. Boxed, since it lives as long as the connection.
+#[derive(Debug)]
+pub(super) struct TakenPlaces {
+    pub(super) source: SourceSlot,
+    pub(super) route: Place,
+    pub(super) backend: Place,
 }
 
 /// A connection that comes to nothing, what it speaks where that is known, and the TLS version that an alert to it
@@ -185,8 +194,8 @@ impl<'a> Opening<'a> {
         Ok((Asking { asked: connection.asks(asked), whole_alpn, tls_version }, received))
     }
 
-    /// Finds where it leads, or where the client is sent instead.
-    fn route(&self, asking: &Asking<'_>, received: &Received) -> Result<Arc<Destination>, Refused> {
+    /// Finds where it leads, and its place there; or where the client is sent instead.
+    fn route(&self, asking: &Asking<'_>, received: &Received) -> Result<(Arc<Destination>, Place), Refused> {
         let source = self.connection.client().ip();
         let destination =
             self.destination(source, asking).ok_or_else(|| asking.refused(Outcome::NoRoute, None))?;
@@ -197,13 +206,16 @@ impl<'a> Opening<'a> {
         if let Some(outcome) = destination.refuses(source) {
             return Err(refused(outcome));
         }
-        if !destination.redirects(asking.asked.protocol) {
-            return Ok(destination);
+        if destination.redirects(asking.asked.protocol) {
+            match http::to_https(&received.bytes) {
+                Ok(None) => {}
+                Ok(location) => return Err(Refused { location, ..refused(Outcome::Redirected) }),
+                Err(rejection) => return Err(refused(Outcome::Rejected(rejection))),
+            }
         }
-        match http::to_https(&received.bytes) {
-            Ok(None) => Ok(destination),
-            Ok(location) => Err(Refused { location, ..refused(Outcome::Redirected) }),
-            Err(rejection) => Err(refused(Outcome::Rejected(rejection))),
+        match destination.places.take() {
+            Some(place) => Ok((destination, place)),
+            None => Err(refused(Outcome::RouteLimit)),
         }
     }
 
@@ -228,30 +240,42 @@ impl<'a> Opening<'a> {
         destination: Arc<Destination>,
         asking: &Asking<'_>,
         received: Received,
-        place: SourceSlot,
+        (source_slot, route): (SourceSlot, Place),
     ) -> Result<Opened, Refused> {
         let Self { edge, connection, listener, port, .. } = self;
         let (source, protocol, alpn) = (connection.client().ip(), asking.asked.protocol, asking.alpn());
         let speaks = !received.bytes.is_empty() || destination.proxy_protocol != ProxyProtocol::Off;
         let preparation = ForClient { flow: for_flow(edge, &destination, client, connection), speaks };
         let connecting = destination.pool.connect_prepared(source, *port, Some(&preparation));
-        let failed = |error: &dyn Display, backend, attempts| {
-            tracing::warn!(
-                id = connection.id, client = %connection.client(), route = &*destination.label, %error,
-                "no backend could be connected"
-            );
+        let failed = |outcome, error: &dyn Display, backend, attempts| {
+            if outcome == Outcome::ConnectFailed {
+                tracing::warn!(
+                    id = connection.id, client = %connection.client(), route = &*destination.label, %error,
+                    "no backend could be connected"
+                );
+            }
             let route = Arc::clone(&destination.label);
             let failure = Failure { route, backend, attempts, error: Some(error.to_string()) };
-            asking.refused(Outcome::ConnectFailed, Some(failure))
+            asking.refused(outcome, Some(failure))
         };
-        let connect::Connection { mut stream, address, lease, took, attempts, kept, .. } =
-            connecting.await.map_err(|gave_up| failed(&gave_up.error, gave_up.backend, gave_up.attempts))?;
+        let connecting = connecting.await.map_err(|GaveUp { error, backend, attempts }| {
+            let outcome = match error {
+                ConnectError::Full(_) => Outcome::BackendLimit,
+                _ => Outcome::ConnectFailed,
+            };
+            failed(outcome, &error, backend, attempts)
+        });
+        let connect::Connection {
+            mut stream, address, lease, place: at_backend, took, attempts, kept, ..
+        } = connecting?;
         edge.timings.connect(destination.pool.name(), took);
         let (received, memory) = received.finish()?;
         let mut preread = header::preread(edge, connection, &destination, alpn, client, received, memory);
         postgres::agree(protocol, &mut stream, &mut preread, destination.pool.connect_timeout())
             .await
-            .map_err(|error| failed(&format_args!("{address}: {error}"), Some(address), attempts))?;
+            .map_err(|error| {
+                failed(Outcome::ConnectFailed, &format_args!("{address}: {error}"), Some(address), attempts)
+            })?;
         let is_postgres = postgres::begins(protocol, alpn);
         if is_postgres {
             edge.sessions.note(source, destination.identity, lease.backend().id());
@@ -262,7 +286,8 @@ impl<'a> Opening<'a> {
         let way =
             Way { destination: Arc::clone(&destination), lease, address, connect_time: took, idle_timeout };
         connection.goes(way);
-        Ok(Opened { destination, backend: stream, preread, place, kept })
+        let places = Box::new(TakenPlaces { source: source_slot, route, backend: at_backend });
+        Ok(Opened { destination, backend: stream, preread, places, kept })
     }
 }
 

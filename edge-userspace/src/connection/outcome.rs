@@ -41,6 +41,10 @@ pub enum Outcome {
     DeniedByRoute,
     /// Its route sent it to https.
     Redirected,
+    /// Its route has as many connections as it may have.
+    RouteLimit,
+    /// The backends of its route have as many connections as they may have.
+    BackendLimit,
     /// No backend could be connected.
     ConnectFailed,
     /// The edge ended it before it was connected.
@@ -123,6 +127,9 @@ impl Failure {
             Outcome::Redirected => None,
             Outcome::Rejected(rejection) => Some(rejection.to_string()),
             Outcome::DeniedByRoute => Some("the route does not admit the client's address".to_owned()),
+            Outcome::RouteLimit => {
+                Some("the route has as many connections as its `connections` allows".to_owned())
+            }
             _ => Some("the route refuses every client".to_owned()),
         };
         Self { route, backend: None, attempts: 0, error }
@@ -162,6 +169,8 @@ impl Outcome {
             Self::NoRoute => "no_route",
             Self::Refused => "refused",
             Self::Redirected => "redirected",
+            Self::RouteLimit => "route_limit",
+            Self::BackendLimit => "backend_limit",
             Self::ConnectFailed => "connect_failed",
         }
     }

@@ -7,11 +7,7 @@ use edge_common::flow::LABEL_BYTES;
 use serde::{Deserialize, Serialize};
 
 use super::Connection;
-use crate::{
-    hash::fnv1a,
-    pool::BackendId,
-    spec::{AlpnList, HostName, Spoken},
-};
+use crate::spec::{AlpnList, HostName, Spoken};
 
 /// The description of a connection that became a flow. Keys are short: all of it must fit into a
 /// [`Label`](edge_common::flow::Label).
@@ -26,7 +22,7 @@ pub struct Passport {
     /// [`Destination::identity`](super::Destination::identity).
     #[serde(rename = "k")]
     pub destination: u64,
-    /// The backend, hashed: see [`backend_key`].
+    /// [`BackendId::key`](crate::pool::BackendId::key).
     #[serde(rename = "b")]
     pub backend: u64,
     /// The client's protocol, if its first bytes showed it.
@@ -67,7 +63,7 @@ impl Passport {
             listener: Arc::clone(&connection.listener),
             route: way.map(|way| Arc::clone(&way.destination.label)).unwrap_or_default(),
             destination: way.map_or(0, |way| way.destination.identity),
-            backend: way.map_or(0, |way| backend_key(way.lease.backend().id())),
+            backend: way.map_or(0, |way| way.lease.backend().id().key()),
             protocol: asked.and_then(|asked| asked.protocol),
             host: asked.and_then(|asked| asked.host.clone()),
             raw_name: asked.and_then(|asked| asked.raw_name.as_ref()).map(ToString::to_string),
@@ -138,11 +134,6 @@ impl Passport {
     pub fn alpn(&self) -> AlpnList {
         self.alpn.iter().map(String::as_bytes).collect()
     }
-}
-
-/// A backend's identity, hashed: the same for the next daemon.
-pub fn backend_key(id: &BackendId) -> u64 {
-    fnv1a(&format!("{} {id}", id.pool))
 }
 
 #[cfg(test)]

@@ -64,8 +64,11 @@ fn answer(outcome: Outcome, protocol: Option<Spoken>) -> Answer {
         }
         (Outcome::NoRoute | Outcome::Refused | Outcome::DeniedByRoute, Some(Spoken::Http)) => http(404),
         (Outcome::Redirected, _) => Answer::Redirect,
-        (Outcome::ConnectFailed, _) if speaks_tls => Answer::Alert(AlertDescription::InternalError),
+        (Outcome::ConnectFailed | Outcome::RouteLimit | Outcome::BackendLimit, _) if speaks_tls => {
+            Answer::Alert(AlertDescription::InternalError)
+        }
         (Outcome::ConnectFailed, Some(Spoken::Http)) => http(502),
+        (Outcome::RouteLimit | Outcome::BackendLimit, Some(Spoken::Http)) => http(503),
         (
             // A CancelRequest that was passed on.
             Outcome::Carried(_) | Outcome::HelloTimeout | Outcome::Gone | Outcome::Stopped(_),

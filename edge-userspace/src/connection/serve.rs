@@ -79,7 +79,7 @@ fn finish(
 ) -> impl Future<Output = Option<Ended>> + Send {
     let Registered { edge, connection, .. } = registered;
     match opened {
-        Ok(Opened { destination, backend, preread, place, kept }) => {
+        Ok(Opened { destination, backend, preread, places, kept }) => {
             let pair = Pair { client, backend };
             let (meter, stop) = (&connection.meter, &connection.stop);
             let choice = destination.datapath;
@@ -89,7 +89,7 @@ fn finish(
                 match fate {
                     Fate::Ended(end) => Some(Outcome::Carried(end).into()),
                     Fate::HandedOver => {
-                        edge.became_flow(connection, place);
+                        edge.became_flow(connection, *places);
                         None
                     }
                 }

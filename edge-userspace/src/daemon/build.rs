@@ -9,7 +9,8 @@ use std::{
 use super::{connection_limit, share_of_a_source};
 use crate::{
     config::{Questions, Settings, Uses},
-    connection::{Destination, ListenerState, Running, Source, identity_of},
+    connection::{Destination, ListenerState, Passport, Running, Source, identity_of},
+    places::{KnownPlaces, Places},
     pool::{Backend, Backends, Pool, check::Plan},
     route::{Rule, Table},
     spec::{
@@ -25,6 +26,15 @@ pub(super) struct Kept {
     pub(super) backends: Backends,
     routes: HashMap<Conditions, Arc<Tally>>,
     listeners: HashMap<Arc<str>, Arc<Tally>>,
+    /// By the identity of the destination.
+    places: KnownPlaces,
+}
+
+impl Kept {
+    /// The places that a flow has: of its destination, and at its backend.
+    pub(super) fn places_of(&self, passport: &Passport) -> [Arc<Places>; 2] {
+        [self.places.of(passport.destination), self.backends.places(passport.backend)]
+    }
 }
 
 /// The running state, and what the operator should know about it.
@@ -58,9 +68,12 @@ pub(super) fn build(settings: &Settings, runtime: &[RouteSpec], kept: &mut Kept)
         };
         // Of two routes with the same conditions the second is never used: it has its own counters, which
         // stay 0.
+        let identity = identity_of(Some(spec), "");
+        let places = pools.kept.places.of(identity);
         let counter = match counters.entry(spec.conditions.clone()) {
             Entry::Occupied(_) => Arc::default(),
             Entry::Vacant(free) => {
+                places.set_limit(spec.connections);
                 let kept = pools.kept.routes.get(&spec.conditions).cloned().unwrap_or_default();
                 Arc::clone(free.insert(kept))
             }
@@ -70,11 +83,12 @@ pub(super) fn build(settings: &Settings, runtime: &[RouteSpec], kept: &mut Kept)
             proxy_protocol: pool.proxy_protocol(),
             pool,
             datapath: narrower(settings.daemon.datapath, spec.datapath),
-            identity: identity_of(Some(spec), ""),
+            identity,
             route: Some(spec.clone()),
             source,
             idle_timeout: spec.idle_timeout,
             counters: counter,
+            places,
         };
         rules.push(Rule { conditions: spec.conditions.clone(), target: Arc::new(destination) });
     }
@@ -85,16 +99,18 @@ pub(super) fn build(settings: &Settings, runtime: &[RouteSpec], kept: &mut Kept)
             let pool = pools.pool(to, (ProxyProtocol::Off, ProxyTlvs::default(), spec.connect_timeout))?;
             let kept = pools.kept.listeners.get(&spec.name).cloned().unwrap_or_default();
             listener_counters.insert(Arc::clone(&spec.name), Arc::clone(&kept));
+            let identity = identity_of(None, &spec.name);
             Some(Arc::new(Destination {
                 label: Arc::clone(&spec.name),
                 proxy_protocol: pool.proxy_protocol(),
                 pool,
                 datapath: settings.daemon.datapath,
-                identity: identity_of(None, &spec.name),
+                identity,
                 route: None,
                 source: Source::File,
                 idle_timeout: None,
                 counters: kept,
+                places: pools.kept.places.of(identity),
             }))
         });
         let takes_any = spec.takes(Spoken::Any)
@@ -107,6 +123,7 @@ pub(super) fn build(settings: &Settings, runtime: &[RouteSpec], kept: &mut Kept)
     let checks = pools.checks;
     kept.routes = counters;
     kept.listeners = listener_counters;
+    kept.places.forget_unused();
     let limits = &settings.limits;
     let running = Running {
         routes: Table::new(rules),

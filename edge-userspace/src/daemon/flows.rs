@@ -9,7 +9,7 @@ use super::{Daemon, status};
 use crate::{
     accounts::{Accounts, Admission},
     config::FlowSpec,
-    connection::{FlowView, Flows, backend_key},
+    connection::{FlowView, Flows, Passport},
     control::api,
     datapath::{
         Tiers,
@@ -17,6 +17,7 @@ use crate::{
     },
     kernel::{Finding, FlowEvents, Kernel, OlderFlows, State},
     observe::metrics::FlowCounts,
+    places::Places,
     pool::Backend,
     spec::Tier,
 };
@@ -55,9 +56,15 @@ pub(super) fn take(
 }
 
 /// Takes over the flows of an earlier daemon and looks after all flows from now on, in tasks of the control runtime. To be
-/// called before connections are accepted. Where connections of a source are limited, its flows count in `admission`.
-pub(super) fn adopt(flows: &Arc<Flows>, mut reports: Reports, admission: Option<&Arc<Admission>>) {
-    if let Err(error) = flows.adopt(admission, reports.waiting()) {
+/// called before connections are accepted. Where connections of a source are limited, its flows count in `admission`; each takes
+/// its `places` of a route and a backend.
+pub(super) fn adopt(
+    flows: &Arc<Flows>,
+    mut reports: Reports,
+    admission: Option<&Arc<Admission>>,
+    places: impl Fn(&Passport) -> [Arc<Places>; 2],
+) {
+    if let Err(error) = flows.adopt(admission, places, reports.waiting()) {
         tracing::error!(
             error = error.words(),
             "flows of an earlier daemon are carried, but not all are known"
@@ -236,7 +243,7 @@ impl Daemon {
             Ok(list) => {
                 let running = self.edge.running.load();
                 let backends: HashMap<_, _> =
-                    running.backends().map(|backend| (backend_key(backend.id()), &**backend)).collect();
+                    running.backends().map(|backend| (backend.id().key(), &**backend)).collect();
                 list.iter().map(|flow| shown(flow, backends.get(&flow.passport.backend).copied())).collect()
             }
             Err(error) => {

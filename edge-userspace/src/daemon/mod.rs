@@ -226,7 +226,9 @@ impl Daemon {
         });
         if let (Some(flows), Some(reports)) = (&edge.flows, reports) {
             let is_limited = edge.running.load().connections_per_source != 0;
-            flows::adopt(flows, reports, is_limited.then_some(&edge.admission));
+            flows::adopt(flows, reports, is_limited.then_some(&edge.admission), |passport| {
+                kept.places_of(passport)
+            });
         }
         let mut sockets = Sockets::new(inherited);
         let prepared = sockets.prepare(&settings.listeners, workers, Demand::Some)?;

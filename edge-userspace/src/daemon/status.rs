@@ -193,6 +193,7 @@ pub(super) fn backend(backend: &pool::Backend) -> api::Backend {
         weight: status.weight,
         backup: status.backup,
         connections: status.connections,
+        connections_limit: status.connections_limit,
         bytes_up: status.bytes_up,
         bytes_down: status.bytes_down,
         rtt_ms: status.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),

@@ -1,7 +1,7 @@
 //! A pool at run time, and the order in which a connection tries its backends.
 //!
 //! Backends that are up come first, picked by the pool's method; then backups; then those that are down,
-//! since a state may be wrong and a connection attempt wakes some tunnels. Drained ones are never tried.
+//! since a state may be wrong and a connection attempt wakes some tunnels. Drained and full ones are never tried.
 
 use std::{
     net::IpAddr,
@@ -189,7 +189,8 @@ impl Attempts<'_> {
     /// The rank of a backend that is still to be tried.
     fn rank_of(&self, index: usize) -> Option<Rank> {
         let tried = self.tried[index / 64] & (1 << (index % 64)) != 0;
-        if tried { None } else { Rank::of(&self.pool.backends[index]) }
+        let backend = &self.pool.backends[index];
+        if tried || backend.places().are_full() { None } else { Rank::of(backend) }
     }
 
     fn pick(&self, rank: Rank) -> Option<usize> {

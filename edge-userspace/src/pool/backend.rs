@@ -28,6 +28,7 @@ use super::{
     rtt::Rtt,
 };
 use crate::{
+    places::Places,
     spec::{BackendAddress, BackendSpec, HealthSpec, Warm},
     tally::Tally,
 };
@@ -50,6 +51,7 @@ pub struct Backend {
     /// When it came up again, in milliseconds of [`uptime`]; 0 means no slow start.
     recovered: AtomicU64,
     tally: Tally,
+    places: Arc<Places>,
     rtt: Rtt,
     /// When a check or a client's connection last succeeded, in milliseconds since the epoch; 0 means never.
     succeeded: AtomicU64,
@@ -69,8 +71,13 @@ const _: () = assert!(AtomicCell::<BackendState>::is_lock_free());
 
 impl Backend {
     /// A backend that nothing is known of yet: up or unchecked, or down when its name is yet to be resolved.
-    pub fn new(pool: Arc<str>, spec: &BackendSpec, health: HealthSpec, alone: bool) -> Self {
-        let id = BackendId { pool, to: spec.to.clone(), device: spec.device.clone() };
+    pub fn new(
+        id: BackendId,
+        spec: &BackendSpec,
+        places: Arc<Places>,
+        health: HealthSpec,
+        alone: bool,
+    ) -> Self {
         let location = Location::new(&spec.to);
         let condition = Condition::new(health, alone, !location.is_known());
         Self {
@@ -84,6 +91,7 @@ impl Backend {
             epoch: AtomicU32::new(condition.health().epoch().0),
             recovered: AtomicU64::new(0),
             tally: Tally::default(),
+            places,
             rtt: Rtt::default(),
             succeeded: AtomicU64::new(0),
             checked_port: AtomicU16::new(0),
@@ -134,6 +142,11 @@ impl Backend {
     /// The counts of its connections.
     pub(crate) fn tally(&self) -> &Tally {
         &self.tally
+    }
+
+    /// The places of its connections.
+    pub fn places(&self) -> &Arc<Places> {
+        &self.places
     }
 
     /// Whether it takes new connections.
@@ -305,6 +318,7 @@ impl Backend {
             weight: self.weight(),
             backup: self.is_backup(),
             connections: self.connections(),
+            connections_limit: self.places.limit(),
             connections_total: self.tally.total(),
             bytes_up: self.tally.bytes_up(),
             bytes_down: self.tally.bytes_down(),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{condition::BackendState, location::Endpoint};
-use crate::spec::BackendAddress;
+use crate::{hash::fnv1a, spec::BackendAddress};
 
 /// Identifies a backend across reloads.
 ///
@@ -20,6 +20,13 @@ pub struct BackendId {
     pub to: BackendAddress,
     /// The tunnel device through which alone it may be reached.
     pub device: Option<Arc<str>>,
+}
+
+impl BackendId {
+    /// As a number that is the same in every daemon.
+    pub fn key(&self) -> u64 {
+        fnv1a(&format!("{} {self}", self.pool))
+    }
 }
 
 impl fmt::Display for BackendId {
@@ -55,6 +62,8 @@ pub struct BackendStatus {
     pub backup: bool,
     /// Live connections.
     pub connections: u64,
+    /// The most that there may be; 0 means no limit.
+    pub connections_limit: usize,
     /// Connections ever made for clients.
     pub connections_total: u64,
     /// Bytes from clients.

@@ -6,12 +6,17 @@ use std::{
 };
 
 use super::{attempts::Pool, backend::Backend, identity::BackendId};
-use crate::{lock::lock, spec::PoolSpec};
+use crate::{
+    lock::lock,
+    places::{KnownPlaces, Places},
+    spec::{BackendSpec, PoolSpec},
+};
 
 /// The backends of all pools. One that no pool and no connection holds any more is forgotten.
 #[derive(Debug, Default)]
 pub struct Backends {
     known: Mutex<HashMap<BackendId, Weak<Backend>>>,
+    places: KnownPlaces,
 }
 
 impl Backends {
@@ -22,27 +27,39 @@ impl Backends {
     pub fn pool(&self, spec: &PoolSpec) -> Pool {
         let mut known = lock(&self.known);
         let alone = spec.backends.len() == 1;
-        let backend = |wanted| {
-            let fresh = Backend::new(Arc::clone(&spec.name), wanted, spec.health, alone);
-            if let Some(kept) = known.get(fresh.id()).and_then(Weak::upgrade) {
+        let backend = |wanted: &BackendSpec| {
+            let id = BackendId {
+                pool: Arc::clone(&spec.name),
+                to: wanted.to.clone(),
+                device: wanted.device.clone(),
+            };
+            if let Some(kept) = known.get(&id).and_then(Weak::upgrade) {
                 kept.reconfigure(wanted, spec.health, alone);
                 return kept;
             }
-            let fresh = Arc::new(fresh);
-            known.insert(fresh.id().clone(), Arc::downgrade(&fresh));
+            let places = self.places.of(id.key());
+            let fresh = Arc::new(Backend::new(id.clone(), wanted, places, spec.health, alone));
+            known.insert(id, Arc::downgrade(&fresh));
             fresh
         };
         let backends: Box<[_]> = spec.backends.iter().map(backend).collect();
         for backend in &backends {
             backend.set_warm(spec.warm);
+            backend.places().set_limit(spec.connections);
         }
         Pool::new(spec, backends)
+    }
+
+    /// The places at the backend with this [`BackendId::key`].
+    pub fn places(&self, key: u64) -> Arc<Places> {
+        self.places.of(key)
     }
 
     /// Every backend in use.
     pub fn all(&self) -> Vec<Arc<Backend>> {
         let mut known = lock(&self.known);
         known.retain(|_, backend| backend.strong_count() > 0);
+        self.places.forget_unused();
         known.values().filter_map(Weak::upgrade).collect()
     }
 }

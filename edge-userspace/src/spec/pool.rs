@@ -209,6 +209,8 @@ pub struct PoolSpec {
     pub connect_timeout: Duration,
     /// Idle connections kept ready to each backend.
     pub warm: Warm,
+    /// Connections of clients at the same time to each backend; 0 means no limit.
+    pub connections: usize,
     /// The health check.
     pub health: HealthSpec,
     /// The backends; none only where a route refuses.
@@ -226,6 +228,7 @@ impl PoolSpec {
             proxy_align: 0,
             connect_timeout: Duration::from_secs(5),
             warm: Warm::default(),
+            connections: 0,
             health: HealthSpec::default(),
             backends,
         }

@@ -129,6 +129,9 @@ pub struct RouteSpec {
     /// Whether its requests in clear text are sent to https.
     #[serde(skip_serializing_if = "is_default")]
     pub redirect: Redirect,
+    /// Connections at the same time; 0 means no limit.
+    #[serde(skip_serializing_if = "is_default")]
+    pub connections: usize,
     /// The PROXY header for a `to` that is an address or a list of addresses.
     #[serde(skip_serializing_if = "is_default")]
     pub proxy_protocol: ProxyProtocol,
@@ -155,6 +158,7 @@ impl RouteSpec {
             to,
             access: Access::default(),
             redirect: Redirect::Off,
+            connections: 0,
             proxy_protocol: ProxyProtocol::Off,
             proxy_tlvs: ProxyTlvs::default(),
             datapath: Choice::Auto,

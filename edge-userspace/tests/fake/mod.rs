@@ -65,6 +65,7 @@ fn backend(drained: bool) -> Backend {
         weight: 1,
         backup: false,
         connections: 1,
+        connections_limit: 0,
         bytes_up: 1_234,
         bytes_down: 5_678_901,
         rtt_ms: Some(21.5),

@@ -16,7 +16,7 @@ use super::{
     lock, since,
 };
 use crate::{
-    connection::{Passport, Running, account::patience, passport::backend_key},
+    connection::{Passport, Running, account::patience},
     datapath::{Side, StopReason},
     kernel::{FlowPair, KernelError, monotonic},
     source::source_of,
@@ -31,7 +31,7 @@ const RESET_LINGERS: Duration = Duration::from_secs(3);
 const QUOTA: u64 = FLOW_ENTRIES as u64 / 2 / 16;
 /// A flow that repeats so much, and more than it sends for the first time, does not work.
 const REPEATS: u32 = 64;
-/// Sweeps between two looks for labels that nobody has any more.
+/// Sweeps between two looks for labels and places that no flow has any more.
 const LABEL_SWEEPS: u32 = 30;
 
 /// The result of the last sweep.
@@ -53,6 +53,8 @@ pub(super) struct Sweep {
     is_crowded: bool,
     /// Labels that no flow had at the last look for them.
     unused: HashSet<u32>,
+    /// Flows with places that the table did not have at the last look for them.
+    missing: HashSet<u64>,
     /// Flows that stall, and how much each had repeated when that was last held against it.
     stalling: HashMap<u64, u32>,
     /// What both sides of flows to suspected backends had acknowledged.
@@ -98,6 +100,7 @@ impl Flows {
         let mut sources: HashMap<IpAddr, u64> = HashMap::new();
         let is_crowded = sweep.is_crowded;
         let settled;
+        let mut missing = HashSet::new();
         let mut due;
         {
             let mut keepalive = lock(&self.keepalive);
@@ -106,6 +109,9 @@ impl Flows {
             {
                 let mut book = lock(&self.book);
                 settled = std::mem::take(&mut book.settled);
+                if (sweep.count + 1).is_multiple_of(LABEL_SWEEPS) {
+                    missing.extend(book.places.keys().chain(book.sources.keys()));
+                }
                 accounted = book.accounted.clone();
             }
             let known = lock(&self.passports).clone();
@@ -119,6 +125,7 @@ impl Flows {
                     *sources.entry(source_of(key.source().ip())).or_default() += 1;
                 }
                 keepalive.look_at(&key, &flow, &mut due);
+                missing.remove(&flow.id);
                 evidence.look_at(&key, &flow);
                 let active = || keepalive.active(flow.id).unwrap_or(flow.last_seen);
                 if flow.direction == UP
@@ -155,6 +162,7 @@ impl Flows {
         self.tier.older().tables().iter().for_each(|table| table.look_whether_empty());
         sweep.is_crowded = self.publish(running, &sums, &settled) >= QUOTA;
         self.limit_sources(sources);
+        self.forget_places(sweep, missing);
         self.forget_labels(sweep, &sums)
     }
 
@@ -239,11 +247,25 @@ impl Flows {
             destination.counters.set_flows(live);
         }
         for backend in running.backends() {
-            let (live, ended) = backends.get(&backend_key(backend.id())).copied().unwrap_or_default();
+            let (live, ended) = backends.get(&backend.id().key()).copied().unwrap_or_default();
             backend.tally().carried(ended.up, ended.down);
             backend.tally().set_flows(live);
         }
         live
+    }
+
+    /// Gives back the places of flows that the table did not have at this look and the one before: reports of their end
+    /// may be lost.
+    fn forget_places(&self, sweep: &mut Sweep, missing: HashSet<u64>) {
+        if !(sweep.count + 1).is_multiple_of(LABEL_SWEEPS) {
+            return;
+        }
+        let before = std::mem::replace(&mut sweep.missing, missing);
+        let mut book = lock(&self.book);
+        for id in before.intersection(&sweep.missing) {
+            book.places.remove(id);
+            book.sources.remove(id);
+        }
     }
 
     /// Removes labels that no flow had at this look and the one before.

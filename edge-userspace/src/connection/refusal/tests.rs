@@ -15,6 +15,8 @@ fn happens(outcome: Outcome) -> Option<(&'static str, [bool; 3])> {
         Outcome::Refused => ("its route has `to = \"refuse\"`", ALL),
         Outcome::DeniedByRoute => ("the source is in `deny` of its route, or not in `allow`", ALL),
         Outcome::ConnectFailed => ("no backend could be connected", ALL),
+        Outcome::RouteLimit => ("`connections` of its route is reached", ALL),
+        Outcome::BackendLimit => ("`connections` of its pool is reached at every backend", ALL),
         Outcome::Denied => ("the source is in `deny` of the listener, or not in `allow`", ALL),
         Outcome::Blocked => ("the source is blocked", ALL),
         Outcome::SourceLimit => ("`connections_per_source` is reached", ALL),
@@ -42,6 +44,7 @@ fn happens(outcome: Outcome) -> Option<(&'static str, [bool; 3])> {
 }
 
 fn refusals() -> Vec<Outcome> {
+    use Outcome::{BackendLimit, ConnectFailed, DeniedByRoute, NoRoute, RouteLimit};
     use Rejection::*;
     let rejections = [
         HttpOnTls,
@@ -58,7 +61,7 @@ fn refusals() -> Vec<Outcome> {
         PostgresWithoutTls,
         ProxyHeader(""),
     ];
-    [Outcome::NoRoute, Outcome::Refused, Outcome::DeniedByRoute, Outcome::ConnectFailed]
+    [NoRoute, Outcome::Refused, DeniedByRoute, ConnectFailed, RouteLimit, BackendLimit]
         .into_iter()
         .chain(rejections.map(Outcome::Rejected))
         .chain([

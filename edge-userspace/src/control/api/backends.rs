@@ -53,6 +53,9 @@ pub struct Backend {
     pub backup: bool,
     /// Connections now.
     pub connections: u64,
+    /// The most that there may be; left out where there is no limit.
+    #[serde(default, skip_serializing_if = "super::fields::is_zero")]
+    pub connections_limit: usize,
     /// Bytes from clients since the daemon started.
     pub bytes_up: u64,
     /// Bytes to clients since the daemon started.

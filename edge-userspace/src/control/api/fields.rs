@@ -122,6 +122,27 @@ where
     one_or_many(deserializer).map(Some)
 }
 
+/// A whole number; as text too, since a query string has nothing else.
+pub(super) fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a whole number")]
+    enum Number {
+        Number(usize),
+        Text(String),
+    }
+    match Number::deserialize(deserializer)? {
+        Number::Number(value) => Ok(value),
+        Number::Text(text) => {
+            text.parse().map_err(|_| de::Error::invalid_value(de::Unexpected::Str(&text), &"a whole number"))
+        }
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
+pub(super) const fn is_zero(number: &usize) -> bool {
+    *number == 0
+}
+
 /// A truth value; as text too, since a query string has nothing else.
 pub(super) fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     #[derive(Deserialize)]
@@ -194,6 +215,13 @@ mod tests {
         for text in ["", "192.0.2.0/33", "192.0.2", "example.com", "::/129"] {
             assert_eq!(parse_prefix(text), Err(PrefixError), "{text:?}");
         }
+    }
+
+    #[test]
+    fn numbers_are_read_from_json_and_from_a_query() {
+        let read = |text: &str| number(&mut serde_json::Deserializer::from_str(text)).ok();
+        assert_eq!([read("20"), read("\"20\""), read("0")], [Some(20), Some(20), Some(0)]);
+        assert_eq!([read("-1"), read("\"many\""), read("true"), read("1.5")], [None; 4]);
     }
 
     #[test]

@@ -48,6 +48,9 @@ pub struct Route {
     /// Whether its requests in clear text are sent to https.
     #[serde(default)]
     pub redirect: Redirect,
+    /// The most connections at the same time; left out where there is no limit.
+    #[serde(default, skip_serializing_if = "fields::is_zero")]
+    pub connections_limit: usize,
     /// The PROXY header sent where `to` is an address.
     pub proxy_protocol: ProxyProtocol,
     /// The TLVs in a header of version 2.
@@ -77,6 +80,7 @@ impl Route {
             allow: spec.access.allow.clone(),
             deny: spec.access.deny.clone(),
             redirect: spec.redirect,
+            connections_limit: spec.connections,
             proxy_protocol: spec.proxy_protocol,
             proxy_tlvs: spec.proxy_tlvs,
             datapath: spec.datapath,
@@ -120,6 +124,9 @@ pub struct AddRoute {
     /// Whether its requests in clear text are sent to https.
     #[serde(default, skip_serializing_if = "fields::is_default")]
     pub redirect: Redirect,
+    /// Connections at the same time; 0 means no limit.
+    #[serde(default, skip_serializing_if = "fields::is_zero", deserialize_with = "fields::number")]
+    pub connections: usize,
     /// The PROXY header for a `to` that is an address.
     #[serde(default)]
     pub proxy_protocol: ProxyProtocol,
@@ -151,6 +158,7 @@ impl AddRoute {
         RouteSpec {
             access: Access { allow: self.allow.clone(), deny: self.deny.clone() }.normalised(),
             redirect: self.redirect,
+            connections: self.connections,
             proxy_protocol: self.proxy_protocol,
             proxy_tlvs: self.proxy_tlvs.iter().copied().collect(),
             datapath: self.datapath,

@@ -104,6 +104,9 @@ pub(super) struct AddRoute {
     /// `https`: requests in clear text are answered with a redirect, except for ACME challenges
     #[arg(long, value_name = "SCHEME", default_value = "off")]
     pub(super) redirect: RedirectArg,
+    /// How many connections it may have at the same time; 0 = no limit
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    pub(super) connections: usize,
     /// The PROXY header for a target that is an address
     #[arg(long, value_name = "VERSION", default_value = "off")]
     pub(super) proxy_protocol: ProxyProtocolArg,

@@ -64,7 +64,7 @@ pub(super) fn routes(routes: &[Route]) -> Table {
             }
             .into(),
             if route.datapath == Choice::Auto { NONE.into() } else { route.datapath.name().into() },
-            route.connections.to_string().into(),
+            of_limit(route.connections, route.connections_limit).into(),
             units::bytes(route.bytes_up).into(),
             units::bytes(route.bytes_down).into(),
         ]);
@@ -104,7 +104,7 @@ pub(super) fn backends(backends: &[Backend]) -> Table {
             units::since(backend.since).into(),
             Cell::or_none(backend.device.as_deref()),
             weight.into(),
-            backend.connections.to_string().into(),
+            of_limit(backend.connections, backend.connections_limit).into(),
             units::bytes(backend.bytes_up).into(),
             units::bytes(backend.bytes_down).into(),
             Cell::or_none(backend.rtt_ms.map(|rtt| format!("{rtt:.1} ms"))),
@@ -113,6 +113,11 @@ pub(super) fn backends(backends: &[Backend]) -> Table {
         ]);
     }
     table
+}
+
+/// Connections, with how many there may be where that is limited.
+fn of_limit(connections: u64, limit: usize) -> String {
+    if limit == 0 { connections.to_string() } else { format!("{connections}/{limit}") }
 }
 
 /// The last failure, where it is not the reason that stands beside it.

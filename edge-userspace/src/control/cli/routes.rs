@@ -53,6 +53,7 @@ fn to_add(route: arguments::AddRoute) -> Result<AddRoute, Failure> {
         allow: route.allow,
         deny: route.deny,
         redirect: route.redirect.into(),
+        connections: route.connections,
         proxy_protocol: route.proxy_protocol.into(),
         proxy_tlvs: route.proxy_tlv,
         datapath: route.datapath.into(),

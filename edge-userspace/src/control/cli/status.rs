@@ -1,5 +1,7 @@
 //! `edgectl status`: the daemon at a glance.
 
+use std::net::SocketAddr;
+
 use super::{
     style::{Colour, Output, printable},
     table::{Cell, Column, Table},
@@ -154,11 +156,36 @@ fn listeners(status: &Status) -> Table {
                 Protocol::Http => "http".into(),
                 Protocol::Tcp => "tcp".into(),
             },
-            Cell::list(&listener.bind, "-"),
+            Cell::list(&ranges(&listener.bind), "-"),
             listener.connections.to_string().into(),
             listener.accepted.to_string().into(),
             Cell::or_none(listener.mss),
         ]);
     }
     table
+}
+
+/// Addresses, those whose ports follow each other as one range.
+fn ranges(addresses: &[SocketAddr]) -> Vec<String> {
+    let follows = |one: &SocketAddr, next: &SocketAddr| {
+        one.ip() == next.ip() && one.port().checked_add(1) == Some(next.port())
+    };
+    let shown = |run: &[SocketAddr]| match run {
+        [first, .., last] => Some(format!("{first}-{}", last.port())),
+        [one] => Some(one.to_string()),
+        [] => None,
+    };
+    addresses.chunk_by(follows).filter_map(shown).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_in_a_row_are_one_range() {
+        let addresses = ["[::]:25565", "[::]:25566", "[::]:25567", "[::]:25569", "0.0.0.0:25570"];
+        let addresses = addresses.map(|text| text.parse().unwrap());
+        assert_eq!(ranges(&addresses), ["[::]:25565-25567", "[::]:25569", "0.0.0.0:25570"]);
+    }
 }

@@ -3,7 +3,8 @@ use crate::spec::HealthKind;
 
 fn backend(to: &str, health: HealthSpec) -> Arc<Backend> {
     let spec = BackendSpec::new(to.parse().unwrap());
-    Arc::new(Backend::new("home".into(), &spec, health, false))
+    let id = BackendId { pool: "home".into(), to: spec.to.clone(), device: None };
+    Arc::new(Backend::new(id, &spec, Arc::default(), health, false))
 }
 
 fn reason(backend: &Backend) -> String {

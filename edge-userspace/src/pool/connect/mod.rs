@@ -26,7 +26,7 @@ use super::{
     backend::{Backend, Lease},
     condition::BackendState,
 };
-use crate::kernel::segment;
+use crate::{kernel::segment, places::Place};
 
 /// The head start of one address before the next is tried as well (RFC 8305 §5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -37,6 +37,9 @@ pub enum ConnectError {
     /// All are drained or have weight 0.
     #[error("every backend of the pool is drained; `edgectl backends ready TO` brings one back")]
     Drained,
+    /// All that are not have as many connections as they may have.
+    #[error("every backend of the pool {0} has as many connections as its `connections` allows")]
+    Full(Arc<str>),
     /// The name has no address yet.
     #[error("{0} has no address: its name does not resolve")]
     Unresolved(String),
@@ -105,13 +108,13 @@ impl ConnectError {
             | Self::Local { address, .. }
             | Self::Refused { address, .. }
             | Self::TimedOut { address, .. } => Some(*address),
-            Self::Drained | Self::Unresolved(_) | Self::WentDown(_) => None,
+            Self::Drained | Self::Full(_) | Self::Unresolved(_) | Self::WentDown(_) => None,
         }
     }
 
     /// Whether it says something about the backend rather than about this machine's resources.
     pub fn blames_backend(&self) -> bool {
-        !matches!(self, Self::Drained | Self::Local { .. } | Self::WentDown(_))
+        !matches!(self, Self::Drained | Self::Full(_) | Self::Local { .. } | Self::WentDown(_))
     }
 }
 
@@ -133,6 +136,8 @@ pub struct Connection {
     pub address: SocketAddr,
     /// Counts it as live, and knows the backend.
     pub lease: Lease,
+    /// Its place at the backend, to be kept for as long as the backend has the connection.
+    pub place: Place,
     /// From the first attempt to the end of the handshake.
     pub took: Duration,
     /// Backends tried, this one included.
@@ -160,13 +165,15 @@ impl Pool {
         let start = Instant::now();
         let mut elapsed = Duration::ZERO;
         let mut tried = 0;
-        let mut last = (ConnectError::Drained, None);
+        let mut last = None;
         let mut attempts = self.attempts(client);
         while let Some(backend) = attempts.next() {
             let time = attempts.time(elapsed);
             if time.is_zero() {
                 break;
             }
+            // Others may have taken the last one since it was picked.
+            let Some(place) = backend.places().take() else { continue };
             tried += 1;
             // Counted before it is there, or a burst would all go to the same least loaded backend.
             let lease = backend.lease();
@@ -176,6 +183,7 @@ impl Pool {
                     stream,
                     address,
                     lease,
+                    place,
                     took: start.elapsed(),
                     attempts: tried,
                     warm: true,
@@ -199,6 +207,7 @@ impl Pool {
                         stream,
                         address,
                         lease,
+                        place,
                         took: elapsed,
                         attempts: tried,
                         warm: false,
@@ -210,12 +219,24 @@ impl Pool {
                         backend.failed(default_port, epoch, &error.to_string());
                     }
                     tracing::debug!(pool = &**self.name(), backend = %backend.id(), %error, "connecting failed");
-                    last = (error, backend.addresses(default_port).first().copied());
+                    last = Some((error, backend.addresses(default_port).first().copied()));
                 }
             }
         }
-        let (error, first) = last;
+        let (error, first) = last.unwrap_or_else(|| (self.nobody(), None));
         Err(GaveUp { backend: error.address().or(first), error, attempts: tried })
+    }
+}
+
+impl Pool {
+    /// Why no backend was tried at all.
+    fn nobody(&self) -> ConnectError {
+        let is_drained = |backend: &Arc<Backend>| backend.state() == BackendState::Drained;
+        if self.backends().iter().all(is_drained) {
+            ConnectError::Drained
+        } else {
+            ConnectError::Full(Arc::clone(self.name()))
+        }
     }
 }
 
