@@ -30,6 +30,7 @@ mod lab_itself;
 mod limits;
 mod load;
 mod lockout;
+mod monitoring;
 mod names;
 mod netem;
 mod odd_names;

@@ -36,6 +36,7 @@ const PACKAGES: &[&str] = &[
     "openssh-server",
     "openssl",
     "postgresql",
+    "prometheus",
     "python3",
     "strace",
     "systemd",

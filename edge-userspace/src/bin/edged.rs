@@ -2,8 +2,6 @@
 
 use std::{
     error::Error,
-    ffi::OsStr,
-    io::{IsTerminal, stderr},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -13,7 +11,7 @@ use edge::{
     config::Settings,
     daemon::{self, Options},
     kernel,
-    observe::log_filter,
+    observe::log,
 };
 
 /// The SNI edge in front of home: reads the server name, picks a route, forwards the encrypted stream.
@@ -39,22 +37,10 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let setting = std::env::var_os(log_filter::VARIABLE);
-    let filter = match log_filter::filter(setting.as_deref().map(OsStr::to_string_lossy).as_deref()) {
-        Ok(filter) => filter,
-        Err(error) => {
-            eprintln!("edged: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    tracing_subscriber::fmt()
-        // A line that cannot be written (a full disk) is lost. To say so on the same stream would panic.
-        .log_internal_errors(false)
-        .with_writer(stderr)
-        .with_ansi(stderr().is_terminal())
-        .with_target(false)
-        .with_env_filter(filter)
-        .init();
+    if let Err(error) = log::start() {
+        log::give_up(&error);
+        return ExitCode::FAILURE;
+    }
     let outcome = if arguments.check {
         check(&arguments.config)
     } else if arguments.uninstall {
@@ -65,7 +51,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("edged: {error}");
+            log::give_up(&error);
             ExitCode::FAILURE
         }
     }

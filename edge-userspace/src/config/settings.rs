@@ -15,7 +15,7 @@ use super::{
     tables,
 };
 use crate::{
-    observe::access_log::AccessLogTarget,
+    observe::access_log::{AccessLogTarget, Clients},
     spec::{Choice, FLOW_PORTS, HostName, ListenerSpec, PoolSpec, RouteSpec, TunnelSpec},
 };
 
@@ -106,6 +106,8 @@ pub struct DaemonSettings {
     pub access_log: AccessLogTarget,
     /// `access_log_empty`: whether to log connections on which the client never sent a byte; `false`.
     pub access_log_empty: bool,
+    /// `access_log_clients`: `full`, or `truncated` to the network of the client.
+    pub access_log_clients: Clients,
     /// How long connections may continue after SIGTERM; zero means not at all.
     pub drain_timeout: Duration,
 }
@@ -176,6 +178,7 @@ impl Default for DaemonSettings {
             admin_hosts: Vec::new(),
             access_log: AccessLogTarget::Stdout,
             access_log_empty: false,
+            access_log_clients: Clients::Full,
             drain_timeout: Duration::from_secs(30),
         }
     }

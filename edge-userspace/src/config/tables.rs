@@ -102,6 +102,7 @@ fn daemon(table: &mut Section<'_>) -> DaemonSettings {
         ),
         access_log: table.or("access_log", default.access_log, access_log),
         access_log_empty: table.or("access_log_empty", default.access_log_empty, boolean),
+        access_log_clients: table.or("access_log_clients", default.access_log_clients, one_of),
         drain_timeout: table.or("drain_timeout", default.drain_timeout, duration_or_zero),
     }
 }

@@ -66,6 +66,7 @@ use crate::{
     observe::{access_log::AccessLog, timings::Timings},
     pool::BackendState,
     spec::Tier,
+    tunnel::Tunnels,
 };
 
 /// Descriptors that are reserved for other uses than connections: listeners, epoll, logs, the control API,
@@ -126,6 +127,8 @@ pub struct Daemon {
     steering: tokio::sync::Mutex<Steering>,
     shielding: Shielding,
     segments: Segments,
+    /// The tunnels of the backends in use, as they were last looked at.
+    tunnels: Option<tokio::sync::watch::Receiver<Arc<Tunnels>>>,
     troubles: Arc<Troubles>,
     /// The blocks that were on disk when the daemon started.
     loaded_blocks: Vec<state::Block>,
@@ -202,6 +205,7 @@ impl Daemon {
         }
         let access_log = AccessLog::open(&settings.daemon.access_log)
             .map_err(|error| DaemonError::System("cannot open daemon.access_log", error))?;
+        access_log.show_clients(settings.daemon.access_log_clients);
         let accounts = Arc::new(Accounts::new(access_log, fastrand::u64(..)));
         let tiers = Tiers::default();
         let (flows, reports) = flows::take(&mut kernel, &tiers, &accounts, &settings.flow).unzip();
@@ -251,6 +255,7 @@ impl Daemon {
             workers,
             shielding,
             segments,
+            tunnels: following.tunnels(),
             troubles: Arc::clone(&troubles),
             loaded_blocks: state.blocks.clone(),
             findings: kernel.findings,
@@ -284,7 +289,9 @@ impl Daemon {
             // Where it fails, `status` has it; the next save brings it to the disk.
             let _ = steering.store.save(&steering.state).await;
         }
-        self.edge.accounts.access_log().reopen();
+        let access_log = self.edge.accounts.access_log();
+        access_log.show_clients(steering.settings.daemon.access_log_clients);
+        access_log.reopen();
         let mut shown = self.shown();
         shown.last_reload =
             Some(Reload { time: Moment::now(), error: outcome.as_ref().err().map(ToString::to_string) });

@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+
 use super::Daemon;
 use crate::{
     connection::ListenerState,
-    control::{
-        admin::{Health, Observed},
-        api::{Backend, BackendState},
-    },
+    control::admin::{Health, Observed},
     kernel::Fill,
-    observe::metrics::{BackendCounts, Ended, Snapshot},
-    pool::BackendId,
+    observe::{
+        metrics::{BackendCounts, Ended, Handshake, Snapshot},
+        process::Process,
+    },
+    pool::{Backend, BackendState},
     spec::{HostName, Tier},
 };
 
@@ -71,31 +73,51 @@ impl Observed for Daemon {
                 .iter()
                 .map(|(pool, histogram)| (Arc::clone(pool), (&**histogram).into()))
                 .collect(),
-            backends: self
-                .shown_backends(|_| true)
-                .into_iter()
-                .map(|backend| {
-                    let up = match backend.state {
-                        BackendState::Unchecked => None,
-                        state => Some(state == BackendState::Up),
-                    };
-                    let Backend { pool, to, device, last_error_at, last_success_at, .. } = backend;
-                    // The same address by another device is another backend.
-                    let id = BackendId { pool: Arc::clone(&pool), to, device };
-                    BackendCounts {
-                        pool,
-                        backend: id.to_string(),
-                        up,
-                        last_success: last_success_at.map(|at| at.0),
-                        last_error: last_error_at.map(|at| at.0),
-                    }
-                })
-                .collect(),
+            backends: running.backends().map(|backend| counts(backend)).collect(),
+            handshakes: self.handshakes(),
+            access_log_dropped: edge.accounts.access_log().dropped(),
+            process: Process::now()
+                .inspect_err(|error| tracing::debug!(%error, "the process cannot be seen"))
+                .ok(),
             blocked_packets: self.shielding.dropped(),
             conntrack: Fill::now().map(|fill| (fill.entries, fill.limit)),
             hello_memory: edge.hello_memory.usage().0,
             flow: edge.flows.as_deref().map(super::flows::measured),
             reload_successful: self.shown().last_reload.as_ref().is_none_or(|reload| reload.error.is_none()),
         }
+    }
+}
+
+impl Daemon {
+    /// The last handshakes of the tunnels that are followed.
+    fn handshakes(&self) -> Vec<Handshake> {
+        let Some(tunnels) = &self.tunnels else { return Vec::new() };
+        let tunnels = Arc::clone(&tunnels.borrow());
+        let peers =
+            tunnels.peers.iter().flat_map(|(device, peers)| peers.iter().map(move |peer| (device, peer)));
+        peers
+            .filter_map(|(device, peer)| {
+                let peer_name = BASE64_STANDARD.encode(peer.key);
+                Some(Handshake { device: Arc::clone(device), peer: peer_name, at: peer.handshake? })
+            })
+            .collect()
+    }
+}
+
+fn counts(backend: &Backend) -> BackendCounts {
+    let status = backend.status();
+    BackendCounts {
+        pool: Arc::clone(&status.id.pool),
+        // The same address by another device is another backend.
+        backend: status.id.to_string(),
+        up: match status.state {
+            BackendState::Unchecked => None,
+            state => Some(state == BackendState::Up),
+        },
+        last_success: status.last_success,
+        last_error: status.last_error.map(|(at, _)| at),
+        connections: status.connections,
+        rtt: status.rtt,
+        failures: backend.failures().counts().map(|(failure, count)| (failure.as_str(), count)).collect(),
     }
 }

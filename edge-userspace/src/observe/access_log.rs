@@ -6,7 +6,7 @@
 use std::{
     fs::{File, OpenOptions, Permissions},
     io::{self, BufWriter, Write},
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
     sync::{
@@ -18,7 +18,8 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use serde::{Serialize, Serializer};
+use crossbeam_utils::atomic::AtomicCell;
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::{
     group,
@@ -95,6 +96,29 @@ pub struct Record {
     pub unique_id: String,
 }
 
+/// How much of a client's address the log has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Clients {
+    /// All of it.
+    #[default]
+    Full,
+    /// Its network: a /24 of IPv4, a /48 of IPv6. The rest of the address and the port are zero.
+    Truncated,
+}
+
+impl Clients {
+    fn shown(self, client: SocketAddr) -> SocketAddr {
+        const NETWORK_V4: u32 = u32::MAX << 8;
+        const NETWORK_V6: u128 = u128::MAX << 80;
+        match (self, client.ip().to_canonical()) {
+            (Self::Full, _) => client,
+            (Self::Truncated, IpAddr::V4(ip)) => (Ipv4Addr::from_bits(ip.to_bits() & NETWORK_V4), 0).into(),
+            (Self::Truncated, IpAddr::V6(ip)) => (Ipv6Addr::from_bits(ip.to_bits() & NETWORK_V6), 0).into(),
+        }
+    }
+}
+
 enum Order {
     Write(Box<Record>),
     /// Look at [`Shared::reopen`].
@@ -105,7 +129,11 @@ enum Order {
 /// Orders that must reach the writer even if the queue is full, and their answers.
 #[derive(Debug, Default)]
 struct Shared {
+    /// Lines that were dropped since the last warning.
     dropped: AtomicU64,
+    /// Lines that were dropped so far.
+    dropped_in_all: AtomicU64,
+    clients: AtomicCell<Clients>,
     reopen: AtomicBool,
     /// Why lines are lost.
     trouble: Mutex<Option<String>>,
@@ -161,12 +189,23 @@ impl AccessLog {
     }
 
     /// Writes a line, soon.
-    pub fn write(&self, record: Record) {
-        if let Some(queue) = &self.queue
-            && queue.try_send(Order::Write(Box::new(record))).is_err()
-        {
+    pub fn write(&self, mut record: Record) {
+        let Some(queue) = &self.queue else { return };
+        record.client = self.shared.clients.load().shown(record.client);
+        if queue.try_send(Order::Write(Box::new(record))).is_err() {
             self.shared.dropped.fetch_add(1, Relaxed);
+            self.shared.dropped_in_all.fetch_add(1, Relaxed);
         }
+    }
+
+    /// How much of clients' addresses further lines have.
+    pub fn show_clients(&self, clients: Clients) {
+        self.shared.clients.store(clients);
+    }
+
+    /// How many lines were dropped because the log is read too slowly.
+    pub fn dropped(&self) -> u64 {
+        self.shared.dropped_in_all.load(Relaxed)
     }
 
     /// Opens the file anew, after it was renamed by a log rotation.
@@ -365,6 +404,19 @@ fn some_milliseconds<S: Serializer>(time: &Option<Duration>, serializer: S) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_truncated_client_is_its_network() {
+        for (client, shown) in [
+            ("192.0.2.7:4711", "192.0.2.0:0"),
+            ("[2001:db8:1:2:3:4:5:6]:4711", "[2001:db8:1::]:0"),
+            ("[::ffff:192.0.2.7]:4711", "192.0.2.0:0"),
+        ] {
+            let client: SocketAddr = client.parse().unwrap();
+            assert_eq!(Clients::Truncated.shown(client), shown.parse().unwrap());
+            assert_eq!(Clients::Full.shown(client), client);
+        }
+    }
 
     fn record(id: u64) -> Record {
         Record {

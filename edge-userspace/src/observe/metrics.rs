@@ -12,12 +12,15 @@ use std::{
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet, text},
+    encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, MetricEncoder, NoLabelSet, text},
     metrics::MetricType,
     registry::Registry,
 };
 
-use super::timings::{BOUNDS, Histogram};
+use super::{
+    process::Process,
+    timings::{BOUNDS, Histogram},
+};
 use crate::spec::Tier;
 
 /// The media type of [`Snapshot::render`].
@@ -40,6 +43,12 @@ pub struct Snapshot {
     pub connect: Vec<(Arc<str>, Durations)>,
     /// The backends, each once.
     pub backends: Vec<BackendCounts>,
+    /// WireGuard peers that have shaken hands.
+    pub handshakes: Vec<Handshake>,
+    /// Lines of the access log that were dropped.
+    pub access_log_dropped: u64,
+    /// The daemon's process; `None` where `/proc` cannot be read.
+    pub process: Option<Process>,
     /// Packets of blocked sources that were dropped.
     pub blocked_packets: u64,
     /// Connections that the kernel tracks, and how many there may be; `None` where it tracks none.
@@ -65,6 +74,23 @@ pub struct BackendCounts {
     pub last_success: Option<SystemTime>,
     /// When one last failed.
     pub last_error: Option<SystemTime>,
+    /// Its connections now.
+    pub connections: u64,
+    /// The round trip to it, where it was measured.
+    pub rtt: Option<Duration>,
+    /// Connections to it that failed, by reason.
+    pub failures: Vec<(&'static str, u64)>,
+}
+
+/// The last handshake with a WireGuard peer.
+#[derive(Clone, Debug)]
+pub struct Handshake {
+    /// The tunnel's device.
+    pub device: Arc<str>,
+    /// The peer's public key, in base64.
+    pub peer: String,
+    /// When it was.
+    pub at: SystemTime,
 }
 
 /// The counters of the flow tier.
@@ -140,9 +166,21 @@ impl Collector for Snapshot {
         let help = "When a check of a backend or a connection to it last failed, in seconds since the epoch";
         gauge(e, "edge_backend_last_error_timestamp_seconds", help)?
             .values(self.backends(|backend| backend.last_error.map(seconds)))?;
+        let help = "Connections of clients that a backend has now";
+        gauge(e, "edge_backend_connections", help)?
+            .values(self.backends(|backend| i64::try_from(backend.connections).ok()))?;
+        let help = "Connections to a backend that failed, by reason";
+        counter(e, "edge_backend_connect_failures", help)?.counts(self.failures())?;
+        let help = "Round trip to a backend, smoothed";
+        gauge(e, "edge_backend_rtt_seconds", help)?
+            .values(self.backends(|backend| backend.rtt.map(|rtt| rtt.as_secs_f64())))?;
+        let help = "When a WireGuard peer last shook hands, in seconds since the epoch";
+        gauge(e, "edge_tunnel_last_handshake_seconds", help)?.values(self.handshakes())?;
         counter(e, "edge_rejected", "Clients that were refused, by reason")?.counts(self.rejected())?;
         let help = "Packets of blocked sources that were dropped";
         counter(e, "edge_blocked_packets", help)?.count(self.blocked_packets)?;
+        let help = "Lines of the access log that were dropped because it is read too slowly";
+        counter(e, "edge_access_log_dropped", help)?.count(self.access_log_dropped)?;
         if let Some((entries, limit)) = self.conntrack {
             let value = |number| i64::try_from(number).unwrap_or(i64::MAX);
             let help = "Connections of this machine that the kernel tracks (nf_conntrack)";
@@ -161,8 +199,27 @@ impl Collector for Snapshot {
         }
         let help = "Whether the configuration of the file is the one that runs";
         gauge(e, "edge_config_last_reload_successful", help)?.value(i64::from(self.reload_successful))?;
-        gauge(e, "edge_build_info", "What runs; always 1")?.values([([("version", self.version)], 1)])
+        gauge(e, "edge_build_info", "What runs; always 1")?.values([([("version", self.version)], 1)])?;
+        self.process.as_ref().map_or(Ok(()), |process| encode_process(e, process))
     }
+}
+
+/// The names and help of Prometheus' own client libraries.
+fn encode_process(e: &mut DescriptorEncoder<'_>, process: &Process) -> fmt::Result {
+    let value = |number| i64::try_from(number).unwrap_or(i64::MAX);
+    let help = "Total user and system CPU time spent in seconds";
+    counter(e, "process_cpu_seconds", help)?
+        .0
+        .encode_counter::<NoLabelSet, _, f64>(&process.cpu_seconds, None)?;
+    let help = "Start time of the process since unix epoch in seconds";
+    gauge(e, "process_start_time_seconds", help)?.value(process.start_time_seconds)?;
+    let help = "Resident memory size in bytes";
+    gauge(e, "process_resident_memory_bytes", help)?.value(value(process.resident_memory_bytes))?;
+    let help = "Virtual memory size in bytes";
+    gauge(e, "process_virtual_memory_bytes", help)?.value(value(process.virtual_memory_bytes))?;
+    gauge(e, "process_open_fds", "Number of open file descriptors")?.value(value(process.open_fds))?;
+    gauge(e, "process_max_fds", "Maximum number of open file descriptors")?.value(value(process.max_fds))?;
+    gauge(e, "process_threads", "Number of OS threads in the process")?.value(value(process.threads))
 }
 
 fn by<'a>(label: &'static str, counts: &'a [(&'static str, u64)]) -> Series<'a, 1> {
@@ -196,7 +253,20 @@ impl Snapshot {
         }))
     }
 
-    fn backends(&self, value: impl Fn(&BackendCounts) -> Option<i64>) -> BTreeMap<Labels<'_, 2>, i64> {
+    fn failures(&self) -> Series<'_, 3> {
+        sum(self.backends.iter().flat_map(|backend| {
+            backend.failures.iter().map(|(reason, count)| {
+                ([("pool", &*backend.pool), ("backend", &*backend.backend), ("reason", *reason)], *count)
+            })
+        }))
+    }
+
+    fn handshakes(&self) -> BTreeMap<Labels<'_, 2>, i64> {
+        let handshakes = self.handshakes.iter();
+        handshakes.map(|it| ([("device", &*it.device), ("peer", &*it.peer)], seconds(it.at))).collect()
+    }
+
+    fn backends<T>(&self, value: impl Fn(&BackendCounts) -> Option<T>) -> BTreeMap<Labels<'_, 2>, T> {
         let known = self.backends.iter().filter_map(|backend| Some((backend, value(backend)?)));
         known
             .map(|(backend, value)| ([("pool", &*backend.pool), ("backend", &*backend.backend)], value))
@@ -264,7 +334,10 @@ impl Family<'_> {
         series.into_iter().try_for_each(|(labels, count)| self.of(&labels)?.count(count))
     }
 
-    fn values<L: EncodeLabelSet>(mut self, series: impl IntoIterator<Item = (L, i64)>) -> fmt::Result {
+    fn values<L: EncodeLabelSet, T: EncodeGaugeValue + Copy>(
+        mut self,
+        series: impl IntoIterator<Item = (L, T)>,
+    ) -> fmt::Result {
         series.into_iter().try_for_each(|(labels, value)| self.of(&labels)?.value(value))
     }
 
@@ -272,7 +345,7 @@ impl Family<'_> {
         self.0.encode_counter::<NoLabelSet, _, f64>(&count, None)
     }
 
-    fn value(mut self, value: i64) -> fmt::Result {
+    fn value(mut self, value: impl EncodeGaugeValue + Copy) -> fmt::Result {
         self.0.encode_gauge(&value)
     }
 
@@ -308,6 +381,9 @@ mod tests {
             up,
             last_success: up.map(|_| SystemTime::UNIX_EPOCH + Duration::from_secs(7)),
             last_error: None,
+            connections: 3,
+            rtt: up.map(|_| Duration::from_micros(12_500)),
+            failures: vec![("refused", 2)],
         };
         Snapshot {
             flow: Some(FlowCounts {
@@ -331,6 +407,21 @@ mod tests {
             ],
             blocked_packets: 5,
             conntrack: Some((12, 8192)),
+            handshakes: vec![Handshake {
+                device: "wg0".into(),
+                peer: "cGVlcg==".to_owned(),
+                at: SystemTime::UNIX_EPOCH + Duration::from_secs(70),
+            }],
+            access_log_dropped: 6,
+            process: Some(Process {
+                cpu_seconds: 1.5,
+                start_time_seconds: 1_700_000_000.25,
+                resident_memory_bytes: 9,
+                virtual_memory_bytes: 10,
+                open_fds: 11,
+                max_fds: u64::MAX,
+                threads: 12,
+            }),
             hello_memory: 4096,
             reload_successful: true,
         }
@@ -355,6 +446,18 @@ mod tests {
             "edge_backend_up{pool=\"caddy\",backend=\"100.64.0.2:443\"} 1",
             "edge_backend_up{pool=\"caddy\",backend=\"b\"} 0",
             "edge_backend_last_success_timestamp_seconds{pool=\"caddy\",backend=\"b\"} 7",
+            "edge_backend_connections{pool=\"caddy\",backend=\"b\"} 3",
+            "edge_backend_connect_failures_total{pool=\"caddy\",backend=\"b\",reason=\"refused\"} 2",
+            "edge_backend_rtt_seconds{pool=\"caddy\",backend=\"b\"} 0.0125",
+            "edge_tunnel_last_handshake_seconds{device=\"wg0\",peer=\"cGVlcg==\"} 70",
+            "edge_access_log_dropped_total 6",
+            "process_cpu_seconds_total 1.5",
+            "process_start_time_seconds 1700000000.25",
+            "process_resident_memory_bytes 9",
+            "process_virtual_memory_bytes 10",
+            "process_open_fds 11",
+            "process_max_fds 9223372036854775807",
+            "process_threads 12",
             "edge_rejected_total{reason=\"no_route\"} 2",
             "edge_rejected_total{reason=\"hello_timeout\"} 1",
             "edge_blocked_packets_total 5",

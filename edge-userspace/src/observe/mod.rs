@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod access_log;
-pub mod log_filter;
+pub mod log;
 pub mod metrics;
+pub mod process;
 pub mod timings;

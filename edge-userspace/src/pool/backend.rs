@@ -23,6 +23,7 @@ use super::{
     balance,
     check::health::{Epoch, Evidence},
     condition::{BackendState, Condition, Obstacle, Turn},
+    failures::Failures,
     identity::{BackendId, BackendStatus},
     location::{Addresses, Endpoint, Location},
     rtt::Rtt,
@@ -53,6 +54,7 @@ pub struct Backend {
     tally: Tally,
     places: Arc<Places>,
     rtt: Rtt,
+    failures: Failures,
     /// When a check or a client's connection last succeeded, in milliseconds since the epoch; 0 means never.
     succeeded: AtomicU64,
     /// The port that `health` is about, if it is the listener's; 0 means any.
@@ -93,6 +95,7 @@ impl Backend {
             tally: Tally::default(),
             places,
             rtt: Rtt::default(),
+            failures: Failures::default(),
             succeeded: AtomicU64::new(0),
             checked_port: AtomicU16::new(0),
             location,
@@ -142,6 +145,11 @@ impl Backend {
     /// The counts of its connections.
     pub(crate) fn tally(&self) -> &Tally {
         &self.tally
+    }
+
+    /// Its failed connections.
+    pub fn failures(&self) -> &Failures {
+        &self.failures
     }
 
     /// The places of its connections.
@@ -382,9 +390,15 @@ impl Backend {
             self.recovered.store(uptime().max(1), Relaxed);
         }
         self.state.store(state);
+        let is_down = state == BackendState::Down;
         // Still under the lock, so that the log has the changes in their order.
-        let pool = &*self.id.pool;
-        tracing::info!(pool, backend = %self.id, state = state.as_str(), reason = &*reason, "backend changed");
+        let (pool, backend) = (&*self.id.pool, &self.id);
+        let (state, reason) = (state.as_str(), &*reason);
+        if is_down {
+            tracing::warn!(pool, %backend, state, reason, "backend changed");
+        } else {
+            tracing::info!(pool, %backend, state, reason, "backend changed");
+        }
         self.changes.notify_waiters();
     }
 

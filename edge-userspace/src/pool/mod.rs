@@ -8,6 +8,7 @@ mod balance;
 pub mod check;
 mod condition;
 pub mod connect;
+pub mod failures;
 mod identity;
 mod location;
 mod names;

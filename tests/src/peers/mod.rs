@@ -8,6 +8,7 @@ mod nginx;
 mod pebble;
 mod postfix;
 mod postgres;
+mod prometheus;
 mod sshd;
 
 pub use caddy::Caddy;
@@ -18,6 +19,7 @@ pub use nginx::Nginx;
 pub use pebble::Pebble;
 pub use postfix::Postfix;
 pub use postgres::Postgres;
+pub use prometheus::Prometheus;
 pub use sshd::Sshd;
 
 use anyhow::{Context, Result};

@@ -25,6 +25,7 @@ use super::{
     attempts::Pool,
     backend::{Backend, Lease},
     condition::BackendState,
+    failures::Failure,
 };
 use crate::{kernel::segment, places::Place};
 
@@ -215,6 +216,9 @@ impl Pool {
                     });
                 }
                 Err(error) => {
+                    if let Some(failure) = Failure::of(&error) {
+                        backend.failures().count(failure);
+                    }
                     if error.blames_backend() {
                         backend.failed(default_port, epoch, &error.to_string());
                     }

@@ -2,26 +2,18 @@
 
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-/// Where the setting comes from.
-pub const VARIABLE: &str = "EDGE_LOG";
-const DEFAULT: &str = "info";
+use super::LogError;
 
-/// Why a setting is refused.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{VARIABLE}: {0:?} is no log level; write error, warn, info, debug, trace or off, and for a part of edge for example \
-     \"info,edge::pool=debug\""
-)]
-pub struct FilterError(String);
+const DEFAULT: &str = "info";
 
 /// Parses the setting; without one, or with an empty one, the level is `info`.
 ///
 /// # Errors
 ///
 /// A word is not a level. The filter would take it for the name of a program and suppress everything.
-pub fn filter(setting: Option<&str>) -> Result<EnvFilter, FilterError> {
+pub(super) fn parse(setting: Option<&str>) -> Result<EnvFilter, LogError> {
     let setting = setting.map(str::trim).filter(|setting| !setting.is_empty()).unwrap_or(DEFAULT);
-    let wrong = |part: &str| FilterError(part.to_owned());
+    let wrong = |part: &str| LogError::Level(part.to_owned());
     for part in setting.split(',').map(str::trim) {
         let is_ours = part == "edge" || part.starts_with("edge::") || part.starts_with("edge[");
         // Directives with more than one word are left to the parser.
@@ -47,10 +39,10 @@ mod tests {
             Some("info,edge::pool=debug"),
             Some("edge::pool"),
         ] {
-            filter(setting).unwrap_or_else(|error| panic!("{setting:?}: {error}"));
+            parse(setting).unwrap_or_else(|error| panic!("{setting:?}: {error}"));
         }
         for setting in ["verbose", "info,verbos", "edge=loud", "deubg"] {
-            let error = filter(Some(setting)).unwrap_err().to_string();
+            let error = parse(Some(setting)).unwrap_err().to_string();
             assert!(error.contains("EDGE_LOG") && error.contains("debug"), "{error}");
         }
     }
