@@ -108,6 +108,9 @@ impl Edge {
             .filter(|destination| destination.is_guarded())
             .map(|destination| (destination.identity, &**destination))
             .collect();
+        if guarded.is_empty() && running.listeners.values().all(|listener| listener.spec.access.is_open()) {
+            return 0;
+        }
         let is_denied = |listener: &str, identity: Option<u64>, client: IpAddr| {
             let by_listener =
                 running.listeners.get(listener).is_some_and(|listener| !listener.admits(client));

@@ -38,20 +38,24 @@ pub(super) struct Shielding {
 }
 
 impl Shielding {
-    /// Takes the shield's program, and puts the operator's blocks of before in force, except those that would cut off
-    /// what must stay reachable now and were not forced. To be called before connections are accepted.
-    pub(super) fn new(
-        kernel: &mut Kernel,
-        blocks: &[state::Block],
-        vital: &[Vital],
-        following: &Following,
-    ) -> Self {
+    /// Takes the shield's program with the blocks that an earlier daemon left in it. [`Self::restore`] must follow.
+    pub(super) fn new(kernel: &mut Kernel, following: &Following) -> Self {
         let taken = kernel.shield.take().map(Shield::new).transpose().unwrap_or_else(|error| {
             let error = error.words();
             tracing::warn!(error, "the shield cannot be used: blocked sources are refused at accept alone");
             None
         });
-        let mut shield = taken.unwrap_or_else(Shield::at_accept);
+        Self {
+            shield: Arc::new(Mutex::new(taken.unwrap_or_else(Shield::at_accept))),
+            held: Mutex::default(),
+            stirred: following.stirred(),
+            tending: Mutex::default(),
+        }
+    }
+
+    /// Puts the operator's blocks of before in force, except those that would cut off what must stay reachable now and were
+    /// not forced. To be called before connections are accepted.
+    pub(super) fn restore(&self, blocks: &[state::Block], vital: &[Vital]) {
         let now = SystemTime::now();
         let blocks = blocks.iter().filter(|block| !block.has_ended(now));
         let (held, blocks): (Vec<_>, Vec<_>) = blocks
@@ -62,15 +66,10 @@ impl Shielding {
         for (cidr, hindrance) in &held {
             tracing::error!(%cidr, "a block is not in force: {hindrance} (`edgectl block add {cidr} --force`, or `block remove`)");
         }
+        *self.held() = held;
         let blocks: Vec<_> = blocks.into_iter().map(|(block, _)| (block.cidr, block.until)).collect();
-        for (cidr, error) in shield.restore(&blocks) {
+        for (cidr, error) in self.shield().restore(&blocks) {
             tracing::error!(%cidr, %error, "a block is not as it was");
-        }
-        Self {
-            shield: Arc::new(Mutex::new(shield)),
-            held: Mutex::new(held),
-            stirred: following.stirred(),
-            tending: Mutex::default(),
         }
     }
 

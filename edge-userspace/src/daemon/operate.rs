@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{Applied, Daemon, DaemonError, Steering};
+use super::{Daemon, DaemonError, Steering, apply::Applied};
 use crate::{
     config::state::{Drained, State, StateError},
     connection::{self, Destination, Source},
@@ -39,7 +39,7 @@ impl Operator for Daemon {
                 None => state.routes.push(spec.clone()),
             }
         }
-        super::tiers::provide(&self.edge.tiers, &self.objects, &steering.settings, &state.routes)
+        self.provide_tiers(&steering.settings, &state.routes)
             .map_err(|error| Refusal::new(RefusalKind::Unsupported, "no_such_tier", error.to_string()))?;
         self.save_and_swap(&mut steering, state).await?;
         let added = specs.iter().map(|spec| self.shown_or_new(spec)).collect::<Vec<_>>();
@@ -163,10 +163,7 @@ impl Daemon {
     /// Puts the new runtime state on disk, then in effect.
     async fn save_and_swap(&self, steering: &mut Steering, state: State) -> Result<(), Refusal> {
         steering.store.save(&state).await.map_err(|error| not_saved(&error))?;
-        steering.state = state;
-        for warning in self.swap(steering) {
-            tracing::warn!("{warning}");
-        }
+        self.change(steering, state);
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 
 pub(super) use self::ssh::remember_ports;
 use crate::{
-    config::{Settings, state::Block},
+    config::Settings,
     connection::Running,
     kernel::{Interface, RouteLookup, RouteQuestion, connected_to, interfaces},
     shield::Vital,
@@ -47,14 +47,6 @@ pub(super) fn find(settings: &Settings, running: &Running) -> Vec<Vital> {
     found.extend(name_servers(settings));
     found.extend(proxies(settings));
     found
-}
-
-/// The same at the start, within a runtime that serves nobody yet; nothing where nobody is blocked.
-pub(super) fn find_for(blocks: &[Block], settings: &Settings, running: &Running) -> Vec<Vital> {
-    if blocks.is_empty() {
-        return Vec::new();
-    }
-    std::thread::scope(|scope| scope.spawn(|| find(settings, running)).join()).unwrap_or_default()
 }
 
 /// Where operators are logged in from.
