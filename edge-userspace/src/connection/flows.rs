@@ -3,6 +3,8 @@
 
 mod ended;
 mod evidence;
+#[cfg(test)]
+mod example;
 mod keepalive;
 mod sweep;
 mod unfinished;
@@ -10,7 +12,7 @@ mod unfinished;
 use std::{
     collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -27,6 +29,7 @@ use crate::{
     accounts::{Accounts, Admission, SourceSlot},
     datapath::{StopReason, flow::FlowTier},
     kernel::{Ends, FlowPair, KernelError, monotonic},
+    lock::lock,
     places::{Place, Places},
     tally::FlowSum,
 };
@@ -322,8 +325,4 @@ impl Flows {
 
 fn since(now: u64, then: u64) -> Duration {
     Duration::from_nanos(now.saturating_sub(then))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::SystemTime,
 };
 
@@ -24,6 +24,7 @@ use crate::{
         api::{self, AddBlock, Block, RemoveBlock, Timestamp},
     },
     kernel::{Hook, Kernel, KernelError, Prefix},
+    lock::lock,
     shield::{Blocked, BlockedSources, Guard, Shield, ShieldError, Vital, cut, forbid_sweeping, tend},
 };
 
@@ -98,7 +99,7 @@ impl Shielding {
                 }
             },
         ));
-        let mut tending = self.tending.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tending = lock(&self.tending);
         if let Some(old) = tending.replace(task.abort_handle()) {
             old.abort();
         }
@@ -129,17 +130,12 @@ impl Shielding {
 
     /// Blocks on disk that are not in force, and why.
     pub(super) fn held(&self) -> MutexGuard<'_, Vec<(IpNet, String)>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.held)
     }
 
     pub(super) fn shield(&self) -> MutexGuard<'_, Shield> {
         lock(&self.shield)
     }
-}
-
-fn lock(shield: &Mutex<Shield>) -> MutexGuard<'_, Shield> {
-    // A panic between two changes of the shield leaves each of them whole.
-    shield.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn look(shield: &Mutex<Shield>, edge: &Edge) {

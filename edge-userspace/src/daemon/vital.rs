@@ -79,16 +79,10 @@ fn ways(devices: &[Interface], named: BTreeSet<&str>, targets: &[IpAddr]) -> Vec
     let mut next: Vec<&str> = named.into_iter().collect();
     loop {
         while let Some(address) = waiting.pop() {
-            let question = RouteQuestion {
-                source: None,
-                destination: address,
-                ports: None,
-                mark: 0,
-                device: None,
-                user: None,
-            };
             // What no route leads to cannot be cut off.
-            let Some(Ok(way)) = routes.as_mut().map(|routes| routes.way(&question)) else { continue };
+            let Some(Ok(way)) = routes.as_mut().map(|routes| routes.way(&RouteQuestion::to(address))) else {
+                continue;
+            };
             let Some(device) = by_index.get(&way.device).copied() else { continue };
             if let Some(router) = way.router()
                 && seen.insert(router)
