@@ -50,6 +50,7 @@ mod truths;
 mod unit;
 mod upgrades;
 mod urgent;
+mod vlans;
 mod walks;
 mod ways;
 
