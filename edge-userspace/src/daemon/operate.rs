@@ -1,11 +1,11 @@
 //! The operator's commands: the control API's calls on the running daemon.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Instant};
 
 use super::{Daemon, DaemonError, Steering, apply::Applied};
 use crate::{
     config::state::{Drained, State, StateError},
-    connection::{self, Destination, Source},
+    connection::{self, Destination, Source, View},
     control::{
         Operator, Refusal, RefusalKind,
         api::{
@@ -102,7 +102,11 @@ impl Operator for Daemon {
 
     fn connections(&self) -> Vec<Connection> {
         let on_sockets = self.edge.registry.list();
-        let on_sockets = on_sockets.iter().map(|connection| super::status::connection(connection));
+        let now = Instant::now();
+        let on_sockets = on_sockets.iter().map(|connection| {
+            let backend = connection.way().map(|way| &**way.lease.backend());
+            super::status::connection(View::of(connection), connection.idle(now), backend)
+        });
         let mut all: Vec<_> = on_sockets.chain(self.flows()).collect();
         // One that becomes a flow at this moment may be on both sides.
         all.sort_by_key(|connection| connection.id);
