@@ -124,6 +124,15 @@ impl Lab {
     }
 }
 
+/// Runs a test in the namespace of the edge, which listens on this port.
+fn case(test: &str, run: impl FnOnce(&Lab, u16) + Send) {
+    let Some(lab) = Lab::new(test) else { return };
+    Lab::within(&lab.edge(), || {
+        let listener = TcpListener::bind((EDGE, 0)).unwrap();
+        run(&lab, listener.local_addr().unwrap().port());
+    });
+}
+
 /// Lets the shield follow the devices of this thread's namespace.
 fn look(shield: &mut Shield) {
     shield.watch(Devices::sort(kernel::interfaces().unwrap(), &BTreeSet::new()));
@@ -141,11 +150,8 @@ impl Drop for Lab {
 
 #[test]
 fn a_block_holds_until_it_is_lifted_and_through_a_restart() {
-    let Some(lab) = Lab::new("block") else { return };
     let net = "198.18.77.0/24".parse().unwrap();
-    Lab::within(&lab.edge(), || {
-        let listener = TcpListener::bind((EDGE, 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
+    case("block", |lab, port| {
         assert!(lab.connects(port));
 
         let mut shield = lab.open();
@@ -197,10 +203,7 @@ fn hook(shield: &Shield, device: &str) -> Option<Hook> {
 
 #[test]
 fn tc_takes_over_where_something_else_has_the_xdp_hook() {
-    let Some(lab) = Lab::new("tc") else { return };
-    Lab::within(&lab.edge(), || {
-        let listener = TcpListener::bind((EDGE, 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
+    case("tc", |lab, port| {
         let mut other = Ebpf::load(aya::include_bytes_aligned!("../bpf/shield.bpf.o")).unwrap();
         let program: &mut Xdp = other.program_mut("shield").unwrap().try_into().unwrap();
         program.load().unwrap();
@@ -228,11 +231,8 @@ fn tc_takes_over_where_something_else_has_the_xdp_hook() {
 
 #[test]
 fn links_are_adopted_by_their_device_whatever_it_is_called() {
-    let Some(lab) = Lab::new("rename") else { return };
     let net = "198.18.77.2/32".parse().unwrap();
-    Lab::within(&lab.edge(), || {
-        let listener = TcpListener::bind((EDGE, 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
+    case("rename", |lab, port| {
         let mut shield = lab.open();
         shield.block(net, None, &[]).unwrap();
         drop(shield);
@@ -349,11 +349,8 @@ fn processor_time() -> Duration {
 
 #[test]
 fn a_shield_of_another_layout_holds_until_this_one_does() {
-    let Some(lab) = Lab::new("layout") else { return };
     let net = "198.18.77.0/24".parse().unwrap();
-    Lab::within(&lab.edge(), || {
-        let listener = TcpListener::bind((EDGE, 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
+    case("layout", |lab, port| {
         let mut shield = lab.open();
         shield.block(net, None, &[]).unwrap();
         drop(shield);
@@ -374,11 +371,8 @@ fn a_shield_of_another_layout_holds_until_this_one_does() {
 
 #[test]
 fn a_shield_of_an_older_layout_that_is_alike_goes_on_as_it_is() {
-    let Some(lab) = Lab::new("alike") else { return };
     let net = "198.18.77.0/24".parse().unwrap();
-    Lab::within(&lab.edge(), || {
-        let listener = TcpListener::bind((EDGE, 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
+    case("alike", |lab, port| {
         let mut shield = lab.open();
         shield.block(net, None, &[]).unwrap();
         assert!(!lab.connects(port));

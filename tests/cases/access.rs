@@ -8,7 +8,7 @@ use lab::{
     service,
 };
 
-use crate::{answer_to, case, echo_once, greeting};
+use crate::{answer_to, case, echo_once, flow::wait_for_flows, greeting};
 
 fn is_refused(lab: &Lab, name: &str) -> Result<()> {
     let mut stream = lab.client.connect(lab.edge.at(443))?;
@@ -135,5 +135,30 @@ fn a_reload_ends_the_connections_of_whom_it_denies() -> Result<()> {
             echo_once(stream, b"still here")?;
         }
         Ok(())
+    })
+}
+
+/// The same if the daemon starts with such a configuration: an earlier daemon's flow of this source ends.
+#[test]
+fn a_start_ends_the_flows_of_whom_it_denies() -> Result<()> {
+    case(|lab| {
+        let _echo = service::echo(&lab.home, lab.home_at(443))?;
+        let body = |deny: &str| {
+            let to = lab.home_address();
+            format!("[[route]]\nhost = \"*\"\nto = \"{to}:443\"\ndatapath = \"flow\"\n{deny}\n")
+        };
+        let edged = Edged::start(lab, &body(""))?;
+        let open = |to| -> Result<TcpStream> {
+            let mut stream = lab.client.connect(to)?;
+            echo_once(&mut stream, &ClientHello::new("a.example").records())?;
+            Ok(stream)
+        };
+        let (mut denied, mut other) = (open(lab.edge.at(443))?, open(lab.edge.at_v6(443))?);
+        wait_for_flows(&edged, 2)?;
+        edged.kill()?;
+        let edged = Edged::start(lab, &body(&format!("deny = [\"{}\"]", lab.client.v4)))?;
+        edged.access_log.wait_for("its end", |record| record["close"] == "denied")?;
+        ensure!(echo_once(&mut denied, b"still here?").is_err(), "it is carried on");
+        echo_once(&mut other, b"still here")
     })
 }

@@ -1,8 +1,8 @@
-//! Devices as machines have them: names with a dot, bridges, VLANs, devices without a link header, and such as come
+//! Devices as machines have them: names with a dot, bridges, devices without a link header, and such as come
 //! later, are renamed, or are deleted and made anew. Flows are carried on them, and a block holds on every one.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     process::Command,
 };
 
@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Gives the addresses of a host on one device to another one.
-fn move_addresses(host: &Host, from: &str, to: &str) -> Result<()> {
+pub(crate) fn move_addresses(host: &Host, from: &str, to: &str) -> Result<()> {
     host.ip(&["address", "flush", "dev", from])?;
     host.ip(&["address", "add", &format!("{}/24", host.v4), "dev", to])?;
     host.ip(&["-6", "address", "add", &format!("{}/64", host.v6), "dev", to, "nodad"])?;
@@ -69,7 +69,7 @@ fn packets(edgectl: &Edgectl, cidr: &str) -> Result<u64> {
 
 /// That a flow is carried where clients come in by `device`, that a block ends it and keeps its source out with packets
 /// dropped there, and that it can come back.
-fn flows_and_blocks(lab: &Lab, device: &str) -> Result<()> {
+pub(crate) fn flows_and_blocks(lab: &Lab, device: &str) -> Result<()> {
     let _echo = service::echo(&lab.home, lab.home_at(443))?;
     let daemon = edged(lab, "")?;
     let mut stream = echoed(lab, &daemon)?;
@@ -105,48 +105,6 @@ fn a_name_with_a_dot() -> Result<()> {
             "nodad",
         ])?;
         flows_and_blocks(lab, "eth0.10")
-    })
-}
-
-#[test]
-fn a_vlan() -> Result<()> {
-    if !require::all(&[Need::Device("vlan")]) {
-        return Ok(());
-    }
-    case(|lab| {
-        for (host, below, vlan) in [(&lab.edge, "front", "front.10"), (&lab.client, "eth0", "eth0.10")] {
-            host.ip(&["link", "add", "link", below, "name", vlan, "type", "vlan", "id", "10"])?;
-            move_addresses(host, below, vlan)?;
-        }
-        flows_and_blocks(lab, "front.10")
-    })
-}
-
-/// Its packets pass through the device below, whose programs carry flows of their own.
-#[test]
-fn a_vlan_beside_flows_of_the_device_below() -> Result<()> {
-    const ON_VLAN: [Ipv4Addr; 2] = [Ipv4Addr::new(198, 18, 10, 1), Ipv4Addr::new(198, 18, 10, 2)];
-    if !require::all(&[Need::Device("vlan")]) {
-        return Ok(());
-    }
-    case(|lab| {
-        let ends = [(&lab.edge, "front", "front.10"), (&lab.client, "eth0", "eth0.10")];
-        for ((host, below, vlan), address) in ends.into_iter().zip(ON_VLAN) {
-            host.ip(&["link", "add", "link", below, "name", vlan, "type", "vlan", "id", "10"])?;
-            host.ip(&["link", "set", vlan, "up"])?;
-            host.ip(&["address", "add", &format!("{address}/24"), "dev", vlan])?;
-        }
-        let _echo = service::echo(&lab.home, lab.home_at(443))?;
-        let daemon = edged(lab, "")?;
-        let mut below = echoed(lab, &daemon)?;
-        let mut above = lab.client.connect((ON_VLAN[0], 443))?;
-        echo_once(&mut above, &hello())?;
-        wait_for_flows(&daemon, 2)?;
-        for _ in 0..3 {
-            echo_once(&mut below, b"by the device below")?;
-            echo_once(&mut above, b"by the VLAN")?;
-        }
-        Ok(())
     })
 }
 

@@ -5,7 +5,7 @@ use std::{
     io::{Read, Write},
     net::{IpAddr, Ipv6Addr, TcpStream},
     process::Command,
-    sync::{Mutex, PoisonError, mpsc::channel},
+    sync::{Mutex, mpsc::channel},
     time::Duration,
 };
 
@@ -14,6 +14,7 @@ use lab::{
     capture::Capture,
     ensure,
     forge::{Forger, Kind, Observer, Tuple},
+    lock::lock,
     metrics::{ADMIN, Metrics},
     service::{self, Service},
     stream::{self, Pattern},
@@ -222,7 +223,7 @@ fn a_client_that_has_not_acknowledged_all_is_cut_without_its_answer() -> Result<
             let mut greeting = vec![0; hello().len()];
             stream.read_exact(&mut greeting)?;
             stream.write_all(&greeting)?;
-            let told = told.lock().unwrap_or_else(PoisonError::into_inner);
+            let told = lock(&told);
             told.recv_timeout(2 * SOON).context("the word to go on")?;
             stream.write_all(said)?;
             stream::read_to_end(&mut stream).map(drop)

@@ -51,6 +51,7 @@ mod truths;
 mod unit;
 mod upgrades;
 mod urgent;
+mod vlans;
 mod walks;
 mod ways;
 

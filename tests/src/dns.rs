@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr, UdpSocket},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::Result;
 
-use crate::Host;
+use crate::{Host, lock::lock};
 
 /// How often the server looks whether it is to stop.
 const TICK: Duration = Duration::from_millis(100);
@@ -89,7 +89,7 @@ impl NameServer {
     }
 
     fn put(&self, name: &str, records: Vec<Record>) {
-        let mut names = self.shared.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut names = lock(&self.shared.names);
         names.insert(name.to_ascii_lowercase(), records);
     }
 
@@ -127,7 +127,7 @@ fn serve(socket: &UdpSocket, shared: &Shared) {
 fn answer(query: &[u8], shared: &Shared) -> Option<Vec<u8>> {
     let (name, question_end) = question(query)?;
     let kind = u16::from_be_bytes(query.get(question_end..question_end + 2)?.try_into().ok()?);
-    let names = shared.names.lock().unwrap_or_else(PoisonError::into_inner);
+    let names = lock(&shared.names);
     let known = names.get(&name);
     let code = match known {
         _ if shared.failing.load(Ordering::SeqCst) => SERVER_FAILURE,

@@ -15,6 +15,7 @@ pub mod firewall;
 pub mod forge;
 pub mod hello;
 pub mod host;
+pub mod lock;
 pub mod loss;
 pub mod metrics;
 pub mod netns;

@@ -7,7 +7,7 @@ use std::{
     collections::VecDeque,
     net::{SocketAddr, UdpSocket},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
@@ -18,7 +18,7 @@ use std::{
 use anyhow::Result;
 use socket2::SockRef;
 
-use crate::Host;
+use crate::{Host, lock::lock};
 
 /// How often a thread looks whether it is to stop.
 const TICK: Duration = Duration::from_millis(100);
@@ -122,7 +122,7 @@ fn read(from: &UdpSocket, to: &UdpSocket, up: bool, shared: &Shared, later: &Sen
         // An error is a timeout, or the ICMP answer to an earlier datagram: the other end may still appear.
         let Ok((length, sender)) = from.recv_from(&mut buffer) else { continue };
         if up {
-            *shared.sender.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+            *lock(&shared.sender) = Some(sender);
         }
         if shared.cut.load(Ordering::SeqCst) || length > shared.largest.load(Ordering::SeqCst) {
             continue;
@@ -162,7 +162,7 @@ fn send(to: &UdpSocket, up: bool, shared: &Shared, datagram: &[u8]) {
     // A lost packet stays lost, as on any line.
     if up {
         let _ = to.send(datagram);
-    } else if let Some(sender) = *shared.sender.lock().unwrap_or_else(PoisonError::into_inner) {
+    } else if let Some(sender) = *lock(&shared.sender) {
         let _ = to.send_to(datagram, sender);
     }
 }

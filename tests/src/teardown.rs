@@ -6,7 +6,7 @@ use std::{
     ffi::OsStr,
     fs,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, Once, PoisonError},
+    sync::{Mutex, MutexGuard, Once},
 };
 
 use rustix::process::{Pid, test_kill_process};
@@ -15,7 +15,7 @@ use signal_hook::{
     iterator::Signals,
 };
 
-use crate::{netns, wireguard};
+use crate::{lock::lock, netns, wireguard};
 
 /// Resources of a lab that remain on the machine.
 #[derive(Debug, Default)]
@@ -28,7 +28,7 @@ pub(crate) struct Remains {
 static LABS: Mutex<BTreeMap<String, Remains>> = Mutex::new(BTreeMap::new());
 
 fn labs() -> MutexGuard<'static, BTreeMap<String, Remains>> {
-    LABS.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&LABS)
 }
 
 /// Notes what belongs to the lab `tag`, before it is made.

@@ -6,7 +6,7 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -15,6 +15,7 @@ use rustix::process::Signal;
 
 use crate::{
     host::Host,
+    lock::lock,
     process::{self, Process},
     relay::Relay,
     topology::{
@@ -229,7 +230,7 @@ impl End {
     }
 
     fn process(&self) -> MutexGuard<'_, Option<Process>> {
-        self.userspace.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.userspace)
     }
 }
 

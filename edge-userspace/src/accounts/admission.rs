@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     net::IpAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicUsize, Ordering},
     },
     time::Instant,
@@ -13,7 +13,7 @@ use std::{
 use tokio::sync::Notify;
 
 use super::rate::Rates;
-use crate::source::source_of;
+use crate::{lock::lock, source::source_of};
 
 /// Counts connections, and says no or not yet.
 #[derive(Debug)]
@@ -121,7 +121,7 @@ impl Admission {
     }
 
     fn sources(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.sources)
     }
 }
 

@@ -9,7 +9,7 @@ mod rate;
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
@@ -17,6 +17,7 @@ use std::{
 pub use admission::{Admission, Slot, SourceSlot};
 
 use crate::{
+    lock::lock,
     observe::access_log::{AccessLog, Record},
     spec::Tier,
 };
@@ -107,7 +108,7 @@ impl Accounts {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Ending, u64>> {
-        self.endings.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.endings)
     }
 }
 

@@ -4,9 +4,11 @@
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
+
+use crate::lock::lock;
 
 /// The burst that a source may use up at once, as time at its rate.
 const BURST: Duration = Duration::from_secs(1);
@@ -31,7 +33,7 @@ impl Rates {
         if rate == 0 {
             return true;
         }
-        let mut ledger = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ledger = lock(&self.0);
         ledger.tidy(now);
         let is_known = ledger.paid_at.contains_key(&source);
         if !is_known && ledger.paid_at.len() >= MOST {

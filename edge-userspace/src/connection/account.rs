@@ -2,13 +2,14 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant, SystemTime},
 };
 
 use super::Destination;
 use crate::{
     datapath::{Meter, Stop},
+    lock::lock,
     pool::Lease,
     sniff::{
         RawName,
@@ -146,7 +147,7 @@ impl Connection {
     /// Adds the bytes since the last call to the counters of the destination and the backend. Returns for how
     /// long nothing has moved, as far as calls of this function saw.
     pub(super) fn settle(&self, now: Instant) -> Duration {
-        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ledger = lock(&self.ledger);
         let (up, down) = (self.meter.up(), self.meter.down());
         if (up, down) == (ledger.up, ledger.down) {
             return now.saturating_duration_since(ledger.moved_at);
@@ -162,7 +163,7 @@ impl Connection {
     /// It goes on as a flow: what it was counted for until now is counted with the flows.
     pub(super) fn hand_counts_on(&self) {
         self.settle(Instant::now());
-        let ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        let ledger = lock(&self.ledger);
         if let Some(way) = self.way() {
             way.destination.counters.became_flow(ledger.up, ledger.down);
             way.lease.backend().tally().became_flow(ledger.up, ledger.down);
@@ -177,7 +178,7 @@ impl Connection {
 
     /// For how long nothing has moved, as far as the last settlement saw.
     pub fn idle(&self, now: Instant) -> Duration {
-        let ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        let ledger = lock(&self.ledger);
         if (self.meter.up(), self.meter.down()) == (ledger.up, ledger.down) {
             now.saturating_duration_since(ledger.moved_at)
         } else {

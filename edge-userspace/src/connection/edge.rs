@@ -10,7 +10,7 @@ use std::{
 use arc_swap::ArcSwap;
 
 use super::{
-    Connection, Destination, FlowView, Flows, HelloMemory, Outcome, Registry, Running, Sessions,
+    Connection, Destination, Flows, HelloMemory, LiveFlow, Outcome, Registry, Running, Sessions,
     open::TakenPlaces, outcome::Ended, passport::Passport,
 };
 use crate::{
@@ -74,7 +74,7 @@ impl Edge {
         &self,
         reason: StopReason,
         which: impl Fn(&Connection) -> bool,
-        which_flow: impl Fn(&FlowView) -> bool,
+        which_flow: impl Fn(&LiveFlow) -> bool,
     ) -> usize {
         let stopped = self.registry.stop(reason, which);
         let Some(flows) = &self.flows else { return stopped };
@@ -108,6 +108,9 @@ impl Edge {
             .filter(|destination| destination.is_guarded())
             .map(|destination| (destination.identity, &**destination))
             .collect();
+        if guarded.is_empty() && running.listeners.values().all(|listener| listener.spec.access.is_open()) {
+            return 0;
+        }
         let is_denied = |listener: &str, identity: Option<u64>, client: IpAddr| {
             let by_listener =
                 running.listeners.get(listener).is_some_and(|listener| !listener.admits(client));

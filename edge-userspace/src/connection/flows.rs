@@ -1,32 +1,35 @@
 //! Connections that continue as flows: without sockets, without a task, and without state here. They are
 //! found in the kernel's table, scanned from time to time (see [`sweep`]), and accounted for when they end.
 
-mod ended;
 mod evidence;
+#[cfg(test)]
+mod example;
 mod keepalive;
+mod summary;
 mod sweep;
 mod unfinished;
 
 use std::{
     collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use edge_common::flow::{CLOSED, Flow, FlowEvent, FlowKey, REPLACED, REPORTED, UP};
 
 use self::{
-    ended::{Ended, FlowEnd},
     keepalive::Keepalive,
+    summary::{FlowEnd, Summary},
     sweep::{Census, Sweep},
     unfinished::Suspect,
 };
-use super::{Passport, open::TakenPlaces};
+use super::{Passport, View, open::TakenPlaces};
 use crate::{
     accounts::{Accounts, Admission, SourceSlot},
     datapath::{StopReason, flow::FlowTier},
     kernel::{Ends, FlowPair, KernelError, monotonic},
+    lock::lock,
     places::{Place, Places},
     tally::FlowSum,
 };
@@ -48,29 +51,26 @@ pub struct Flows {
     census: Mutex<Census>,
 }
 
-/// A flow as the operator sees it.
+/// A live flow.
 #[derive(Clone, Debug)]
-pub struct FlowView {
+pub struct LiveFlow {
     /// The connection's number.
     pub id: u64,
     /// The client.
     pub client: SocketAddr,
-    /// The backend's address.
-    pub backend: SocketAddr,
-    /// Since it was accepted.
-    pub age: Duration,
     /// Since it last carried a packet other than the answer to a keepalive.
     pub idle: Duration,
-    /// Bytes from the client.
-    pub bytes_up: u64,
-    /// Bytes to the client.
-    pub bytes_down: u64,
-    /// The rest of its description.
+    /// Its description.
     pub passport: Arc<Passport>,
     pair: FlowPair,
 }
 
-impl FlowView {
+impl LiveFlow {
+    /// As the operator sees it.
+    pub fn view(&self) -> View {
+        Summary::of_live(&self.pair).view(&self.passport)
+    }
+
     /// The far end of the client's connection: the client, or a proxy that speaks for it.
     pub fn peer(&self) -> SocketAddr {
         self.pair.up_key.source()
@@ -198,7 +198,7 @@ impl Flows {
             return;
         }
         let is_up = event.direction == u32::from(UP);
-        let ended = Ended::reported(event, is_up);
+        let ended = Summary::reported(event, is_up);
         let known = {
             let mut book = lock(&self.book);
             book.places.remove(&event.id);
@@ -248,7 +248,7 @@ impl Flows {
             self.tier.remove(pair);
         }
         let id = pair.up.id;
-        let ended = Ended::of(pair, end);
+        let ended = Summary::of_ended(pair, end);
         let was_accounted = {
             let mut book = lock(&self.book);
             book.sources.remove(&id);
@@ -266,7 +266,7 @@ impl Flows {
     }
 
     /// All flows that have not ended.
-    pub fn list(&self) -> Result<Vec<FlowView>, KernelError> {
+    pub fn list(&self) -> Result<Vec<LiveFlow>, KernelError> {
         let mut ups: Vec<(FlowKey, Flow)> = Vec::new();
         let mut downs: HashMap<u64, Flow> = HashMap::new();
         self.tier.each_entry(|key, flow| {
@@ -285,14 +285,10 @@ impl Flows {
             .filter_map(|(up_key, up)| {
                 let down = *downs.get(&up.id)?;
                 let passport = self.passport(up.label);
-                Some(FlowView {
+                Some(LiveFlow {
                     id: up.id,
-                    client: passport.client.unwrap_or(up_key.source()),
-                    backend: up.to.destination(),
-                    age: since(now, up.accepted),
+                    client: passport.client_or(up_key.source()),
                     idle: since(now, keepalive.active(up.id).unwrap_or(up.last_seen.max(down.last_seen))),
-                    bytes_up: up.bytes(),
-                    bytes_down: down.bytes(),
                     passport,
                     pair: FlowPair { up_key, up, down },
                 })
@@ -301,7 +297,7 @@ impl Flows {
     }
 
     /// Ends the flows that `which` picks; says how many.
-    pub fn stop(&self, reason: StopReason, which: impl Fn(&FlowView) -> bool) -> Result<usize, KernelError> {
+    pub fn stop(&self, reason: StopReason, which: impl Fn(&LiveFlow) -> bool) -> Result<usize, KernelError> {
         let chosen: Vec<_> = self.list()?.into_iter().filter(which).collect();
         for flow in &chosen {
             self.end(&flow.pair, FlowEnd::Stopped(reason));
@@ -322,8 +318,4 @@ impl Flows {
 
 fn since(now: u64, then: u64) -> Duration {
     Duration::from_nanos(now.saturating_sub(then))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

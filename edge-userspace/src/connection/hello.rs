@@ -2,12 +2,7 @@
 
 use tokio::{net::TcpStream, time::timeout};
 
-use super::{
-    ListenerState,
-    account::Asked,
-    postgres::{self, Beginning},
-    received::Received,
-};
+use super::{ListenerState, account::Asked, received::Received};
 use crate::{
     sniff::{
         Rejection, Sniff,
@@ -25,8 +20,6 @@ pub(super) struct Hello {
     pub(super) asked: Asked,
     /// The whole ALPN list, where `asked` has its start only.
     pub(super) whole_alpn: Option<AlpnList>,
-    /// It is a `CancelRequest` of PostgreSQL instead.
-    pub(super) is_cancel: bool,
     pub(super) received: Received,
     /// The version that an alert to this client carries.
     pub(super) tls_version: u16,
@@ -77,42 +70,34 @@ pub(super) async fn read_protocol(
     }
 }
 
-/// Reads until the hello of this protocol is complete. `received` holds what is there already.
+/// Reads until the hello of this protocol is complete: a ClientHello or the head of a request. Other protocols have none.
+/// `received` holds what is there already.
 pub(super) async fn read(
-    client: &mut TcpStream,
+    client: &TcpStream,
     protocol: Option<Spoken>,
     max_bytes: usize,
     mut received: Received,
 ) -> Result<Hello, NoHello> {
     let mut asked = Asked { protocol, ..Asked::default() };
     let (mut tls_version, mut whole_alpn) = (0, None);
-    match protocol {
-        Some(Spoken::Tls | Spoken::Postgres) => {
-            if protocol == Some(Spoken::Postgres)
-                && postgres::welcome(client, &mut received).await? == Beginning::Cancel
-            {
-                return Ok(Hello { asked, whole_alpn, is_cancel: true, received, tls_version });
+    if protocol.is_some_and(Spoken::offers_alpn) {
+        let mut reader = ClientHelloReader::new(max_bytes);
+        let hello = read_until(client, &mut received, |bytes| reader.read(bytes)).await?;
+        let alpn = match hello.alpn.start() {
+            Some(start) => {
+                whole_alpn = Some(hello.alpn);
+                start
             }
-            let mut reader = ClientHelloReader::new(max_bytes);
-            let hello = read_until(client, &mut received, |bytes| reader.read(bytes)).await?;
-            let alpn = match hello.alpn.start() {
-                Some(start) => {
-                    whole_alpn = Some(hello.alpn);
-                    start
-                }
-                None => hello.alpn,
-            };
-            let (host, raw_name) = (hello.server_name, hello.raw_name);
-            asked = Asked { host, raw_name, alpn, ech: hello.ech, ..asked };
-            tls_version = hello.legacy_version;
-        }
-        Some(Spoken::Http) => {
-            let mut reader = RequestHeadReader::new(max_bytes);
-            asked.host = read_until(client, &mut received, |bytes| reader.read(bytes)).await?.host;
-        }
-        Some(Spoken::Ssh | Spoken::Openvpn | Spoken::Any) | None => {}
+            None => hello.alpn,
+        };
+        let (host, raw_name) = (hello.server_name, hello.raw_name);
+        asked = Asked { host, raw_name, alpn, ech: hello.ech, ..asked };
+        tls_version = hello.legacy_version;
+    } else if protocol.is_some_and(Spoken::names_a_host) {
+        let mut reader = RequestHeadReader::new(max_bytes);
+        asked.host = read_until(client, &mut received, |bytes| reader.read(bytes)).await?.host;
     }
-    Ok(Hello { asked, whole_alpn, is_cancel: false, received, tls_version })
+    Ok(Hello { asked, whole_alpn, received, tls_version })
 }
 
 /// Reads until `sniff` has an answer. It bounds what is kept: it rejects what grows too large.

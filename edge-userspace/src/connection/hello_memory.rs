@@ -8,11 +8,11 @@
 use std::{
     collections::{BTreeSet, HashMap},
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, Weak},
 };
 
 use super::Connection;
-use crate::{datapath::StopReason, source::source_of};
+use crate::{datapath::StopReason, lock::lock, source::source_of};
 
 /// The part of the memory that one source may have: one in so many.
 const SHARE: usize = 8;
@@ -58,7 +58,7 @@ impl HelloMemory {
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger<Weak<Connection>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

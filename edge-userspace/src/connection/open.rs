@@ -90,6 +90,13 @@ impl From<Outcome> for Refused {
     }
 }
 
+impl Refused {
+    /// There is no hello of this protocol.
+    pub(super) fn without_hello(protocol: Option<Spoken>, reason: NoHello) -> Self {
+        Self { protocol, ..reason.into() }
+    }
+}
+
 impl From<NoHello> for Refused {
     fn from(reason: NoHello) -> Self {
         match reason {
@@ -104,20 +111,20 @@ impl From<NoHello> for Refused {
 }
 
 /// The state that the four steps share.
-struct Opening<'a> {
-    edge: &'a Arc<Edge>,
-    connection: &'a Arc<Connection>,
-    listener: &'a ListenerState,
-    port: u16,
+pub(super) struct Opening<'a> {
+    pub(super) edge: &'a Arc<Edge>,
+    pub(super) connection: &'a Arc<Connection>,
+    pub(super) listener: &'a ListenerState,
+    pub(super) port: u16,
     /// One snapshot for all steps.
-    running: Arc<Running>,
+    pub(super) running: Arc<Running>,
     /// When the hello has to be complete.
-    deadline: Instant,
+    pub(super) deadline: Instant,
 }
 
 /// The client's request: protocol, host and ALPN.
-struct Asking<'a> {
-    asked: &'a Asked,
+pub(super) struct Asking<'a> {
+    pub(super) asked: &'a Asked,
     /// The whole ALPN list, where `asked` has its start only.
     whole_alpn: Option<AlpnList>,
     /// The version that an alert to this client carries.
@@ -125,7 +132,7 @@ struct Asking<'a> {
 }
 
 impl Asking<'_> {
-    fn alpn(&self) -> &AlpnList {
+    pub(super) fn alpn(&self) -> &AlpnList {
         self.whole_alpn.as_ref().unwrap_or(&self.asked.alpn)
     }
 
@@ -169,7 +176,7 @@ impl<'a> Opening<'a> {
         self.edge.hello_memory.hold(self.connection, self.connection.client().ip())
     }
 
-    /// Reads what the client asks for. A `CancelRequest` of PostgreSQL ends here: it is passed on.
+    /// Reads what the client asks for.
     async fn read(
         &self,
         client: &mut TcpStream,
@@ -178,18 +185,13 @@ impl<'a> Opening<'a> {
         let Self { edge, connection, listener, running, .. } = self;
         let protocol = hello::read_protocol(client, listener, &mut received);
         let protocol = timeout_at(self.deadline, protocol).await.map_err(|_| Outcome::HelloTimeout)??;
+        postgres::welcome(self, protocol, client, &mut received).await?;
         let hello = hello::read(client, protocol, running.hello_bytes, received);
         let hello = timeout_at(self.deadline, hello).await.unwrap_or(Err(NoHello::Late));
-        let Hello { asked, whole_alpn, is_cancel, received, tls_version } =
-            hello.map_err(|reason| Refused { protocol, ..reason.into() })?;
+        let Hello { asked, whole_alpn, received, tls_version } =
+            hello.map_err(|reason| Refused::without_hello(protocol, reason))?;
         if protocol.is_some() {
             edge.timings.hello(connection.accepted.elapsed());
-        }
-        if is_cancel {
-            let request = &received.bytes;
-            let passed =
-                postgres::pass_on(edge, running, connection, listener, self.port, client, request).await;
-            return Err(passed.into());
         }
         Ok((Asking { asked: connection.asks(asked), whole_alpn, tls_version }, received))
     }
@@ -271,17 +273,16 @@ impl<'a> Opening<'a> {
         edge.timings.connect(destination.pool.name(), took);
         let (received, memory) = received.finish()?;
         let mut preread = header::preread(edge, connection, &destination, alpn, client, received, memory);
-        postgres::agree(protocol, &mut stream, &mut preread, destination.pool.connect_timeout())
-            .await
-            .map_err(|error| {
-                failed(Outcome::ConnectFailed, &format_args!("{address}: {error}"), Some(address), attempts)
+        let is_session =
+            postgres::ready(self, asking, &destination, lease.backend(), (&mut stream, &mut preread))
+                .await
+                .map_err(|error| {
+                let error = format_args!("{address}: {error}");
+                failed(Outcome::ConnectFailed, &error, Some(address), attempts)
             })?;
-        let is_postgres = postgres::begins(protocol, alpn);
-        if is_postgres {
-            edge.sessions.note(source, destination.identity, lease.backend().id());
-        }
         // A tcp listener may carry any protocol.
-        let never = (is_postgres || protocol.is_none_or(Spoken::may_be_silent)).then_some(Duration::ZERO);
+        let may_be_silent = is_session || protocol.is_none_or(Spoken::may_be_silent);
+        let never = may_be_silent.then_some(Duration::ZERO);
         let idle_timeout = destination.idle_timeout.or(listener.spec.idle_timeout).or(never);
         let way =
             Way { destination: Arc::clone(&destination), lease, address, connect_time: took, idle_timeout };

@@ -2,11 +2,10 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use super::Connection;
+use super::{Connection, View};
 use crate::{
     accounts::Account,
     datapath::{End, Side, StopReason},
-    observe::access_log::Record,
     sniff::Rejection,
 };
 
@@ -71,38 +70,14 @@ impl Ended {
     /// The last account of a connection that is settled.
     pub(super) fn account(self, connection: &Connection, unique_id: String, is_logged: bool) -> Account {
         let Self { outcome, failure, .. } = self;
-        let (way, asked) = (connection.way(), connection.asked());
-        let (failed_route, failed, attempts, error) = match failure.map(|failure| *failure) {
-            Some(Failure { route, backend, attempts, error }) => {
-                // A redirect tried none, and nothing failed.
-                (Some(route), backend, error.is_some().then_some(attempts), error)
-            }
-            None => (None, None, None, None),
-        };
-        let record = Record {
-            time: connection.accepted_at(),
-            id: connection.id,
-            client: connection.client(),
-            local: connection.local,
-            listener: Arc::clone(&connection.listener),
-            protocol: asked.and_then(|asked| asked.protocol),
-            sni: asked.and_then(|asked| asked.host.clone()),
-            sni_raw: asked.and_then(|asked| asked.raw_name.as_ref()).map(ToString::to_string),
-            alpn: asked.map(|asked| asked.alpn.clone()).unwrap_or_default(),
-            ech: asked.is_some_and(|asked| asked.ech),
-            route: way.map(|way| Arc::clone(&way.destination.label)).or(failed_route),
-            backend: way.map(|way| way.address).or(failed),
-            attempts,
-            error,
-            datapath: way.map(|_| connection.meter.tier()),
-            spilled: connection.meter.spilled(),
-            bytes_up: connection.meter.up(),
-            bytes_down: connection.meter.down(),
-            duration: connection.accepted.elapsed(),
-            connect_time: way.map(|way| way.connect_time),
-            close: outcome.label(),
-            unique_id,
-        };
+        let mut record = View::of(connection).record(outcome.label(), unique_id);
+        if let Some(Failure { route, backend, attempts, error }) = failure.map(|failure| *failure) {
+            record.route = record.route.or(Some(route));
+            record.backend = record.backend.or(backend);
+            // A redirect tried none, and nothing failed.
+            record.attempts = error.is_some().then_some(attempts);
+            record.error = error;
+        }
         Account { record, refused: outcome.refused().is_some(), is_logged }
     }
 }

@@ -78,6 +78,11 @@ impl Passport {
         }
     }
 
+    /// The client, where `peer` is the far end of its connection.
+    pub fn client_or(&self, peer: SocketAddr) -> SocketAddr {
+        self.client.unwrap_or(peer)
+    }
+
     /// As text; what is least needed is left out where it would not fit.
     pub fn text(&self) -> String {
         let mut shorter = self.clone();

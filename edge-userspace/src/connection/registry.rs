@@ -2,12 +2,15 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
 use super::Connection;
-use crate::datapath::{StopReason, flow::OLD_ENOUGH};
+use crate::{
+    datapath::{StopReason, flow::OLD_ENOUGH},
+    lock::lock,
+};
 
 /// Locks that share the connections, so that workers seldom meet.
 const SHARDS: usize = 16;
@@ -102,6 +105,6 @@ impl Registry {
     }
 
     fn lock(&self, shard: usize) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
-        self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shards[shard])
     }
 }

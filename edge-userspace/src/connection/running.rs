@@ -10,8 +10,9 @@ use std::{
 use super::Destination;
 use crate::{pool::Backend, route::Table, spec::ListenerSpec};
 
-/// Everything that decides about a connection. One snapshot serves a connection from accept to connect.
-#[derive(Debug)]
+/// Everything that decides about a connection. One snapshot serves a connection from accept to connect. The
+/// default has no listener.
+#[derive(Debug, Default)]
 pub struct Running {
     /// The routes.
     pub routes: Table<Arc<Destination>>,

@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::SystemTime,
 };
 
@@ -24,6 +24,7 @@ use crate::{
         api::{self, AddBlock, Block, RemoveBlock, Timestamp},
     },
     kernel::{Hook, Kernel, KernelError, Prefix},
+    lock::lock,
     shield::{Blocked, BlockedSources, Guard, Shield, ShieldError, Vital, cut, forbid_sweeping, tend},
 };
 
@@ -38,20 +39,24 @@ pub(super) struct Shielding {
 }
 
 impl Shielding {
-    /// Takes the shield's program, and puts the operator's blocks of before in force, except those that would cut off
-    /// what must stay reachable now and were not forced. To be called before connections are accepted.
-    pub(super) fn new(
-        kernel: &mut Kernel,
-        blocks: &[state::Block],
-        vital: &[Vital],
-        following: &Following,
-    ) -> Self {
+    /// Takes the shield's program with the blocks that an earlier daemon left in it. [`Self::restore`] must follow.
+    pub(super) fn new(kernel: &mut Kernel, following: &Following) -> Self {
         let taken = kernel.shield.take().map(Shield::new).transpose().unwrap_or_else(|error| {
             let error = error.words();
             tracing::warn!(error, "the shield cannot be used: blocked sources are refused at accept alone");
             None
         });
-        let mut shield = taken.unwrap_or_else(Shield::at_accept);
+        Self {
+            shield: Arc::new(Mutex::new(taken.unwrap_or_else(Shield::at_accept))),
+            held: Mutex::default(),
+            stirred: following.stirred(),
+            tending: Mutex::default(),
+        }
+    }
+
+    /// Puts the operator's blocks of before in force, except those that would cut off what must stay reachable now and were
+    /// not forced. To be called before connections are accepted.
+    pub(super) fn restore(&self, blocks: &[state::Block], vital: &[Vital]) {
         let now = SystemTime::now();
         let blocks = blocks.iter().filter(|block| !block.has_ended(now));
         let (held, blocks): (Vec<_>, Vec<_>) = blocks
@@ -62,15 +67,10 @@ impl Shielding {
         for (cidr, hindrance) in &held {
             tracing::error!(%cidr, "a block is not in force: {hindrance} (`edgectl block add {cidr} --force`, or `block remove`)");
         }
+        *self.held() = held;
         let blocks: Vec<_> = blocks.into_iter().map(|(block, _)| (block.cidr, block.until)).collect();
-        for (cidr, error) in shield.restore(&blocks) {
+        for (cidr, error) in self.shield().restore(&blocks) {
             tracing::error!(%cidr, %error, "a block is not as it was");
-        }
-        Self {
-            shield: Arc::new(Mutex::new(shield)),
-            held: Mutex::new(held),
-            stirred: following.stirred(),
-            tending: Mutex::default(),
         }
     }
 
@@ -99,7 +99,7 @@ impl Shielding {
                 }
             },
         ));
-        let mut tending = self.tending.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tending = lock(&self.tending);
         if let Some(old) = tending.replace(task.abort_handle()) {
             old.abort();
         }
@@ -130,17 +130,12 @@ impl Shielding {
 
     /// Blocks on disk that are not in force, and why.
     pub(super) fn held(&self) -> MutexGuard<'_, Vec<(IpNet, String)>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.held)
     }
 
     pub(super) fn shield(&self) -> MutexGuard<'_, Shield> {
         lock(&self.shield)
     }
-}
-
-fn lock(shield: &Mutex<Shield>) -> MutexGuard<'_, Shield> {
-    // A panic between two changes of the shield leaves each of them whole.
-    shield.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn look(shield: &Mutex<Shield>, edge: &Edge) {

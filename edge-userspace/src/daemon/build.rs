@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{connection_limit, share_of_a_source};
+use super::limits::{connection_limit, share_of_a_source};
 use crate::{
     config::{Questions, Settings, Uses},
     connection::{Destination, ListenerState, Passport, Running, Source, identity_of},

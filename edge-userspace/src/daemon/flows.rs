@@ -9,7 +9,7 @@ use super::{Daemon, status};
 use crate::{
     accounts::{Accounts, Admission},
     config::FlowSpec,
-    connection::{FlowView, Flows, Passport},
+    connection::{Flows, LiveFlow, Passport},
     control::api,
     datapath::{
         Tiers,
@@ -18,8 +18,6 @@ use crate::{
     kernel::{Finding, FlowEvents, Kernel, OlderFlows, State},
     observe::metrics::FlowCounts,
     places::Places,
-    pool::Backend,
-    spec::Tier,
 };
 
 /// Ports that the kernel may not give out by itself, in this network namespace.
@@ -213,28 +211,6 @@ const fn name(reason: FlowReason) -> &'static str {
     }
 }
 
-/// A flow as a connection of the control API; `backend` as far as it is in use.
-fn shown(flow: &FlowView, backend: Option<&Backend>) -> api::Connection {
-    let passport = &*flow.passport;
-    api::Connection {
-        id: flow.id,
-        client: flow.client,
-        listener: Arc::clone(&passport.listener),
-        host: passport.host.clone(),
-        alpn: passport.alpn().to_strings().into_iter().map(Arc::from).collect(),
-        route: Some(Arc::clone(&passport.route)),
-        backend: Some(flow.backend),
-        device: backend.and_then(|backend| backend.device().cloned()),
-        backend_state: backend.map(|backend| status::state(backend.state())),
-        datapath: Some(Tier::Flow),
-        age_seconds: flow.age.as_secs_f64(),
-        idle_seconds: flow.idle.as_secs_f64(),
-        bytes_up: flow.bytes_up,
-        bytes_down: flow.bytes_down,
-        spilled: false,
-    }
-}
-
 impl Daemon {
     /// All flows, as connections.
     pub(super) fn flows(&self) -> Vec<api::Connection> {
@@ -244,7 +220,8 @@ impl Daemon {
                 let running = self.edge.running.load();
                 let backends: HashMap<_, _> =
                     running.backends().map(|backend| (backend.id().key(), &**backend)).collect();
-                list.iter().map(|flow| shown(flow, backends.get(&flow.passport.backend).copied())).collect()
+                let backend = |flow: &LiveFlow| backends.get(&flow.passport.backend).copied();
+                list.iter().map(|flow| status::connection(flow.view(), flow.idle, backend(flow))).collect()
             }
             Err(error) => {
                 tracing::warn!(error = error.words(), "the flows cannot be listed");

@@ -1,11 +1,11 @@
 //! The operator's commands: the control API's calls on the running daemon.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Instant};
 
-use super::{Applied, Daemon, DaemonError, Steering};
+use super::{Daemon, DaemonError, Steering, apply::Applied};
 use crate::{
     config::state::{Drained, State, StateError},
-    connection::{self, Destination, Source},
+    connection::{self, Destination, Source, View},
     control::{
         Operator, Refusal, RefusalKind,
         api::{
@@ -39,7 +39,7 @@ impl Operator for Daemon {
                 None => state.routes.push(spec.clone()),
             }
         }
-        super::tiers::provide(&self.edge.tiers, &self.objects, &steering.settings, &state.routes)
+        self.provide_tiers(&steering.settings, &state.routes)
             .map_err(|error| Refusal::new(RefusalKind::Unsupported, "no_such_tier", error.to_string()))?;
         self.save_and_swap(&mut steering, state).await?;
         let added = specs.iter().map(|spec| self.shown_or_new(spec)).collect::<Vec<_>>();
@@ -102,7 +102,11 @@ impl Operator for Daemon {
 
     fn connections(&self) -> Vec<Connection> {
         let on_sockets = self.edge.registry.list();
-        let on_sockets = on_sockets.iter().map(|connection| super::status::connection(connection));
+        let now = Instant::now();
+        let on_sockets = on_sockets.iter().map(|connection| {
+            let backend = connection.way().map(|way| &**way.lease.backend());
+            super::status::connection(View::of(connection), connection.idle(now), backend)
+        });
         let mut all: Vec<_> = on_sockets.chain(self.flows()).collect();
         // One that becomes a flow at this moment may be on both sides.
         all.sort_by_key(|connection| connection.id);
@@ -163,10 +167,7 @@ impl Daemon {
     /// Puts the new runtime state on disk, then in effect.
     async fn save_and_swap(&self, steering: &mut Steering, state: State) -> Result<(), Refusal> {
         steering.store.save(&state).await.map_err(|error| not_saved(&error))?;
-        steering.state = state;
-        for warning in self.swap(steering) {
-            tracing::warn!("{warning}");
-        }
+        self.change(steering, state);
         Ok(())
     }
 

@@ -27,7 +27,7 @@ pub async fn run(prepared: Prepared) -> Result<(), DaemonError> {
         Signals::new().map_err(|error| DaemonError::System("cannot listen to signals", error))?;
     let (admin, control_path) = (settings.daemon.admin, settings.daemon.control.clone());
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    let daemon = Daemon::start(&config, settings, inherited, workers, kernel)?;
+    let daemon = Daemon::start(config, settings, inherited, workers, kernel).await?;
     // Before readiness is announced: a client that was promised a larger MSS would stay on its sockets.
     daemon.announce();
     daemon.workers.answer().await;

@@ -1,10 +1,10 @@
 //! The daemon, its connections and its backends as the control API shows them.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use super::{Daemon, troubles::Trouble};
 use crate::{
-    connection,
+    connection::{self, View},
     control::api::{
         self, BackendCount, BindTrouble, ConfigStatus, ConnectionCount, ConntrackStatus, DatapathStatus,
         ListenerStatus, ReloadStatus, RouteCount, Status, TierStatus, Timestamp,
@@ -141,25 +141,24 @@ fn bind_troubles(troubles: Vec<(SocketAddr, Trouble)>) -> Vec<BindTrouble> {
     troubles.into_iter().map(shown).collect()
 }
 
-pub(super) fn connection(connection: &connection::Connection) -> api::Connection {
-    let (asked, way) = (connection.asked(), connection.way());
+/// A connection that was idle for `idle`; `backend` if it is connected and its backend in use.
+pub(super) fn connection(view: View, idle: Duration, backend: Option<&pool::Backend>) -> api::Connection {
     api::Connection {
-        id: connection.id,
-        client: connection.client(),
-        listener: Arc::clone(&connection.listener),
-        host: asked.and_then(|asked| asked.host.clone()),
-        alpn: asked
-            .map_or_else(Vec::new, |asked| asked.alpn.to_strings().into_iter().map(Arc::from).collect()),
-        route: way.map(|way| Arc::clone(&way.destination.label)),
-        backend: way.map(|way| way.address),
-        device: way.and_then(|way| way.lease.backend().device().cloned()),
-        backend_state: way.map(|way| state(way.lease.backend().state())),
-        datapath: way.map(|_| connection.meter.tier()),
-        age_seconds: connection.accepted.elapsed().as_secs_f64(),
-        idle_seconds: connection.idle(Instant::now()).as_secs_f64(),
-        bytes_up: connection.meter.up(),
-        bytes_down: connection.meter.down(),
-        spilled: connection.meter.spilled(),
+        id: view.id,
+        client: view.client,
+        listener: view.listener,
+        host: view.host,
+        alpn: view.alpn.to_strings().into_iter().map(Arc::from).collect(),
+        route: view.route,
+        backend: view.backend,
+        device: backend.and_then(|backend| backend.device().cloned()),
+        backend_state: backend.map(|backend| state(backend.state())),
+        datapath: view.datapath,
+        age_seconds: view.duration.as_secs_f64(),
+        idle_seconds: idle.as_secs_f64(),
+        bytes_up: view.bytes_up,
+        bytes_down: view.bytes_down,
+        spilled: view.spilled,
     }
 }
 

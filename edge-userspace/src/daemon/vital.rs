@@ -13,7 +13,7 @@ use ipnet::IpNet;
 
 pub(super) use self::ssh::remember_ports;
 use crate::{
-    config::{Settings, state::Block},
+    config::Settings,
     connection::Running,
     kernel::{Interface, RouteLookup, RouteQuestion, connected_to, interfaces},
     shield::Vital,
@@ -49,14 +49,6 @@ pub(super) fn find(settings: &Settings, running: &Running) -> Vec<Vital> {
     found
 }
 
-/// The same at the start, within a runtime that serves nobody yet; nothing where nobody is blocked.
-pub(super) fn find_for(blocks: &[Block], settings: &Settings, running: &Running) -> Vec<Vital> {
-    if blocks.is_empty() {
-        return Vec::new();
-    }
-    std::thread::scope(|scope| scope.spawn(|| find(settings, running)).join()).unwrap_or_default()
-}
-
 /// Where operators are logged in from.
 fn sessions() -> Vec<Vital> {
     let mut found = Vec::new();
@@ -87,16 +79,10 @@ fn ways(devices: &[Interface], named: BTreeSet<&str>, targets: &[IpAddr]) -> Vec
     let mut next: Vec<&str> = named.into_iter().collect();
     loop {
         while let Some(address) = waiting.pop() {
-            let question = RouteQuestion {
-                source: None,
-                destination: address,
-                ports: None,
-                mark: 0,
-                device: None,
-                user: None,
-            };
             // What no route leads to cannot be cut off.
-            let Some(Ok(way)) = routes.as_mut().map(|routes| routes.way(&question)) else { continue };
+            let Some(Ok(way)) = routes.as_mut().map(|routes| routes.way(&RouteQuestion::to(address))) else {
+                continue;
+            };
             let Some(device) = by_index.get(&way.device).copied() else { continue };
             if let Some(router) = way.router()
                 && seen.insert(router)

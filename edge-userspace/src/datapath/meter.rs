@@ -6,7 +6,7 @@
 use std::{
     fmt::Debug,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
@@ -15,7 +15,7 @@ use arc_swap::ArcSwapOption;
 use crossbeam_utils::atomic::AtomicCell;
 
 use super::Side;
-use crate::spec::Tier;
+use crate::{lock::lock, spec::Tier};
 
 // A lock in the cell would be one on the data path.
 const _: () = assert!(AtomicCell::<Tier>::is_lock_free());
@@ -159,12 +159,12 @@ struct Counting {
 
 impl Counting {
     fn bytes(&self) -> Option<u64> {
-        let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = lock(&self.count);
         Some(self.before + count.as_ref()?.bytes()?)
     }
 
     fn end(&self, bytes: u64) -> Option<u64> {
-        let count = self.count.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let count = lock(&self.count).take();
         count.map(|_| self.before + bytes)
     }
 }

@@ -102,28 +102,56 @@ impl Iterator for FlowEvents {
     }
 }
 
-/// In the order of the fields, which have no padding between them.
+/// The bytes of a report: the fields of [`FlowEvent`] in their order, without padding between them. Every method returns
+/// `None` where there are too few bytes.
+pub(super) struct Report<'a>(pub(super) &'a [u8]);
+
+impl Report<'_> {
+    fn word(&self, at: usize) -> Option<u64> {
+        Some(u64::from_ne_bytes(self.0.get(at..at + 8)?.try_into().ok()?))
+    }
+
+    pub(super) fn half(&self, at: usize) -> Option<u32> {
+        Some(u32::from_ne_bytes(self.0.get(at..at + 4)?.try_into().ok()?))
+    }
+
+    fn address(&self, at: usize) -> Option<[u32; 4]> {
+        Some([self.half(at)?, self.half(at + 4)?, self.half(at + 8)?, self.half(at + 12)?])
+    }
+
+    pub(super) fn tuple(&self, at: usize) -> Option<Tuple> {
+        Some(Tuple {
+            source: self.address(at)?,
+            destination: self.address(at + 16)?,
+            ports: self.half(at + 32)?,
+        })
+    }
+
+    /// The fields at the beginning, which are the same in every layout.
+    pub(super) fn counts(&self) -> Option<FlowEvent> {
+        Some(FlowEvent {
+            id: self.word(0)?,
+            bytes: self.word(8)?,
+            peer_bytes: self.word(16)?,
+            accepted: self.word(24)?,
+            last_seen: self.word(32)?,
+            ..FlowEvent::default()
+        })
+    }
+}
+
 fn read(item: &[u8]) -> Option<FlowEvent> {
-    let word = |at: usize| Some(u64::from_ne_bytes(item.get(at..at + 8)?.try_into().ok()?));
-    let half = |at: usize| Some(u32::from_ne_bytes(item.get(at..at + 4)?.try_into().ok()?));
-    let address = |at: usize| Some([half(at)?, half(at + 4)?, half(at + 8)?, half(at + 12)?]);
-    let key = |at: usize| {
-        let tuple = Tuple { source: address(at)?, destination: address(at + 16)?, ports: half(at + 32)? };
-        Some(FlowKey { tuple, protocol: half(at + 36)? })
-    };
+    let report = Report(item);
+    let key = |at: usize| Some(FlowKey { tuple: report.tuple(at)?, protocol: report.half(at + 36)? });
     Some(FlowEvent {
-        id: word(0)?,
-        bytes: word(8)?,
-        peer_bytes: word(16)?,
-        accepted: word(24)?,
-        last_seen: word(32)?,
         key: key(40)?,
         to: key(80)?,
-        kind: half(120)?,
-        direction: half(124)?,
-        label: half(128)?,
-        resets: half(132)?,
-        connect_time: half(136)?,
-        reserved: half(140)?,
+        kind: report.half(120)?,
+        direction: report.half(124)?,
+        label: report.half(128)?,
+        resets: report.half(132)?,
+        connect_time: report.half(136)?,
+        reserved: report.half(140)?,
+        ..report.counts()?
     })
 }

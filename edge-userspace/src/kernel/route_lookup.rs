@@ -52,6 +52,11 @@ impl RouteWay {
 }
 
 impl RouteQuestion {
+    /// A packet of which nothing but its destination is known.
+    pub const fn to(destination: IpAddr) -> Self {
+        Self { source: None, destination, ports: None, mark: 0, device: None, user: None }
+    }
+
     fn message(&self) -> RouteMessage {
         let mut message = RouteMessage::default();
         let header = &mut message.header;
@@ -105,15 +110,7 @@ impl RouteLookup {
 
     /// The index of the device that packets to `address` leave by. Without a route it is an error.
     pub fn device(&mut self, address: IpAddr) -> io::Result<u32> {
-        let question = RouteQuestion {
-            source: None,
-            destination: address,
-            ports: None,
-            mark: 0,
-            device: None,
-            user: None,
-        };
-        self.way(&question).map(|way| way.device)
+        self.way(&RouteQuestion::to(address)).map(|way| way.device)
     }
 
     /// The way of packets, as the rules and tables have it. Without a route it is an error.

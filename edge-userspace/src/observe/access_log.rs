@@ -10,7 +10,7 @@ use std::{
     os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
         mpsc::{self, Receiver, SyncSender, TrySendError},
     },
@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use crate::{
     group,
+    lock::lock,
     spec::{AlpnList, HostName, Spoken, Tier},
 };
 
@@ -174,7 +175,7 @@ impl AccessLog {
 
     /// Why lines are lost at the moment.
     pub fn trouble(&self) -> Option<String> {
-        self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.shared.trouble).clone()
     }
 
     fn start(target: AccessLogTarget, output: Option<Box<dyn Write + Send>>) -> io::Result<Self> {
@@ -376,7 +377,7 @@ impl Writer {
     }
 
     fn trouble(&self) -> std::sync::MutexGuard<'_, Option<String>> {
-        self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shared.trouble)
     }
 }
 

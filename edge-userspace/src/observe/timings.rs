@@ -3,11 +3,13 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, RwLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
+
+use crate::lock::{read, write};
 
 /// Upper bounds of the buckets, in seconds: from a backend in the same house to the default time limits.
 pub const BOUNDS: [f64; 13] =
@@ -28,10 +30,10 @@ impl Timings {
 
     /// Connecting to a backend of this pool took so long.
     pub fn connect(&self, pool: &Arc<str>, took: Duration) {
-        if let Some(histogram) = self.connect.read().unwrap_or_else(PoisonError::into_inner).get(pool) {
+        if let Some(histogram) = read(&self.connect).get(pool) {
             return histogram.observe(took);
         }
-        let mut pools = self.connect.write().unwrap_or_else(PoisonError::into_inner);
+        let mut pools = write(&self.connect);
         pools.entry(Arc::clone(pool)).or_default().observe(took);
     }
 
@@ -42,7 +44,7 @@ impl Timings {
 
     /// The histograms of connects, by pool.
     pub fn connects(&self) -> Vec<(Arc<str>, Arc<Histogram>)> {
-        let pools = self.connect.read().unwrap_or_else(PoisonError::into_inner);
+        let pools = read(&self.connect);
         pools.iter().map(|(pool, histogram)| (Arc::clone(pool), Arc::clone(histogram))).collect()
     }
 }

@@ -7,7 +7,7 @@ use std::{
     fmt,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, SystemTime},
@@ -29,6 +29,7 @@ use super::{
     rtt::Rtt,
 };
 use crate::{
+    lock::lock,
     places::Places,
     spec::{BackendAddress, BackendSpec, HealthSpec, Warm},
     tally::Tally,
@@ -404,7 +405,7 @@ impl Backend {
 
     fn condition(&self) -> MutexGuard<'_, Condition> {
         // Every field is valid by itself, so a panic elsewhere leaves nothing half done that matters.
-        self.condition.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.condition)
     }
 }
 

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod devices;
+mod error;
 mod ledger;
 mod list;
 mod sources;
@@ -20,60 +21,24 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use edge_common::shield::{Block, Counters, MAX_BLOCKS};
+use edge_common::shield::{Block, Counters};
 use ipnet::IpNet;
-use thiserror::Error;
 use tracing::warn;
 
 pub use self::{
     devices::{Devices, Guard},
+    error::ShieldError,
     list::Lists,
     sources::BlockedSources,
-    spare::{Vital, cut},
+    spare::{Vital, cut, forbid_sweeping},
     tend::tend,
 };
 use self::{
-    ledger::{Change, Full, Ledger},
-    spare::{is_sweeping, is_too_wide},
+    ledger::{Change, Ledger},
+    spare::{is_too_wide, one},
     times::{from_boot_time, limit, to_boot_time},
 };
 use crate::kernel::{KernelError, Prefix, ShieldProgram, boot_time};
-
-/// Why a block was not made or not lifted.
-#[derive(Debug, Error)]
-pub enum ShieldError {
-    /// It would cut off an address that must be reached.
-    #[error("{net} holds {}: {}", one(&vital.net), vital.what)]
-    Cuts {
-        /// The prefix.
-        net: IpNet,
-        /// What is in it.
-        vital: Vital,
-    },
-    /// It holds more than anybody has.
-    #[error("{0} is wide: more than any one network has")]
-    Sweeping(IpNet),
-    /// An IPv6 prefix so short that it holds all of IPv4 as well.
-    #[error("{0} is too wide: it would hold IPv4 too; all of the IPv6 internet is 2000::/3")]
-    TooWide(IpNet),
-    /// The operator did not block it.
-    #[error("{0} is not blocked")]
-    NotBlocked(IpNet),
-    /// Only a list names it.
-    #[error("{net} is blocked by {list} alone: take it out there")]
-    Listed {
-        /// The prefix.
-        net: IpNet,
-        /// The list.
-        list: Arc<str>,
-    },
-    /// There is no room.
-    #[error("{MAX_BLOCKS} prefixes are blocked, which is all there is room for")]
-    Full(#[from] Full),
-    /// The kernel refused.
-    #[error("{}", .0.words())]
-    Kernel(#[from] KernelError),
-}
 
 /// A blocked prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,16 +82,6 @@ pub struct Shield {
 pub struct Before {
     prefix: Prefix,
     until: Option<u64>,
-}
-
-/// Refuses a prefix that holds more than any one network has.
-pub fn forbid_sweeping(net: IpNet) -> Result<(), ShieldError> {
-    if is_sweeping(&net) { Err(ShieldError::Sweeping(net)) } else { Ok(()) }
-}
-
-/// A prefix as it is spoken of: the address alone where it is one.
-fn one(net: &IpNet) -> String {
-    if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() }
 }
 
 impl Shield {

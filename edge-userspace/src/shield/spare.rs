@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::ShieldError;
 use crate::kernel::Prefix;
 
 /// Whether an IPv6 prefix contains the mapped IPv4 addresses, `::ffff:0:0/96`, without being one of them.
@@ -16,11 +17,21 @@ pub(super) fn is_too_wide(net: &IpNet) -> bool {
 const WIDEST: (u8, u8) = (8, 19);
 
 /// Whether a prefix holds more than anybody has.
-pub(super) fn is_sweeping(net: &IpNet) -> bool {
+fn is_sweeping(net: &IpNet) -> bool {
     match IpNet::from(Prefix::from(*net)) {
         IpNet::V4(net) => net.prefix_len() < WIDEST.0,
         IpNet::V6(net) => net.prefix_len() < WIDEST.1,
     }
+}
+
+/// Refuses a prefix that holds more than any one network has.
+pub fn forbid_sweeping(net: IpNet) -> Result<(), ShieldError> {
+    if is_sweeping(&net) { Err(ShieldError::Sweeping(net)) } else { Ok(()) }
+}
+
+/// A prefix as messages name it: the address alone where it is one.
+pub(super) fn one(net: &IpNet) -> String {
+    if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() }
 }
 
 /// Something that must stay reachable.

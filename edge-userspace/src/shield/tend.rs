@@ -2,7 +2,7 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -10,6 +10,7 @@ use tokio::{task::spawn_blocking, time::MissedTickBehavior};
 use tracing::{error, info, warn};
 
 use super::{Lists, Shield, Vital};
+use crate::lock::lock;
 
 /// How often lists are looked at. One that changes takes effect after at most two looks.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -79,9 +80,4 @@ fn load(shield: &Mutex<Shield>, lists: &Lists, spare: &impl Fn() -> Vec<Vital>) 
             false
         }
     }
-}
-
-/// A panic does not invalidate the data: it still matches the kernel's maps.
-fn lock(shield: &Mutex<Shield>) -> std::sync::MutexGuard<'_, Shield> {
-    shield.lock().unwrap_or_else(PoisonError::into_inner)
 }

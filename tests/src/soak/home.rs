@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream},
     process::Command,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
@@ -18,6 +18,7 @@ use socket2::{SockRef, TcpKeepalive};
 
 use crate::{
     Host, Lab, firewall,
+    lock::lock,
     service::send_back,
     stream::{self, End, Pace, Pattern},
     wait::{self, SOON},
@@ -264,10 +265,6 @@ impl Drop for Live {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether an error is about bytes and not about the connection.

@@ -91,13 +91,14 @@ const CHOICES: &[Choice] = &[
             "carrying::splice::bytes",
             "carrying::sockmap::bytes",
             "carrying::flow::bytes",
-            // Many kernels for virtual machines, such as those of CI, have neither VLANs nor bonds.
+            // Many kernels for virtual machines, such as those of CI, have neither VLANs nor bonds: `vlans::` too.
             "devices::",
             "flow::",
             "kernel::",
             "netem::",
             // Where there are no tc links, two layouts' filters of clsact.
             "upgrades::",
+            "vlans::",
         ],
         quick: Some(&["netem::copy::", "netem::splice::", "netem::sockmap::", "netem::flow::"]),
         // These take minutes each when emulated. They test many connections, and not the kernel.

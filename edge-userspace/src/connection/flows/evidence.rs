@@ -77,23 +77,7 @@ fn works(pair: &FlowPair, is_moving: bool) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    fn pair() -> FlowPair {
-        let flow = |start: u32, other: u32, delta: u32| Flow {
-            start,
-            position: 1000,
-            acked: other.wrapping_add(1000),
-            seq_delta: delta,
-            packets: 5,
-            ..Flow::default()
-        };
-        FlowPair {
-            up_key: FlowKey::default(),
-            up: flow(100, 70_000 + 7, 40),
-            down: flow(70_000, 100 + 40, 7),
-        }
-    }
+    use super::{super::example::pair, *};
 
     #[test]
     fn a_flow_works_when_both_sides_have_all_that_the_other_sent() {

@@ -13,12 +13,13 @@ use super::{
     FlowEnd, Flows,
     evidence::Evidence,
     keepalive::{Due, Peer, Question},
-    lock, since,
+    since,
 };
 use crate::{
     connection::{Passport, Running, account::patience},
     datapath::{Side, StopReason},
     kernel::{FlowPair, KernelError, monotonic},
+    lock::lock,
     source::source_of,
     tally::FlowSum,
 };

@@ -11,8 +11,8 @@ use std::time::Duration;
 use edge_common::flow::{DOWN, Flow, Pending, UP};
 use tokio::time::{Instant, sleep};
 
-use super::{FlowEnd, Flows, lock};
-use crate::kernel::FlowPair;
+use super::{FlowEnd, Flows};
+use crate::{kernel::FlowPair, lock::lock};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(20);
@@ -168,29 +168,9 @@ impl Flows {
 
 #[cfg(test)]
 mod tests {
-    use edge_common::flow::{FlowKey, PEER_FIN_ACKED, RESET};
+    use edge_common::flow::{PEER_FIN_ACKED, RESET};
 
-    use super::*;
-
-    /// Both sides have sent and acknowledged 1000 bytes, and nothing is known of the sockets' own.
-    fn pair() -> FlowPair {
-        let flow = |direction, start: u32, other: u32, delta: u32| Flow {
-            direction,
-            start,
-            position: 1000,
-            acked: other.wrapping_add(1000),
-            seq_delta: delta,
-            packets: 5,
-            ..Flow::default()
-        };
-        FlowPair {
-            up_key: FlowKey::default(),
-            // Each side acknowledges the other's data in its own leg's numbers, shifted by the other's
-            // difference.
-            up: flow(UP, 100, 70_000 + 7, 40),
-            down: flow(DOWN, 70_000, 100 + 40, 7),
-        }
-    }
+    use super::{super::example::pair, *};
 
     fn suspect(pair: &FlowPair) -> Suspect {
         let pending = Pending { watch: [pair.up.acked, pair.down.acked], ..Pending::default() };

@@ -17,9 +17,10 @@ use tokio::{
 use super::sessions::Session;
 use crate::{
     connection::{
-        Connection, Destination, Edge, ListenerState, Outcome, Running,
+        Destination, ListenerState, Outcome, Running,
         account::{Asked, Way},
         header,
+        open::Opening,
     },
     datapath::{End, Side},
     pool::{Backend, connect},
@@ -70,15 +71,9 @@ fn possible(running: &Running, listener: &ListenerState, client: IpAddr) -> Vec<
 
 /// Passes a request on, and waits until the backends have closed: the client takes our close for the sign that it was
 /// done.
-pub(in crate::connection) async fn pass_on(
-    edge: &Edge,
-    running: &Running,
-    connection: &Connection,
-    listener: &ListenerState,
-    port: u16,
-    client: &TcpStream,
-    request: &[u8],
-) -> Outcome {
+pub(super) async fn pass_on(opening: &Opening<'_>, client: &TcpStream, request: &[u8]) -> Outcome {
+    let &Opening { edge, connection, listener, port, ref running, .. } = opening;
+    edge.timings.hello(connection.accepted.elapsed());
     let source = connection.client().ip();
     connection.asks(Asked { protocol: Some(Spoken::Postgres), ..Asked::default() });
     let mut targets = known(running, &edge.sessions.of(source), source);

@@ -1,5 +1,8 @@
 //! PostgreSQL begins in clear text: client and server agree on TLS before the ClientHello that names the
 //! server. The edge agrees on both sides, and carries data from the ClientHello on.
+//!
+//! The way of a connection calls [`welcome`] before it reads the hello, and [`ready`] before it sends one to a backend.
+//! Neither does anything for other protocols.
 
 mod cancel;
 mod sessions;
@@ -9,17 +12,19 @@ use std::{io, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::timeout,
+    time::{timeout, timeout_at},
 };
 
-pub(super) use self::cancel::pass_on;
 pub use self::sessions::Sessions;
 use super::{
+    Destination,
     hello::{NoHello, read_until},
+    open::{Asking, Opening, Refused},
     received::Received,
 };
 use crate::{
     datapath::Preread,
+    pool::Backend,
     sniff::{
         Rejection,
         postgres::{NO, Request, SSL_REQUEST, YES, request},
@@ -32,16 +37,58 @@ const ALPN: &[u8] = b"postgresql";
 
 /// How a client goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Beginning {
+enum Beginning {
     /// It sends a ClientHello.
     Hello,
     /// It has sent a `CancelRequest`, which is what has been received.
     Cancel,
 }
 
+/// Answers a client until it sends its ClientHello. A `CancelRequest` is passed on, and ends the connection.
+pub(super) async fn welcome(
+    opening: &Opening<'_>,
+    protocol: Option<Spoken>,
+    client: &mut TcpStream,
+    received: &mut Received,
+) -> Result<(), Refused> {
+    if protocol != Some(Spoken::Postgres) {
+        return Ok(());
+    }
+    let beginning = timeout_at(opening.deadline, negotiate(client, received)).await;
+    let beginning = beginning.unwrap_or(Err(NoHello::Late));
+    match beginning.map_err(|reason| Refused::without_hello(protocol, reason))? {
+        Beginning::Hello => Ok(()),
+        Beginning::Cancel => Err(cancel::pass_on(opening, client, &received.bytes).await.into()),
+    }
+}
+
+/// Readies a backend for the ClientHello, which is all that is left of `preread`. Whether a session of PostgreSQL begins, which
+/// a `CancelRequest` may follow, and which may be silent for long.
+pub(super) async fn ready(
+    Opening { edge, connection, .. }: &Opening<'_>,
+    asking: &Asking<'_>,
+    destination: &Destination,
+    backend: &Backend,
+    (stream, preread): (&mut TcpStream, &mut Preread),
+) -> io::Result<bool> {
+    let is_in_clear = asking.asked.protocol == Some(Spoken::Postgres);
+    if is_in_clear {
+        agree(stream, preread, destination.pool.connect_timeout()).await?;
+    }
+    let is_session = is_in_clear || offers_session(asking.alpn());
+    if is_session {
+        edge.sessions.note(connection.client().ip(), destination.identity, backend.id());
+    }
+    Ok(is_session)
+}
+
+fn offers_session(alpn: &AlpnList) -> bool {
+    alpn.iter().any(|name| name == ALPN)
+}
+
 /// Tells a client that requests TLS to go ahead. One that requests GSSAPI first gets a no, and may try TLS
 /// next.
-pub(super) async fn welcome(client: &mut TcpStream, received: &mut Received) -> Result<Beginning, NoHello> {
+async fn negotiate(client: &mut TcpStream, received: &mut Received) -> Result<Beginning, NoHello> {
     for _ in 0..2 {
         let asked = read_until(client, received, request).await?;
         if asked == Request::Cancel {
@@ -60,22 +107,9 @@ pub(super) async fn welcome(client: &mut TcpStream, received: &mut Received) -> 
     Err(NoHello::Rejected { rejection: Rejection::PostgresWithoutTls, tls_version: 0 })
 }
 
-/// Whether a session of PostgreSQL begins, so that a `CancelRequest` may follow.
-pub(super) fn begins(protocol: Option<Spoken>, alpn: &AlpnList) -> bool {
-    protocol == Some(Spoken::Postgres) || alpn.iter().any(|name| name == ALPN)
-}
-
 /// Asks a backend for TLS, behind the PROXY header if there is one, so that the ClientHello may follow: it is all that is
-/// left of `preread`. Nothing is to be agreed on with backends of other protocols.
-pub(super) async fn agree(
-    protocol: Option<Spoken>,
-    backend: &mut TcpStream,
-    preread: &mut Preread,
-    limit: Duration,
-) -> io::Result<()> {
-    if protocol != Some(Spoken::Postgres) {
-        return Ok(());
-    }
+/// left of `preread`.
+async fn agree(backend: &mut TcpStream, preread: &mut Preread, limit: Duration) -> io::Result<()> {
     let hello = preread.bytes.split_off(std::mem::take(&mut preread.uncounted));
     let header = std::mem::replace(&mut preread.bytes, hello);
     let talk = async {

@@ -1,13 +1,9 @@
 //! Which backends a source has had PostgreSQL sessions with: where its `CancelRequest`s go.
 
-use std::{
-    collections::HashMap,
-    net::IpAddr,
-    sync::{Mutex, PoisonError},
-};
+use std::{collections::HashMap, net::IpAddr, sync::Mutex};
 
 use super::cancel::MOST_BACKENDS;
-use crate::{pool::BackendId, source::source_of};
+use crate::{lock::lock, pool::BackendId, source::source_of};
 
 /// Sources that are remembered.
 const MOST_SOURCES: usize = 4096;
@@ -35,8 +31,8 @@ struct Source {
 
 impl Sessions {
     /// A session begins.
-    pub(in crate::connection) fn note(&self, client: IpAddr, destination: u64, backend: &BackendId) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn note(&self, client: IpAddr, destination: u64, backend: &BackendId) {
+        let mut known = lock(&self.0);
         let client = source_of(client);
         known.clock += 1;
         let clock = known.clock;
@@ -55,7 +51,7 @@ impl Sessions {
     }
 
     pub(super) fn of(&self, client: IpAddr) -> Vec<Session> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = lock(&self.0);
         known.sources.get(&source_of(client)).map(|source| source.sessions.clone()).unwrap_or_default()
     }
 }

@@ -7,6 +7,7 @@ use aya::Pod;
 use edge_common::flow::{CHANGES_FAMILY, Flow, FlowEvent, FlowKey, FlowReason, Pending, TCP, Tuple};
 
 use super::table::Layout;
+use crate::kernel::flow_events::Report;
 
 /// As in the directory of its pins, `v2`.
 #[derive(Debug)]
@@ -141,67 +142,36 @@ impl Layout for V2 {
     }
 
     fn entry(entry: &Entry) -> Flow {
-        let &Entry {
-            to,
-            seq_delta,
-            ack_delta,
-            tsval_delta,
-            tsecr_delta,
-            ingress,
-            egress,
-            window_left,
-            window_right,
-            direction,
-            changes_family,
-            flags,
-            fin,
-            peer_fin,
-            start,
-            acked,
-            window,
-            floor,
-            ceiling,
-            ack_ceiling,
-            repeated,
-            label,
-            id,
-            accepted,
-            last_seen,
-            packets,
-            position,
-            connect_time,
-            stamp,
-        } = entry;
         Flow {
-            to: to.into(),
-            seq_delta,
-            ack_delta,
-            tsval_delta,
-            tsecr_delta,
-            ingress,
-            egress,
-            scales: Flow::with_scales(window_left, window_right),
-            direction,
-            shape: if changes_family == 0 { 0 } else { CHANGES_FAMILY },
+            to: entry.to.into(),
+            scales: Flow::with_scales(entry.window_left, entry.window_right),
+            shape: if entry.changes_family == 0 { 0 } else { CHANGES_FAMILY },
             reserved: 0,
-            flags,
-            fin,
-            peer_fin,
-            start,
-            acked,
-            window,
-            floor,
-            ceiling,
-            ack_ceiling,
-            repeated,
-            label,
-            id,
-            accepted,
-            last_seen,
-            packets,
-            position,
-            connect_time,
-            stamp,
+            seq_delta: entry.seq_delta,
+            ack_delta: entry.ack_delta,
+            tsval_delta: entry.tsval_delta,
+            tsecr_delta: entry.tsecr_delta,
+            ingress: entry.ingress,
+            egress: entry.egress,
+            direction: entry.direction,
+            flags: entry.flags,
+            fin: entry.fin,
+            peer_fin: entry.peer_fin,
+            start: entry.start,
+            acked: entry.acked,
+            window: entry.window,
+            floor: entry.floor,
+            ceiling: entry.ceiling,
+            ack_ceiling: entry.ack_ceiling,
+            repeated: entry.repeated,
+            label: entry.label,
+            id: entry.id,
+            accepted: entry.accepted,
+            last_seen: entry.last_seen,
+            packets: entry.packets,
+            position: entry.position,
+            connect_time: entry.connect_time,
+            stamp: entry.stamp,
         }
     }
 
@@ -210,27 +180,18 @@ impl Layout for V2 {
     }
 
     fn event(bytes: &[u8]) -> Option<FlowEvent> {
-        let word = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
-        let half = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-        let address = |at: usize| Some([half(at)?, half(at + 4)?, half(at + 8)?, half(at + 12)?]);
-        let key = |at: usize| {
-            let tuple = Tuple { source: address(at)?, destination: address(at + 16)?, ports: half(at + 32)? };
-            Some(FlowKey::of(tuple, TCP))
-        };
+        let report = Report(bytes);
+        let key = |at| Some(FlowKey::of(report.tuple(at)?, TCP));
         Some(FlowEvent {
-            id: word(0)?,
-            bytes: word(8)?,
-            peer_bytes: word(16)?,
-            accepted: word(24)?,
-            last_seen: word(32)?,
             key: key(40)?,
             to: key(76)?,
-            kind: half(112)?,
-            direction: half(116)?,
-            label: half(120)?,
-            resets: half(124)?,
-            connect_time: half(128)?,
+            kind: report.half(112)?,
+            direction: report.half(116)?,
+            label: report.half(120)?,
+            resets: report.half(124)?,
+            connect_time: report.half(128)?,
             reserved: 0,
+            ..report.counts()?
         })
     }
 

@@ -1,7 +1,8 @@
-//! The last account of a flow, from the kernel's report or from its entries.
+//! A flow as the operator sees it, from its entries or from the kernel's report about its end; and its last account.
 
 use std::{
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -10,10 +11,9 @@ use edge_common::flow::FlowEvent;
 use super::since;
 use crate::{
     accounts::{Account, unique_id},
-    connection::{Outcome, Passport},
+    connection::{Outcome, Passport, View},
     datapath::{End, Side, StopReason},
     kernel::{FlowPair, monotonic},
-    observe::access_log::Record,
     spec::Tier,
     tally::FlowSum,
 };
@@ -55,9 +55,9 @@ impl FlowEnd {
     }
 }
 
-/// A flow that has ended. Times are `CLOCK_MONOTONIC` nanoseconds.
+/// What the kernel knows of a flow. Times are `CLOCK_MONOTONIC` nanoseconds.
 #[derive(Debug)]
-pub(super) struct Ended {
+pub(super) struct Summary {
     id: u64,
     pub(super) label: u32,
     /// The peer of the client's connection.
@@ -71,8 +71,8 @@ pub(super) struct Ended {
     pub(super) bytes_down: u64,
 }
 
-impl Ended {
-    /// As the kernel reported it.
+impl Summary {
+    /// One whose end the kernel reported.
     pub(super) fn reported(event: &FlowEvent, is_up: bool) -> Self {
         let (peer, local, backend) = if is_up {
             (event.key.source(), event.key.destination(), event.to.destination())
@@ -97,10 +97,20 @@ impl Ended {
         }
     }
 
+    /// One that lives now.
+    pub(super) fn of_live(pair: &FlowPair) -> Self {
+        Self::until(monotonic(), pair)
+    }
+
     /// One that this daemon ended.
-    pub(super) fn of(FlowPair { up_key, up, down }: &FlowPair, end: FlowEnd) -> Self {
-        let last_seen = up.last_seen.max(down.last_seen);
-        let until = if matches!(end, FlowEnd::Stopped(_)) { monotonic() } else { last_seen };
+    pub(super) fn of_ended(pair: &FlowPair, end: FlowEnd) -> Self {
+        match end {
+            FlowEnd::Stopped(_) => Self::of_live(pair),
+            _ => Self::until(pair.up.last_seen.max(pair.down.last_seen), pair),
+        }
+    }
+
+    fn until(end: u64, FlowPair { up_key, up, down }: &FlowPair) -> Self {
         Self {
             id: up.id,
             label: up.label,
@@ -108,7 +118,7 @@ impl Ended {
             local: up_key.destination(),
             backend: up.to.destination(),
             accepted: up.accepted,
-            duration: since(until, up.accepted),
+            duration: since(end, up.accepted),
             connect_time: Duration::from_micros(up.connect_time.into()),
             bytes_up: up.bytes(),
             bytes_down: down.bytes(),
@@ -120,33 +130,35 @@ impl Ended {
         FlowSum { live: 0, up: self.bytes_up, down: self.bytes_down }
     }
 
-    /// The last account of it.
-    pub(super) fn account(self, passport: &Passport, end: FlowEnd) -> Account {
+    /// The flow with its description.
+    pub(super) fn view(&self, passport: &Passport) -> View {
         let age = since(monotonic(), self.accepted);
-        let record = Record {
-            time: SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH),
+        View {
             id: self.id,
-            client: passport.client.unwrap_or(self.peer),
+            client: passport.client_or(self.peer),
             local: self.local,
-            listener: passport.listener.clone(),
+            listener: Arc::clone(&passport.listener),
             protocol: passport.protocol,
-            sni: passport.host.clone(),
-            sni_raw: passport.raw_name.clone(),
+            host: passport.host.clone(),
+            raw_name: passport.raw_name.clone(),
             alpn: passport.alpn(),
             ech: passport.ech,
-            route: Some(passport.route.clone()),
+            route: Some(Arc::clone(&passport.route)),
             backend: Some(self.backend),
-            attempts: None,
-            error: None,
             datapath: Some(Tier::Flow),
             spilled: false,
             bytes_up: self.bytes_up,
             bytes_down: self.bytes_down,
+            accepted: SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH),
             duration: self.duration,
             connect_time: Some(self.connect_time),
-            close: end.label(),
-            unique_id: passport.unique_id.clone().unwrap_or_else(|| unique_id(passport.run, self.id)),
-        };
+        }
+    }
+
+    /// The last account of it.
+    pub(super) fn account(&self, passport: &Passport, end: FlowEnd) -> Account {
+        let name = passport.unique_id.clone().unwrap_or_else(|| unique_id(passport.run, self.id));
+        let record = self.view(passport).record(end.label(), name);
         Account { record, refused: false, is_logged: true }
     }
 }
