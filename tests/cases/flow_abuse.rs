@@ -13,6 +13,7 @@ use lab::{
     Context, Edged, Host, Lab, Result,
     capture::Capture,
     ensure,
+    firewall::{tracked, until_untracked},
     forge::{Forger, Kind, Observer, Tuple},
     lock::lock,
     metrics::{ADMIN, Metrics},
@@ -23,7 +24,7 @@ use lab::{
 };
 
 use crate::{
-    case, echo_once,
+    behind_firewall, case, echo_once,
     flow::{NAME, body, echoed, hello, reset_is_seen, wait_for_flows},
 };
 
@@ -198,6 +199,39 @@ fn idle_flows_are_kept_alive_and_stay_idle() -> Result<()> {
         let record = daemon.access_log.wait_for_host(NAME)?;
         ensure!(record["close"] == "idle_timeout", "{record}");
         reset_is_seen(&mut stream)
+    })
+}
+
+/// A probe passes through connection tracking, its answer does not: its entry would outlive it by days.
+#[test]
+fn keepalives_leave_nothing_in_conntrack() -> Result<()> {
+    const FLOWS: usize = 50;
+    behind_firewall(|| {
+        case(|lab| {
+            let _echo = service::echo(&lab.home, lab.home_at(443))?;
+            let daemon = edged(lab, "[limits]\nidle_timeout = \"15m\"")?;
+            let mut streams = Vec::new();
+            for flows in 1..=FLOWS {
+                let mut stream = lab.client.connect(lab.edge.at(443))?;
+                echo_once(&mut stream, &hello())?;
+                streams.push(stream);
+                wait_for_flows(&daemon, flows)?;
+            }
+            until_untracked(&lab.edge, |entry| entry.contains("dport=443 "))?;
+            let to_client = Capture::start(&lab.edge, "front", "tcp src port 443")?;
+            let to_home = Capture::start(&lab.edge, "back", "tcp dst port 443")?;
+            table::age(lab, Duration::from_mins(10))?;
+            for capture in [&to_client, &to_home] {
+                wait::until_true("keepalives", SOON, || bare(capture).is_ok_and(|count| count >= 2 * FLOWS))?;
+            }
+            // Sooner than any entry would expire by itself.
+            wait::until_ok("conntrack to be empty", Duration::from_secs(3), || {
+                let left = tracked(&lab.edge)?;
+                ensure!(left.is_empty(), "{} entries are left: {:?}", left.len(), left.first());
+                Ok(())
+            })?;
+            streams.iter_mut().try_for_each(|stream| echo_once(stream, b"still there"))
+        })
     })
 }
 

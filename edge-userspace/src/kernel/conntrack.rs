@@ -50,9 +50,10 @@ const TCP_FLAGS_REPLY: u16 = 5;
 const ESTABLISHED: u8 = 3;
 /// `IP_CT_TCP_FLAG_BE_LIBERAL`: windows are not checked. Flags, then the mask of those that are set.
 const BE_LIBERAL: [u8; 2] = [8, 8];
-/// `IPS_SEEN_REPLY`, by which packets of both directions count as established, and `IPS_CONFIRMED`, which every new
-/// entry has and must keep.
-const SEEN_REPLY: u32 = 2 | 8;
+/// Status of an entry of [`Conntrack::admit`]: `IPS_SEEN_REPLY`, by which packets of both directions count as
+/// established; `IPS_CONFIRMED`, which every new entry has and must keep; and `IPS_FIXED_TIMEOUT`, without which its
+/// first packet would let it live as long as a connection, five days.
+const ADMISSION: u32 = 1 << 1 | 1 << 3 | 1 << 10;
 
 /// How long an entry of [`Conntrack::admit`] lives: a reset or a question and its answer.
 const ADMITTED: Duration = Duration::from_secs(10);
@@ -92,6 +93,11 @@ impl Fill {
     /// Whether new connections are about to be dropped: nine tenths are taken.
     pub const fn is_nearly_full(self) -> bool {
         self.limit != 0 && self.entries >= self.limit - self.limit / 10
+    }
+
+    /// Whether there is no room for another connection.
+    pub const fn is_full(self) -> bool {
+        self.limit != 0 && self.entries >= self.limit
     }
 }
 
@@ -162,7 +168,7 @@ impl Conntrack {
                 tuple(message, TUPLE_REPLY, ends.peer, ends.local);
                 in_zone(message, zone);
                 message.attribute(TIMEOUT, &timeout.to_be_bytes());
-                message.attribute(STATUS, &SEEN_REPLY.to_be_bytes());
+                message.attribute(STATUS, &ADMISSION.to_be_bytes());
                 message.nested(PROTOINFO, |info| {
                     info.nested(PROTOINFO_TCP, |tcp| {
                         tcp.attribute(TCP_STATE, &[ESTABLISHED]);
@@ -320,6 +326,7 @@ mod tests {
         let fill = |entries, limit| Fill { entries, limit };
         assert!(!fill(899, 1000).is_nearly_full() && fill(900, 1000).is_nearly_full());
         assert!(fill(7, 5).is_nearly_full() && !fill(7, 0).is_nearly_full());
+        assert!(!fill(999, 1000).is_full() && fill(1000, 1000).is_full() && !fill(7, 0).is_full());
     }
 
     #[test]

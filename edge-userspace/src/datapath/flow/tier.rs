@@ -267,11 +267,18 @@ impl FlowTier {
     }
 
     /// Probes the sender of a direction, with a timestamp or without. Its answer passes through the flow,
-    /// which records it. `false` if there is no route to the peer now, so that its silence means nothing.
+    /// which records it. `false` if the probe cannot leave the machine now, so that the peer's silence means
+    /// nothing.
     pub fn ask(&self, pair: &FlowPair, direction: u8, with_timestamp: bool) -> bool {
         let (standing, timestamp) = legs(pair)[usize::from(direction & 1)];
-        self.tracks.admit(&standing.ends());
-        match ask_peer(&standing, timestamp.filter(|_| with_timestamp)) {
+        let ends = standing.ends();
+        if !self.tracks.admit(&ends) {
+            return false;
+        }
+        let asked = ask_peer(&standing, timestamp.filter(|_| with_timestamp));
+        // The probe has left, and no answer comes this way: thousands of idle flows must not fill the table.
+        self.tracks.forget(&[ends]);
+        match asked {
             Ok(()) => true,
             Err(error) => {
                 tracing::debug!(peer = %standing.peer, %error, "a peer of a flow cannot be asked");

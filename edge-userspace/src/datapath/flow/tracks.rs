@@ -13,7 +13,7 @@ use tokio::{
 
 use super::{handover::GRACE, tier::FlowTier};
 use crate::{
-    kernel::{Ends, FlowPair, Tracker},
+    kernel::{Ends, Fill, FlowPair, Tracker},
     lock::lock,
 };
 
@@ -88,13 +88,13 @@ impl Tracks {
         }
     }
 
-    /// Has the firewall let a reset or a question of a flow's pass.
-    pub(super) fn admit(&self, ends: &Ends) {
-        if let Some(open) = &mut *lock(&self.tracker)
-            && let Err(error) = open.admit(ends)
-        {
-            tracing::debug!(%error, "the firewall may drop what a flow's peer is told");
-        }
+    /// Has the firewall let a reset or a question of a flow's pass. `false` if the table has no room for it: the
+    /// firewall then drops the packet.
+    pub(super) fn admit(&self, ends: &Ends) -> bool {
+        let admitted = lock(&self.tracker).as_mut().map_or(Ok(()), |open| open.admit(ends));
+        let Err(error) = admitted else { return true };
+        tracing::debug!(%error, "the firewall may drop what a flow's peer is told");
+        !Fill::now().is_some_and(Fill::is_full)
     }
 
     fn next_due(&self, now: Instant) -> Vec<Due> {
