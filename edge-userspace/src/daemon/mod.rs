@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod arguments;
 mod blocks;
 mod build;
 mod clock;
@@ -37,6 +38,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+pub use arguments::Arguments;
 pub use prepare::{Options, Prepared, prepare};
 pub use service::run;
 
