@@ -37,6 +37,7 @@ const PACKAGES: &[&str] = &[
     "openssl",
     "postgresql",
     "python3",
+    "shellcheck",
     "strace",
     "systemd",
     "tcpdump",

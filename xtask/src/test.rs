@@ -191,6 +191,7 @@ impl Tally {
                 let lab = Lab { programs, cases: named(STATIC), patience: 1 };
                 self.cases(&format!("lab, {target}"), &lab);
             }
+            self.step("package and image", dist::trial::run_all);
         }
         for target in dist::TARGETS.iter().filter(|target| !dist::is_own(target)) {
             let mut programs = PathBuf::new();

@@ -16,7 +16,7 @@ daemon.drain_timeout, and exits with 0; a second SIGTERM exits at once.
 Files: /etc/edge/edge.toml, the configuration; /var/lib/edge, routes and blocks that edgectl added; \
 /run/edge/control.sock, where edgectl asks; /sys/fs/bpf/edge, what is kept in the kernel.
 
-See also: edgectl(1), and /usr/share/doc/edge/guide.md.gz for every setting.";
+See also: edgectl(1); /usr/share/doc/edge/guide.md, for every setting.";
 
 /// Writes `edged.8`, `edgectl.1` and a page for each of edgectl's commands into a directory, which is made.
 pub(super) fn write(directory: &Path, edged: Command) -> io::Result<()> {
