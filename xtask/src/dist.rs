@@ -9,7 +9,7 @@ mod bill;
 mod deb;
 mod image;
 mod installer;
-pub(crate) mod trial;
+mod trial;
 
 use std::{
     env,
@@ -42,6 +42,9 @@ pub(crate) struct Dist {
     /// Where the files of the release will be: install.sh downloads from there unless it is told otherwise
     #[arg(long, value_name = "URL")]
     url: Option<String>,
+    /// Then try the package and the image of this machine's architecture, as `cargo xtask test` does
+    #[arg(long = "try")]
+    is_tried: bool,
 }
 
 /// What all files of a release have in common.
@@ -66,7 +69,7 @@ impl Dist {
     /// The task as a run of the tests performs it: only the files for this machine.
     pub(crate) fn own() -> Self {
         let own = TARGETS.iter().filter(|target| is_own(target)).map(|&target| target.to_owned());
-        Self { target: own.collect(), url: None }
+        Self { target: own.collect(), url: None, is_tried: true }
     }
 
     pub(crate) fn run(&self) -> Result<()> {
@@ -87,7 +90,8 @@ impl Dist {
         }
         files.push(installer::make(&release, self.url.as_deref())?);
         files.push(release.copy("compose.yaml")?);
-        release.sum_up(&files)
+        release.sum_up(&files)?;
+        if self.is_tried { trial::run_all() } else { Ok(()) }
     }
 
     /// The archive for one target.

@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use lab::wait;
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 use super::{Parts, Release, TARGETS, deb, debian_name, is_own};
@@ -31,7 +32,7 @@ const ROUTE: &str = "[[route]]\nhost = \"*.example.com\"\nto = \"100.64.0.2\"\n"
 const ENABLED: &str = "/etc/systemd/system/multi-user.target.wants/edged.service";
 
 /// Tries what [`Dist::own`](super::Dist::own) has made.
-pub(crate) fn run_all() -> Result<()> {
+pub(super) fn run_all() -> Result<()> {
     let target =
         TARGETS.iter().find(|target| is_own(target)).context("edge has no programs for this machine")?;
     let release = Release::new()?;
@@ -196,10 +197,11 @@ fn image(release: &Release, parts: &Parts) -> Result<()> {
 
     // As a container engine starts it: ports below 1024 belong to everybody in the container's network.
     let mut edged = Command::new("unshare")
-        .args(["--net", "--kill-child", "--fork", "--", "sh", "-ec"])
+        .args(["--net", "--", "sh", "-ec"])
         .arg("sysctl -qw net.ipv4.ip_unprivileged_port_start=0; ip link set lo up; exec chroot --userspec=edge:edge \"$0\" /usr/bin/edged")
         .arg(&root)
         .stdin(Stdio::null())
+        .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
     let edgectl = |words: &[&str]| {
@@ -216,9 +218,10 @@ fn image(release: &Release, parts: &Parts) -> Result<()> {
         ensure!(status.contains("443"), "{status}");
         edgectl(&["routes", "add", "cloud.example.com", "100.64.0.2"])
     });
-    edged.kill()?;
-    edged.wait()?;
+    rustix::process::kill_process(Pid::from_child(&edged), Signal::TERM)?;
+    let end = edged.wait()?;
     ended?;
+    ensure!(end.success(), "edged ended with {end}");
     fs::remove_dir_all(&layout)?;
     println!("image: serves as the user edge, without a right");
     Ok(())
