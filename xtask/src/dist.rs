@@ -6,7 +6,7 @@
 
 mod archive;
 mod bill;
-mod deb;
+pub(crate) mod deb;
 mod image;
 mod installer;
 mod trial;

@@ -45,6 +45,23 @@ pub(super) fn make(release: &Release, parts: &Parts, version: &str) -> Result<Pa
     Ok(package)
 }
 
+/// Makes `first.deb` and `next.deb`, an upgrade of it, in the folder `to`, both with the programs of an archive.
+/// Does nothing for an archive of a version that had no manual pages.
+pub(crate) fn from_archive(archive: &Path, target: &str, to: &Path) -> Result<()> {
+    // Beside the archive may be the release's own packages.
+    let release = Release { directory: to.to_owned(), ..Release::new()? };
+    let unpacked = release.folder("unpacked")?;
+    run(Command::new("tar").args(["--strip-components=1", "-xf"]).arg(archive).arg("-C").arg(&unpacked))?;
+    if unpacked.join("man").is_dir() {
+        let parts = Parts { target, programs: &unpacked, documents: &unpacked };
+        let next = format!("{}+next", release.version);
+        for (version, name) in [(&release.version, "first.deb"), (&next, "next.deb")] {
+            fs::rename(make(&release, &parts, version)?, to.join(name))?;
+        }
+    }
+    Ok(fs::remove_dir_all(&unpacked)?)
+}
+
 /// What the package installs.
 fn content(release: &Release, parts: &Parts, tree: &Path, version: &str) -> Result<()> {
     let root = setup::root()?;
@@ -133,4 +150,52 @@ fn changelog(release: &Release, version: &str) -> Result<String> {
         "{NAME} ({version}) unstable; urgency=medium\n\n  * The changes are in changelog.gz.\n\n -- {maintainer}  {}\n",
         date.trim()
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dist::TARGETS;
+
+    #[test]
+    fn an_archive_becomes_a_package_and_an_upgrade_of_it() {
+        if Command::new("dpkg-deb").arg("--version").output().is_err() {
+            eprintln!("skipped: this machine has no dpkg-deb");
+            return;
+        }
+        let release = Release::new().unwrap();
+        let folder = release.folder("deb-test").unwrap();
+        let tree = folder.join("edge");
+        for file in ["edged", "edgectl", "man/edged.8", "man/edgectl.1"] {
+            write(&tree.join(file), file.as_bytes(), 0o644).unwrap();
+        }
+        for program in PROGRAMS {
+            for shell in ["bash", "zsh", "fish"] {
+                write(&tree.join(format!("completions/{program}.{shell}")), b"", 0o644).unwrap();
+            }
+        }
+        let archive = folder.join("edge.tar.gz");
+        run(Command::new("tar").arg("-C").arg(&folder).arg("-czf").arg(&archive).arg("edge")).unwrap();
+        from_archive(&archive, TARGETS[1], &folder).unwrap();
+
+        let dpkg = |arguments: &[&str], package: &str| {
+            output(Command::new("dpkg-deb").args(arguments).arg(folder.join(package))).unwrap()
+        };
+        let [first, next] = ["first.deb", "next.deb"]
+            .map(|package| dpkg(&["--show", "--showformat=${Version} ${Architecture}"], package));
+        assert_eq!(first, format!("{}-1 arm64", release.version));
+        let is_newer =
+            ["--compare-versions", next.split(' ').next().unwrap(), "gt", first.split(' ').next().unwrap()];
+        assert!(Command::new("dpkg").args(is_newer).status().unwrap().success(), "{next} after {first}");
+        run(Command::new("dpkg-deb").arg("-R").arg(folder.join("first.deb")).arg(folder.join("unpacked")))
+            .unwrap();
+        let unit = fs::read_to_string(folder.join("unpacked/usr/lib/systemd/system/edged.service")).unwrap();
+        assert!(unit.contains("/usr/bin/edged") && !unit.contains("/usr/local"), "{unit}");
+        assert_eq!(
+            fs::read_to_string(folder.join("unpacked/DEBIAN/conffiles")).unwrap(),
+            "/etc/edge/edge.toml\n"
+        );
+        assert!(folder.join("unpacked/usr/share/man/man8/edged.8.gz").is_file());
+        fs::remove_dir_all(folder).unwrap();
+    }
 }
