@@ -38,6 +38,7 @@ const PACKAGES: &[&str] = &[
     "postgresql",
     "prometheus",
     "python3",
+    "shellcheck",
     "strace",
     "systemd",
     "tcpdump",

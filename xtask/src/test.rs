@@ -181,7 +181,7 @@ impl Tally {
         self.unsteady.extend(unsteady);
     }
 
-    /// Makes the archive of `cargo xtask dist` for this machine and runs its programs in the lab. Programs
+    /// Makes the files of `cargo xtask dist` for this machine, tries them, and runs the programs in the lab. Programs
     /// for other architectures are built with a faster profile and run in user-mode emulation.
     fn static_programs(&mut self) -> Result<()> {
         let named = |cases: &[&str]| cases.iter().map(|&case| case.to_owned()).collect();

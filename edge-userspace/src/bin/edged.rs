@@ -2,38 +2,17 @@
 
 use std::{
     error::Error,
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
 };
 
-use clap::Parser;
+use clap::Parser as _;
 use edge::{
     config::Settings,
-    daemon::{self, Options},
+    daemon::{self, Arguments, Options},
     kernel,
     observe::log,
 };
-
-/// The SNI edge in front of home: reads the server name, picks a route, forwards the encrypted stream.
-#[derive(Debug, Parser)]
-#[command(name = "edged", version)]
-struct Arguments {
-    /// The configuration file
-    #[arg(long, value_name = "PATH", default_value = "/etc/edge/edge.toml")]
-    config: PathBuf,
-    /// Validate the configuration file and exit
-    #[arg(long)]
-    check: bool,
-    /// Load BPF objects from this file or directory instead of the embedded ones
-    #[arg(long, value_name = "PATH")]
-    bpf_object: Option<PathBuf>,
-    /// The directory of everything pinned in the kernel; each daemon of a machine needs one of its own
-    #[arg(long, value_name = "PATH", default_value = kernel::DEFAULT_PINS)]
-    pins: PathBuf,
-    /// Detach and unpin everything from the kernel; the state on disk is kept
-    #[arg(long, conflicts_with = "check")]
-    uninstall: bool,
-}
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();

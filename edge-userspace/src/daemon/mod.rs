@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod apply;
+mod arguments;
 mod blocks;
 mod build;
 mod clock;
@@ -38,6 +39,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use arguments::Arguments;
 pub use prepare::{Options, Prepared, prepare};
 pub use service::run;
 

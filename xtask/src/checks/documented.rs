@@ -102,6 +102,18 @@ mod tests {
     }
 
     #[test]
+    fn the_tasks_of_the_release_workflow_are_known() {
+        let workflow = setup::root().unwrap().join(".github/workflows/release.yml");
+        let workflow = fs::read_to_string(workflow).unwrap();
+        let tasks: Vec<_> =
+            workflow.split("run: cargo xtask ").skip(1).filter_map(|rest| rest.lines().next()).collect();
+        assert!(tasks.iter().any(|task| task.starts_with("dist ")), "{tasks:?}");
+        for task in tasks {
+            Cli::try_parse_from(["cargo xtask"].into_iter().chain(task.split_whitespace())).unwrap();
+        }
+    }
+
+    #[test]
     fn only_console_blocks_hold_commands() {
         let text = "# Title\n```console\n# cargo xtask test limits  # a comment\n$ ls\n  output\n```\n\
                     ```toml\n# cargo xtask none\n```\n  ```console\n  $ cargo build\n  ```\n";

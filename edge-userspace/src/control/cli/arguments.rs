@@ -3,8 +3,13 @@
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::ArgValueCandidates;
 use ipnet::IpNet;
 
+use super::{
+    live,
+    shell::{Program, ShellArg},
+};
 use crate::{
     control::api::parse_prefix,
     spec::{
@@ -14,7 +19,7 @@ use crate::{
 };
 
 /// Where the daemon listens unless told otherwise.
-const CONTROL: &str = "/run/edge/control.sock";
+pub(super) const CONTROL: &str = "/run/edge/control.sock";
 /// Where the configuration is unless told otherwise.
 const CONFIG: &str = "/etc/edge/edge.toml";
 
@@ -71,6 +76,23 @@ pub(super) enum Command {
     Config(Config),
     /// Makes the daemon read its configuration again (the same as `config reload`)
     Reload,
+    /// Prints a script for the shell that completes arguments, names of the running daemon included
+    #[command(after_help = "Bash, in ~/.bashrc:         source <(edgectl completions bash)\n\
+                      zsh, in ~/.zshrc:           source <(edgectl completions zsh)\n\
+                      fish, in config.fish:       edgectl completions fish | source\n\
+                      The Debian package has them installed.")]
+    Completions {
+        /// The shell
+        shell: ShellArg,
+        /// Whose arguments
+        #[arg(default_value = "edgectl")]
+        program: Program,
+    },
+    /// Writes the manual pages of edgectl and edged into a directory
+    Man {
+        /// The directory, like /usr/local/share/man/man1
+        directory: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -91,7 +113,7 @@ pub(super) struct AddRoute {
     #[arg(value_parser = hosts)]
     pub(super) host: Hosts,
     /// A pool, an address, several addresses that make a pool of their own, or `refuse`
-    #[arg(required = true)]
+    #[arg(required = true, add = ArgValueCandidates::new(live::targets))]
     pub(super) to: Vec<String>,
     #[command(flatten)]
     pub(super) when: When,
@@ -128,7 +150,7 @@ pub(super) struct AddRoute {
 #[derive(Debug, Args)]
 pub(super) struct RemoveRoute {
     /// Its host, as `routes list` shows it, or `.suffix` as it was added
-    #[arg(value_parser = hosts)]
+    #[arg(value_parser = hosts, add = ArgValueCandidates::new(live::added_hosts))]
     pub(super) host: Hosts,
     #[command(flatten)]
     pub(super) when: When,
@@ -149,7 +171,7 @@ fn hosts(text: &str) -> Result<Hosts, HostNameError> {
 #[derive(Debug, Args)]
 pub(super) struct When {
     /// Only on this listener (may be given again)
-    #[arg(long, value_name = "L")]
+    #[arg(long, value_name = "L", add = ArgValueCandidates::new(live::listeners))]
     pub(super) listener: Vec<Arc<str>>,
     /// Only for clients that speak this (may be given again); without it, for TLS and HTTP
     #[arg(long, value_name = "P")]
@@ -165,7 +187,7 @@ pub(super) struct When {
 #[derive(Debug, Args)]
 pub(super) struct TestRoute {
     /// The name that the client asks for; an address or `-` for one that names no usable host
-    #[arg(value_parser = asked)]
+    #[arg(value_parser = asked, add = ArgValueCandidates::new(live::exact_hosts))]
     pub(super) host: Asked,
     /// What the client speaks; by default what the listener takes
     #[arg(long, value_name = "P")]
@@ -177,7 +199,7 @@ pub(super) struct TestRoute {
     #[arg(long, value_name = "IP")]
     pub(super) from: Option<IpAddr>,
     /// The listener that the client comes to
-    #[arg(long, value_name = "L")]
+    #[arg(long, value_name = "L", add = ArgValueCandidates::new(live::listeners))]
     pub(super) listener: Option<Arc<str>>,
     /// Walk the way to the backends with a real ClientHello
     #[arg(long)]
@@ -209,9 +231,10 @@ pub(super) enum Backends {
 #[derive(Debug, Args)]
 pub(super) struct BackendArgs {
     /// The backend, as `backends list` shows it
+    #[arg(add = ArgValueCandidates::new(live::backends))]
     pub(super) to: BackendAddress,
     /// Only in this pool
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", add = ArgValueCandidates::new(live::pools))]
     pub(super) pool: Option<Arc<str>>,
 }
 
@@ -222,6 +245,7 @@ pub(super) enum Connections {
     /// Ends a connection
     Close {
         /// Its number, as `connections list` shows it
+        #[arg(add = ArgValueCandidates::new(live::connections))]
         id: u64,
     },
 }
@@ -243,7 +267,7 @@ pub(super) enum Block {
     /// Lets a blocked prefix in again
     Remove {
         /// The prefix, as `block list` shows it
-        #[arg(value_parser = parse_prefix)]
+        #[arg(value_parser = parse_prefix, add = ArgValueCandidates::new(live::blocks))]
         cidr: IpNet,
     },
     /// All blocked prefixes

@@ -4,7 +4,10 @@ mod arguments;
 mod config;
 mod doctor;
 mod lists;
+mod live;
+mod manual;
 mod routes;
+mod shell;
 mod status;
 mod style;
 mod table;
@@ -32,8 +35,14 @@ use super::{
 };
 
 /// Runs the command line. 0: done; 1: the daemon refused, or a check found something; 2: wrong usage; 3: the
-/// daemon cannot be reached.
-pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+/// daemon cannot be reached. `edged` is the daemon's own command line, for its completions and manual page.
+pub fn main(arguments: impl IntoIterator<Item = OsString>, edged: clap::Command) -> ExitCode {
+    let arguments: Vec<_> = arguments.into_iter().collect();
+    match shell::answer(&arguments) {
+        Ok(true) => return ExitCode::SUCCESS,
+        Ok(false) => {}
+        Err(error) => error.exit(),
+    }
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -47,7 +56,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return Failure::Output(error).report(output),
     };
-    match runtime.block_on(run(arguments, output)) {
+    match runtime.block_on(run(arguments, output, edged)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(output),
     }
@@ -103,7 +112,7 @@ impl Failure {
     }
 }
 
-async fn run(arguments: Arguments, output: Output) -> Result<(), Failure> {
+async fn run(arguments: Arguments, output: Output, edged: clap::Command) -> Result<(), Failure> {
     let daemon = Client::new(arguments.control);
     match arguments.command {
         Command::Routes(command) => routes::run(command, &daemon, output).await,
@@ -118,6 +127,8 @@ async fn run(arguments: Arguments, output: Output) -> Result<(), Failure> {
         Command::Doctor { config } => doctor::run(&daemon, output, &config).await,
         Command::Config(Config::Check { file }) => config::check(&file, output),
         Command::Config(Config::Reload) | Command::Reload => config::reload(&daemon, output).await,
+        Command::Completions { shell, program } => Ok(shell::completions(shell, program, edged)?),
+        Command::Man { directory } => Ok(manual::write(&directory, edged)?),
     }
 }
 

@@ -1,6 +1,8 @@
 //! The checks of a machine, in the order of its life. Each ends with the same questions: is edged active,
 //! does a new connection succeed, does SSH answer?
 
+mod package;
+
 use std::{net::TcpStream, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
@@ -42,6 +44,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check { name: "5,000 connections beside a conntrack of 1,024", is_needed: false, run: many },
     Check { name: "reboot", is_needed: false, run: reboot },
     Check { name: "upgrade from the version before", is_needed: false, run: upgrade },
+    Check { name: "the Debian package", is_needed: false, run: package::check },
 ];
 
 /// A machine and those who look at it.

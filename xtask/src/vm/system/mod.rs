@@ -116,7 +116,7 @@ impl Plan<'_> {
             None if dist::is_own(&self.architecture.target()) => earlier::archive(&folder)?,
             None => None,
         };
-        let parcel = parcel(&folder, archive, before.as_deref())?;
+        let parcel = parcel(&folder, archive, before.as_deref(), &self.architecture.target())?;
         let started = Instant::now();
         println!("booting (console: {})", folder.join("console.log").display());
         let machine = Machine::boot(emulator, image, &parcel, &folder)?;
@@ -145,8 +145,8 @@ impl Plan<'_> {
     }
 }
 
-/// A tar archive with the archives in it, as a disk that the machine reads.
-fn parcel(folder: &Path, archive: &Path, before: Option<&Path>) -> Result<PathBuf> {
+/// A tar archive with the archives and packages in it, as a disk that the machine reads.
+fn parcel(folder: &Path, archive: &Path, before: Option<&Path>, target: &str) -> Result<PathBuf> {
     let content = folder.join("parcel");
     let _ = fs::remove_dir_all(&content);
     fs::create_dir_all(&content)?;
@@ -156,6 +156,7 @@ fn parcel(folder: &Path, archive: &Path, before: Option<&Path>) -> Result<PathBu
         fs::copy(before, content.join("old.tar.gz"))
             .with_context(|| format!("copying {}", before.display()))?;
     }
+    dist::deb::from_archive(archive, target, &content)?;
     let parcel = folder.join("parcel.tar");
     // Blocks of tar are sectors of a disk.
     run(Command::new("tar").arg("-C").arg(&content).arg("-cf").arg(&parcel).arg("."))?;
