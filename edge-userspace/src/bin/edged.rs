@@ -1,10 +1,6 @@
 //! The daemon on the VPS. Wiring only: arguments, log, runtime.
 
-use std::{
-    error::Error,
-    path::Path,
-    process::ExitCode,
-};
+use std::{error::Error, path::Path, process::ExitCode};
 
 use clap::Parser as _;
 use edge::{

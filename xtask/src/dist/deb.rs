@@ -76,6 +76,7 @@ fn content(release: &Release, parts: &Parts, tree: &Path, version: &str) -> Resu
     write(&tree.join("usr/lib/systemd/system/edged.service"), unit.as_bytes(), 0o644)?;
     place(&packaging.join("edge.sysusers"), &tree.join("usr/lib/sysusers.d/edge.conf"), 0o644)?;
     place(&packaging.join("edge.sysctl.conf"), &tree.join("usr/lib/sysctl.d/50-edge.conf"), 0o644)?;
+    place(&packaging.join("edge.logrotate"), &tree.join("etc/logrotate.d/edge"), 0o644)?;
     place(&packaging.join("edge.toml"), &tree.join("etc/edge/edge.toml"), 0o644)?;
     for page in files(&parts.documents.join("man"))? {
         let section = page.extension().context("a manual page has a section")?.to_string_lossy();
@@ -94,6 +95,9 @@ fn content(release: &Release, parts: &Parts, tree: &Path, version: &str) -> Resu
     for document in DOCUMENTS {
         let name = document.rsplit('/').next().unwrap_or(document);
         place(&root.join(document), &documents.join(name), 0o644)?;
+    }
+    for monitoring in ["prometheus/edge.rules.yml", "grafana/edge.json"] {
+        place(&packaging.join(monitoring), &documents.join(monitoring), 0o644)?;
     }
     for example in files(&root.join("examples"))? {
         let name = example.file_name().context("an example has a name")?;
@@ -193,7 +197,7 @@ mod tests {
         assert!(unit.contains("/usr/bin/edged") && !unit.contains("/usr/local"), "{unit}");
         assert_eq!(
             fs::read_to_string(folder.join("unpacked/DEBIAN/conffiles")).unwrap(),
-            "/etc/edge/edge.toml\n"
+            "/etc/edge/edge.toml\n/etc/logrotate.d/edge\n"
         );
         assert!(folder.join("unpacked/usr/share/man/man8/edged.8.gz").is_file());
         fs::remove_dir_all(folder).unwrap();
