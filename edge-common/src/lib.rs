@@ -4,8 +4,12 @@
 //! nobody: neither the programs nor the daemon.
 #![no_std]
 
+#[cfg(test)]
+extern crate std;
+
 pub mod flow;
 mod layout;
+pub mod rules;
 pub mod shield;
 pub mod sockmap;
 
