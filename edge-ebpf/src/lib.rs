@@ -1,8 +1,16 @@
-//! What the BPF programs share. Each program is a binary of its own beside this file, and an object of its
-//! own once built; `edge_ebpf::program!()` makes a binary one.
+//! Code that the BPF programs share. Each program is a binary beside this file and is built into an object of its own;
+//! `edge_ebpf::program!()` adds the parts that every object needs.
 #![no_std]
+#![expect(
+    unsafe_code,
+    reason = "values of maps are raw pointers, which the programs read and write through one type"
+)]
+#![expect(clippy::inline_always, reason = "the verifier follows a pointer in the function that looked it up")]
 
-/// What every program needs once: the licence that the GPL-only helpers ask for.
+pub mod headers;
+pub mod shared;
+
+/// Declares the licence, without which the kernel refuses GPL-only helpers.
 #[macro_export]
 macro_rules! program {
     () => {
@@ -12,7 +20,7 @@ macro_rules! program {
     };
 }
 
-/// The verifier accepts no path that panics, so none arrives here; it wants an end all the same.
+/// Never called: the verifier accepts no program that could panic. The compiler needs it all the same.
 #[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {

@@ -1,46 +1,34 @@
-//! Where things are in a packet: direct access with offsets that are constants, so that one bounds check
-//! serves them all.
+//! Direct access to the headers of a packet, at constant offsets, so that one bounds check covers all of them.
 //!
-//! `L2` is the length of the link header, `V6` the IP family. Addresses of packet bytes are plain numbers here;
-//! they die with the first helper that moves packet data.
+//! `L2` is the length of the link header, `V6` whether the packet is IPv6. Packet addresses are plain numbers here;
+//! they are invalid after the first helper that moves packet data.
 
 use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_pull_data};
 use edge_common::flow::{FlowKey, MAPPED, Tuple};
-
-pub(crate) use edge_common::flow::TCP;
+pub(crate) use edge_common::rules::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
+use edge_ebpf::headers::{
+    AUTHENTICATION, DESTINATION_OPTIONS, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAGMENT, HOP_BY_HOP, ROUTING,
+};
+pub(crate) use edge_ebpf::headers::{ICMP, ICMPV6, IPV4_HEADER, IPV6_HEADER, TCP, TCP_HEADER};
 
 /// `ETH_P_IP` and `ETH_P_IPV6` in network order, as `__sk_buff.protocol` has them.
-pub(crate) const IPV4: u32 = 0x0800_u16.to_be() as u32;
-pub(crate) const IPV6: u32 = 0x86dd_u16.to_be() as u32;
+pub(crate) const IPV4: u32 = ETHERTYPE_IPV4.to_be() as u32;
+pub(crate) const IPV6: u32 = ETHERTYPE_IPV6.to_be() as u32;
 
-pub(crate) const ICMP: u8 = 1;
-pub(crate) const ICMPV6: u8 = 58;
-
-/// Lengths of headers without options.
-pub(crate) const IPV4_HEADER: usize = 20;
-pub(crate) const IPV6_HEADER: usize = 40;
-pub(crate) const TCP_HEADER: usize = 20;
-
-/// Where the checksum is in a TCP header.
+/// Offset of the checksum in a TCP header.
 pub(crate) const TCP_CHECKSUM: usize = 16;
 
 /// The first option word of almost every segment: NOP, NOP, timestamps of 10 bytes (RFC 7323 appendix A).
 const USUAL_OPTIONS: u32 = 0x0101_080a_u32.to_be();
-/// And the length of a TCP header with these options alone.
+/// Length of a TCP header with only these options.
 pub(crate) const USUAL_HEADER: u32 = 32;
-
-/// The flags of a TCP header.
-pub(crate) const TCP_FIN: u8 = 0x01;
-pub(crate) const TCP_SYN: u8 = 0x02;
-pub(crate) const TCP_RST: u8 = 0x04;
-pub(crate) const TCP_ACK: u8 = 0x10;
 
 /// The length of an IP header.
 pub(crate) const fn ip_header(v6: bool) -> usize {
     if v6 { IPV6_HEADER } else { IPV4_HEADER }
 }
 
-/// What an IP header announces, as far as the programs care.
+/// What follows an IP header, as far as the programs distinguish it.
 pub(crate) enum Payload {
     /// A whole TCP segment right behind the header.
     Tcp,
@@ -59,10 +47,10 @@ pub(crate) struct Frame<const L2: usize, const V6: bool> {
 }
 
 impl<const L2: usize, const V6: bool> Frame<L2, V6> {
-    /// Where the header behind IP's starts.
+    /// Offset of the header behind the IP header.
     pub(crate) const TRANSPORT: usize = L2 + ip_header(V6);
 
-    /// `None` where the packet is shorter than that.
+    /// `None` if the packet is shorter than those headers.
     #[inline(always)]
     pub(crate) fn of(skb: *mut __sk_buff) -> Option<Self> {
         let need = Self::TRANSPORT + TCP_HEADER;
@@ -150,9 +138,8 @@ impl<const L2: usize, const V6: bool> Frame<L2, V6> {
             return match self.ip_byte(6) {
                 TCP => Payload::Tcp,
                 ICMPV6 => Payload::Icmp,
-                // Hop-by-hop, routing, fragment, authentication, destination options (RFC 8200 §4).
-                44 => Payload::Fragment,
-                0 | 43 | 51 | 60 => Payload::Extended,
+                FRAGMENT => Payload::Fragment,
+                HOP_BY_HOP | ROUTING | AUTHENTICATION | DESTINATION_OPTIONS => Payload::Extended,
                 _ => Payload::Other,
             };
         }
@@ -160,7 +147,7 @@ impl<const L2: usize, const V6: bool> Frame<L2, V6> {
         if protocol != TCP && protocol != ICMP {
             return Payload::Other;
         }
-        // Everything but the don't-fragment bit: more to come, or not the first.
+        // More fragments follow, or this is not the first one. The don't-fragment bit does not matter.
         if self.ip_word(4) & (0x3fff_u32.to_be()) != 0 {
             return Payload::Fragment;
         }
@@ -170,15 +157,15 @@ impl<const L2: usize, const V6: bool> Frame<L2, V6> {
         if protocol == TCP { Payload::Tcp } else { Payload::Icmp }
     }
 
-    /// Length of the IP packet in bytes, by its header; the frame may be longer (Ethernet's padding).
+    /// Length of the IP packet in bytes, according to its header. The frame may be longer (Ethernet padding).
     ///
-    /// A packet that the kernel put together past 64 KiB says 0; then the frame is the measure.
+    /// A packet that the kernel assembled beyond 64 KiB has 0 in its header; then the frame's length counts.
     #[inline(always)]
     pub(crate) fn length(&self, skb: *mut __sk_buff) -> u32 {
-        let (said, header) =
+        let (announced, header) =
             if V6 { (self.ip_number(4), IPV6_HEADER as u32) } else { (self.ip_number(2), 0) };
         // SAFETY: the context of the program.
-        if said == 0 { unsafe { (*skb).len - L2 as u32 } } else { u32::from(said) + header }
+        if announced == 0 { unsafe { (*skb).len - L2 as u32 } } else { u32::from(announced) + header }
     }
 
     /// The addresses and ports.

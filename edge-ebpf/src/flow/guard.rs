@@ -1,22 +1,25 @@
-//! What the local stack sends, on the devices that flows use.
+//! Packets that the local stack sends, on the devices that flows use.
 //!
-//! - A RST or FIN for the addresses of a flow is dropped: the connection is no longer the stack's, but an
-//!   out-of-place segment that reached it, or a socket closed too early, would make it say so. A socket that
-//!   still owes its side a FIN says so in its [`Handshake`].
-//! - What a socket repeats while its connection becomes a flow acknowledges as much as the flow has, and is stamped as
-//!   late as what the flow has carried.
-//! - What leaves is compared with the socket that sent it, while the daemon asks for it (see `wire`).
-//! - A SYN to a backend offers what the client offered: options it did not are turned into NOPs. The daemon asks
-//!   for it in the socket's [`Handshake`]; `skb->mark` belongs to the tunnels.
+//! - A RST or FIN with the addresses of a flow is dropped. The connection no longer belongs to the stack, which would
+//!   otherwise answer a stray segment with a RST, or send one when its socket is closed. A socket that must still send
+//!   a FIN is marked in its [`Handshake`].
+//! - A socket's retransmissions during the hand-over get the latest acknowledgement and timestamp of the flow.
+//! - While the daemon compares connections with the wire, each packet is compared with its socket (see `wire`).
+//! - A SYN to a backend offers what the client offered: other options become NOPs. The daemon orders this in the
+//!   socket's [`Handshake`], because `skb->mark` belongs to the tunnels.
 
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT},
-    helpers::generated::{bpf_sk_storage_get, bpf_skb_store_bytes},
+    helpers::generated::bpf_skb_store_bytes,
 };
-use edge_common::flow::{
-    ESTABLISHED, FlowKey, FlowReason, HANDING_OVER, Handshake, MAY_FINISH, NO_SACK, NO_TIMESTAMPS,
-    NO_WINDOW_SCALE, WITH_ECN,
+use edge_common::{
+    flow::{
+        ESTABLISHED, FlowKey, FlowReason, HANDING_OVER, Handshake, MAY_FINISH, NO_SACK, NO_TIMESTAMPS,
+        NO_WINDOW_SCALE, WITH_ECN,
+    },
+    rules::Entry as _,
 };
+use edge_ebpf::{read, shared::Shared};
 
 use crate::{
     PASS,
@@ -25,7 +28,7 @@ use crate::{
     frame::{
         Frame, IPV4, IPV6, Payload, TCP_ACK, TCP_CHECKSUM, TCP_FIN, TCP_HEADER, TCP_RST, TCP_SYN, ip_header,
     },
-    maps::{count, flow as find, handshakes, is_comparing},
+    maps::{self, count, flow as find, is_comparing},
     options, state, wire,
 };
 
@@ -33,15 +36,15 @@ use crate::{
 /// (RFC 3168 §6.1.1).
 const OFFER_ECN: u32 = 0x00c0_0000_u32.to_be();
 
-/// Wishes about a SYN.
+/// The wishes that change a SYN.
 const SHAPES: u32 = NO_TIMESTAMPS | NO_SACK | NO_WINDOW_SCALE | WITH_ECN;
 
 #[inline(always)]
 pub(crate) fn egress<const L2: usize>(skb: *mut __sk_buff) -> i32 {
     // SAFETY: the context of the program.
     let (protocol, came_from) = unsafe { ((*skb).protocol, (*skb).ingress_ifindex) };
-    // What came in by a device is forwarded or a flow's; only what starts here has none. What carries a VLAN's tag has been
-    // seen on the VLAN's device.
+    // Only packets that start here have no ingress device; others are forwarded or belong to a flow. Packets with a
+    // VLAN tag were handled on the VLAN's own device.
     if came_from != 0 || is_of_vlan(skb) {
         return PASS;
     }
@@ -68,8 +71,7 @@ fn guard<const L2: usize, const V6: bool>(skb: *mut __sk_buff) -> i32 {
         let headers = ip_header(V6) as u32 + ((word & 0xf0) >> 2);
         let data = frame.length(skb).wrapping_sub(headers);
         let end = u32::from_be(frame.tcp_word(4)).wrapping_add(data).wrapping_add(1);
-        // SAFETY: valid until the program ends; see `maps::flow` for who else writes.
-        state::finish_by_socket(unsafe { &mut *flow }, end);
+        state::note_fin_of_socket(flow, end);
     }
     let is_syn = flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
     if !is_syn && flags & TCP_ACK == 0 {
@@ -80,9 +82,7 @@ fn guard<const L2: usize, const V6: bool>(skb: *mut __sk_buff) -> i32 {
         && is_comparing()
         && let Some(noted) = noted
     {
-        // SAFETY: the storage of the socket whose packet this is, and so lives as long as it.
-        let noted = unsafe { &mut *noted };
-        if noted.flags & ESTABLISHED != 0 && noted.leaves_by == 0 {
+        if read!(noted, flags) & ESTABLISHED != 0 && read!(noted, leaves_by) == 0 {
             let numbers = wire::Numbers {
                 own: u32::from_be(frame.tcp_word(4)),
                 theirs: u32::from_be(frame.tcp_word(8)),
@@ -90,8 +90,7 @@ fn guard<const L2: usize, const V6: bool>(skb: *mut __sk_buff) -> i32 {
             wire::leaves::<V6>(skb, &frame.key().tuple.reversed(), numbers, noted);
         }
     }
-    // SAFETY: as above.
-    let wanted = noted.map_or(0, |noted| unsafe { (*noted).wishes });
+    let wanted = noted.map_or(0, |noted| read!(noted, wishes));
     if is_syn && wanted & SHAPES != 0 {
         shape_syn::<L2, V6>(skb, word, wanted & SHAPES);
     } else if !is_syn && wanted & HANDING_OVER != 0 {
@@ -99,20 +98,17 @@ fn guard<const L2: usize, const V6: bool>(skb: *mut __sk_buff) -> i32 {
         let stamp = if frame.has_timestamps(header) { frame.tcp_word(24) } else { 0 };
         renew::<L2, V6>(skb, &frame.key().reversed(), frame.tcp_word(8), stamp);
     }
-    // A SYN that could not be changed goes as it is: the legs will differ and the connection stays on sockets.
+    // A SYN that could not be changed leaves as it is; then the legs differ and the connection stays on sockets.
     PASS
 }
 
-/// Puts in what the flow saw acknowledged and the timestamp that it carried last, where these are more than the socket
-/// knows. `key` is of what the segment's receiver sends; acknowledgement and timestamp (0: none) are in network order.
+/// Raises the acknowledgement and the timestamp of a socket's segment to the latest that the flow has carried. `key` is
+/// that of the packets which the segment's receiver sends. `ack` and `stamp` (0: none) are in network order.
 #[inline(never)]
 fn renew<const L2: usize, const V6: bool>(skb: *mut __sk_buff, key: &FlowKey, ack: u32, stamp: u32) -> i32 {
     let Some(flow) = find(key) else { return 0 };
-    // SAFETY: valid until the program ends; see `maps::flow` for who else writes.
-    let other = unsafe { (*flow).reverse_key() };
-    let Some(other) = find(&other) else { return 0 };
-    // SAFETY: as above.
-    let (acknowledged, last) = unsafe { ((*other).acked.wrapping_add((*other).ack_delta), (*other).stamp) };
+    let Some(other) = find(&flow.reverse_key()) else { return 0 };
+    let (acknowledged, last) = (other.acked().wrapping_add(read!(other.0, ack_delta)), other.stamp());
     raise::<L2, V6>(skb, 8, ack, acknowledged);
     if stamp != 0 && last != 0 {
         raise::<L2, V6>(skb, 24, stamp, last);
@@ -120,7 +116,7 @@ fn renew<const L2: usize, const V6: bool>(skb: *mut __sk_buff, key: &FlowKey, ac
     0
 }
 
-/// Makes a number of the TCP header, `word` in network order, at least `least`.
+/// Raises a number of the TCP header to `least`, if it is lower. `word` is its present value in network order.
 #[inline(always)]
 fn raise<const L2: usize, const V6: bool>(skb: *mut __sk_buff, offset: usize, word: u32, least: u32) {
     if !state::is_after(least, u32::from_be(word)) {
@@ -136,24 +132,19 @@ fn raise<const L2: usize, const V6: bool>(skb: *mut __sk_buff, offset: usize, wo
 
 #[inline(always)]
 fn is_wanted_fin(skb: *mut __sk_buff, flags: u8) -> bool {
-    // SAFETY: the storage of the socket whose packet this is, and so lives as long as it.
-    flags & TCP_RST == 0 && handshake(skb).is_some_and(|noted| unsafe { (*noted).wishes } & MAY_FINISH != 0)
+    flags & TCP_RST == 0 && handshake(skb).is_some_and(|noted| read!(noted, wishes) & MAY_FINISH != 0)
 }
 
-/// What is noted of the socket that sends the packet.
+/// The record of the socket that sends the packet.
 #[inline(always)]
-fn handshake(skb: *mut __sk_buff) -> Option<*mut Handshake> {
-    // SAFETY: the context of the program, and a helper that takes any socket but none; the storage, where there
-    // is one, lives as long as the socket, and that as long as its packet.
-    unsafe {
-        let socket = (*skb).__bindgen_anon_2.sk;
-        if socket.is_null() {
-            return None;
-        }
-        let handshake = bpf_sk_storage_get(handshakes(), socket.cast(), core::ptr::null_mut(), 0);
-        let handshake = handshake.cast::<Handshake>();
-        if handshake.is_null() { None } else { Some(handshake) }
+fn handshake(skb: *mut __sk_buff) -> Option<Shared<Handshake>> {
+    // SAFETY: the context of the program.
+    let socket = unsafe { (*skb).__bindgen_anon_2.sk };
+    if socket.is_null() {
+        return None;
     }
+    // SAFETY: the socket of the context.
+    unsafe { maps::handshake(socket.cast(), 0) }
 }
 
 #[inline(always)]

@@ -1,22 +1,21 @@
-//! The numbers that a connection starts with, noted when it is established: afterwards some of them cannot be
-//! asked for (the peer's timestamp) and others only by stopping the socket.
-
-use core::ptr::null_mut;
+//! Records the initial numbers of a connection when it is established. Later the kernel does not tell some of them (the
+//! peer's timestamp), and others only while the socket is frozen (`TCP_REPAIR`).
 
 use aya_ebpf::{
     bindings::{
         BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
         bpf_sock_ops,
     },
-    helpers::generated::{bpf_load_hdr_opt, bpf_sk_storage_get},
+    helpers::generated::bpf_load_hdr_opt,
 };
-use edge_common::flow::{ESTABLISHED, HAS_ECN, HAS_TIMESTAMPS, Handshake};
+use edge_common::flow::{ESTABLISHED, HAS_ECN, HAS_TIMESTAMPS};
+use edge_ebpf::write;
 
-use crate::maps::handshakes;
+use crate::maps;
 
-/// `TCP_ECN_OK` (`net/tcp.h`): the stack itself agreed to it.
+/// `TCP_ECN_OK` (`net/tcp.h`): the stack itself negotiated ECN.
 const TCP_ECN_OK: u32 = 1;
-/// The ECE flag: in a SYN-ACK, without CWR, the answer to an offer of ECN (RFC 3168 §6.1.1).
+/// The ECE flag: in a SYN-ACK, without CWR, it accepts ECN (RFC 3168 §6.1.1).
 const ECE: u32 = 0x40;
 const CWR: u32 = 0x80;
 
@@ -31,34 +30,29 @@ pub(crate) fn note(context: *mut bpf_sock_ops) {
     if !is_active && event != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB || socket.is_null() {
         return;
     }
-    let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
-    // SAFETY: a helper that takes any socket but none.
-    let handshake = unsafe { bpf_sk_storage_get(handshakes(), socket.cast(), null_mut(), create) };
-    let handshake = handshake.cast::<Handshake>();
-    if handshake.is_null() {
+    // SAFETY: the socket of the context.
+    let Some(handshake) = (unsafe { maps::handshake(socket.cast(), BPF_SK_STORAGE_GET_F_CREATE) }) else {
         return;
-    }
-    // SAFETY: the socket's own storage, which lives as long as it; the context as above.
-    let (handshake, ecn, answer) =
-        unsafe { (&mut *handshake, (*context).ecn_flags, (*context).skb_tcp_flags) };
+    };
     // SAFETY: the context as above.
-    unsafe {
-        handshake.snd_nxt = (*context).snd_nxt;
-        handshake.rcv_nxt = (*context).rcv_nxt;
-    }
+    let (ecn, answer) = unsafe { ((*context).ecn_flags, (*context).skb_tcp_flags) };
+    // SAFETY: the context as above.
+    let (snd_nxt, rcv_nxt) = unsafe { ((*context).snd_nxt, (*context).rcv_nxt) };
+    write!(handshake, snd_nxt = snd_nxt);
+    write!(handshake, rcv_nxt = rcv_nxt);
     let mut flags = ESTABLISHED;
     // Kind, length, TSval, TSecr; in words, which take fewer instructions to clear.
     let mut option = [TIMESTAMPS, 0, 0];
-    // From the segment that established the connection; missing where timestamps were not agreed.
+    // From the segment that established the connection; missing if timestamps were not negotiated.
     // SAFETY: a helper that checks the length; the buffer is longer.
     if unsafe { bpf_load_hdr_opt(context, option.as_mut_ptr().cast(), TIMESTAMPS_LENGTH, 0) } > 0 {
         flags |= HAS_TIMESTAMPS;
-        // The value stands two bytes into the option.
-        handshake.ts_recent = u32::from_be((option[0] >> 16) | (option[1] << 16));
+        // The value starts at the option's third byte.
+        write!(handshake, ts_recent = u32::from_be((option[0] >> 16) | (option[1] << 16)));
     }
     let peer_agreed = is_active && answer & (ECE | CWR) == ECE;
     if ecn & TCP_ECN_OK != 0 || peer_agreed {
         flags |= HAS_ECN;
     }
-    handshake.flags = flags;
+    write!(handshake, flags = flags);
 }
