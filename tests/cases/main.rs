@@ -48,6 +48,7 @@ mod slow_disk;
 mod timeouts;
 mod truths;
 mod unit;
+mod unix_targets;
 mod upgrades;
 mod urgent;
 mod walks;

@@ -34,7 +34,7 @@ use crate::{
     pool::connect::{self, ConnectError, GaveUp, Kept, Preparation},
     route::Query,
     sniff::http,
-    spec::{AlpnList, Choice, ProxyProtocol, Spoken},
+    spec::{AlpnList, Choice, ProxyProtocol, SocketName, Spoken},
 };
 
 /// Opens a connection: what it asks for is read, and a backend connected.
@@ -58,11 +58,12 @@ pub(super) async fn open(
 
 /// A connection ready to be carried.
 pub(super) struct Opened {
-    pub(super) destination: Arc<Destination>,
     pub(super) backend: TcpStream,
     pub(super) preread: Preread,
     pub(super) places: Box<TakenPlaces>,
     pub(super) kept: Kept,
+    /// The fastest datapath tier for this pair of sockets.
+    pub(super) datapath: Choice,
 }
 
 /// What a connection holds of limited numbers. Boxed, since it lives as long as the connection.
@@ -274,7 +275,8 @@ impl<'a> Opening<'a> {
         postgres::agree(protocol, &mut stream, &mut preread, destination.pool.connect_timeout())
             .await
             .map_err(|error| {
-                failed(Outcome::ConnectFailed, &format_args!("{address}: {error}"), Some(address), attempts)
+                let error = format!("{address}: {error}");
+                failed(Outcome::ConnectFailed, &error, Some(address.clone()), attempts)
             })?;
         let is_postgres = postgres::begins(protocol, alpn);
         if is_postgres {
@@ -283,11 +285,14 @@ impl<'a> Opening<'a> {
         // A tcp listener may carry any protocol.
         let never = (is_postgres || protocol.is_none_or(Spoken::may_be_silent)).then_some(Duration::ZERO);
         let idle_timeout = destination.idle_timeout.or(listener.spec.idle_timeout).or(never);
-        let way =
-            Way { destination: Arc::clone(&destination), lease, address, connect_time: took, idle_timeout };
+        let datapath = match &address {
+            SocketName::Tcp(_) => destination.datapath,
+            SocketName::Unix(_) => destination.datapath.for_unix_socket(),
+        };
+        let way = Way { destination, lease, address, connect_time: took, idle_timeout };
         connection.goes(way);
         let places = Box::new(TakenPlaces { source: source_slot, route, backend: at_backend });
-        Ok(Opened { destination, backend: stream, preread, places, kept })
+        Ok(Opened { backend: stream, preread, places, kept, datapath })
     }
 }
 

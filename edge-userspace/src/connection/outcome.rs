@@ -1,6 +1,6 @@
 //! How a connection ended, as the access log and the metrics name it.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use super::Connection;
 use crate::{
@@ -8,6 +8,7 @@ use crate::{
     datapath::{End, Side, StopReason},
     observe::access_log::Record,
     sniff::Rejection,
+    spec::SocketName,
 };
 
 /// How a connection ended.
@@ -91,7 +92,7 @@ impl Ended {
             alpn: asked.map(|asked| asked.alpn.clone()).unwrap_or_default(),
             ech: asked.is_some_and(|asked| asked.ech),
             route: way.map(|way| Arc::clone(&way.destination.label)).or(failed_route),
-            backend: way.map(|way| way.address).or(failed),
+            backend: way.map(|way| way.address.clone()).or(failed),
             attempts,
             error,
             datapath: way.map(|_| connection.meter.tier()),
@@ -113,7 +114,7 @@ pub(super) struct Failure {
     /// The destination's label.
     pub(super) route: Arc<str>,
     /// The backend tried last.
-    pub(super) backend: Option<SocketAddr>,
+    pub(super) backend: Option<SocketName>,
     /// How many were tried.
     pub(super) attempts: u32,
     /// Why the last one failed, or the route refused it; `None` for a redirect.

@@ -223,7 +223,7 @@ fn shown(flow: &FlowView, backend: Option<&Backend>) -> api::Connection {
         host: passport.host.clone(),
         alpn: passport.alpn().to_strings().into_iter().map(Arc::from).collect(),
         route: Some(Arc::clone(&passport.route)),
-        backend: Some(flow.backend),
+        backend: Some(flow.backend.into()),
         device: backend.and_then(|backend| backend.device().cloned()),
         backend_state: backend.map(|backend| status::state(backend.state())),
         datapath: Some(Tier::Flow),

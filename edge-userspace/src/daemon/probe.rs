@@ -39,6 +39,7 @@ async fn walk(backend: &Arc<Backend>, plan: &Plan) -> Probe {
     let address = backend.addresses(plan.port).first().copied();
     let mut steps = Vec::new();
     match address {
+        None if backend.to().unix().is_some() => steps.extend(talk(backend, plan).await),
         Some(address) => {
             steps.push(step("address", CheckStatus::Ok, address.to_string()));
             steps.extend(leave(backend, address).await);

@@ -151,7 +151,7 @@ pub(super) fn connection(connection: &connection::Connection) -> api::Connection
         alpn: asked
             .map_or_else(Vec::new, |asked| asked.alpn.to_strings().into_iter().map(Arc::from).collect()),
         route: way.map(|way| Arc::clone(&way.destination.label)),
-        backend: way.map(|way| way.address),
+        backend: way.map(|way| way.address.clone()),
         device: way.and_then(|way| way.lease.backend().device().cloned()),
         backend_state: way.map(|way| state(way.lease.backend().state())),
         datapath: way.map(|_| connection.meter.tier()),

@@ -155,9 +155,14 @@ impl Backend {
     }
 
     /// Its addresses, `default_port` where neither the configuration nor SRV gives one. Empty while its name
-    /// is unresolved.
+    /// is unresolved, and for a Unix socket.
     pub fn addresses(&self, default_port: u16) -> Addresses {
         self.location.addresses(default_port)
+    }
+
+    /// Whether it can be connected to: it has an address, or is a Unix socket.
+    pub(super) fn is_located(&self) -> bool {
+        self.location.is_known()
     }
 
     /// Takes the resolver's answer; ignored for a backend that is given by address. An empty answer changes
@@ -242,7 +247,7 @@ impl Backend {
 
     fn is_checked_on(&self, default_port: u16) -> bool {
         let checked = self.checked_port.load(Relaxed);
-        checked == default_port || checked == 0 || self.id.to.port.is_some()
+        checked == default_port || checked == 0 || self.id.to.is_one_place()
     }
 
     /// A check ended.

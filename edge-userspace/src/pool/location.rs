@@ -32,6 +32,8 @@ pub(super) struct Location {
 enum Host {
     Ip(IpAddr),
     Name(ArcSwap<Vec<Endpoint>>),
+    /// A Unix socket has no address.
+    Unix,
 }
 
 impl Location {
@@ -39,24 +41,26 @@ impl Location {
         let host = match to.host {
             BackendHost::Ip(ip) => Host::Ip(ip),
             BackendHost::Name(_) => Host::Name(ArcSwap::default()),
+            BackendHost::Unix(_) => Host::Unix,
         };
         Self { port: to.port, host }
     }
 
-    /// Whether there is any address.
+    /// Whether clients can be sent there: it has an address, or needs none.
     pub(super) fn is_known(&self) -> bool {
         match &self.host {
-            Host::Ip(_) => true,
+            Host::Ip(_) | Host::Unix => true,
             Host::Name(endpoints) => !endpoints.load().is_empty(),
         }
     }
 
-    /// The addresses, `default_port` where neither the configuration nor SRV gives one.
+    /// The addresses, `default_port` where neither the configuration nor SRV gives one. None for a Unix socket.
     pub(super) fn addresses(&self, default_port: u16) -> Addresses {
         let address = |ip, srv: Option<u16>| SocketAddr::new(ip, self.port.or(srv).unwrap_or(default_port));
         match &self.host {
             Host::Ip(ip) => [address(*ip, None)].into_iter().collect(),
             Host::Name(endpoints) => endpoints.load().iter().map(|at| address(at.ip, at.port)).collect(),
+            Host::Unix => Addresses::new(),
         }
     }
 
@@ -68,6 +72,7 @@ impl Location {
                 let endpoints = endpoints.load();
                 endpoints.iter().map(|at| Endpoint { ip: at.ip, port: self.port.or(at.port) }).collect()
             }
+            Host::Unix => Vec::new(),
         }
     }
 

@@ -17,6 +17,7 @@ mod proxy_tlvs;
 mod redirect;
 mod route;
 mod tunnel;
+mod unix;
 
 pub use access::Access;
 pub use alpn::AlpnList;
@@ -33,3 +34,4 @@ pub use proxy_tlvs::{ProxyTlv, ProxyTlvError, ProxyTlvs};
 pub use redirect::Redirect;
 pub use route::{Conditions, HostPattern, RouteSpec};
 pub use tunnel::TunnelSpec;
+pub use unix::{SocketName, UnixPath, UnixPathError};

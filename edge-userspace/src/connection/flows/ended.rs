@@ -135,7 +135,7 @@ impl Ended {
             alpn: passport.alpn(),
             ech: passport.ech,
             route: Some(passport.route.clone()),
-            backend: Some(self.backend),
+            backend: Some(self.backend.into()),
             attempts: None,
             error: None,
             datapath: Some(Tier::Flow),

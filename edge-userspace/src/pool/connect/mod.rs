@@ -2,6 +2,7 @@
 //! failure.
 
 mod stock;
+pub mod unix;
 pub mod warm;
 
 use std::{
@@ -26,7 +27,11 @@ use super::{
     backend::{Backend, Lease},
     condition::BackendState,
 };
-use crate::{kernel::segment, places::Place};
+use crate::{
+    kernel::segment,
+    places::Place,
+    spec::{SocketName, UnixPath},
+};
 
 /// The head start of one address before the next is tried as well (RFC 8305 §5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -69,6 +74,14 @@ pub enum ConnectError {
         /// The error of `connect`.
         error: io::Error,
     },
+    /// The Unix socket cannot be connected to.
+    #[error("{path}: {}", unix::explain(error))]
+    Unix {
+        /// Where it is.
+        path: UnixPath,
+        /// The error of `connect`.
+        error: io::Error,
+    },
     /// Its state fell while it was being connected, and another is up.
     #[error("{0} went down while it was being connected")]
     WentDown(String),
@@ -96,18 +109,19 @@ pub struct GaveUp {
     /// Why the one tried last could not.
     pub error: ConnectError,
     /// Its address, where it has one.
-    pub backend: Option<SocketAddr>,
+    pub backend: Option<SocketName>,
     /// How many were tried.
     pub attempts: u32,
 }
 
 impl ConnectError {
-    fn address(&self) -> Option<SocketAddr> {
+    fn address(&self) -> Option<SocketName> {
         match self {
+            Self::Unix { path, .. } => Some(SocketName::Unix(path.clone())),
             Self::Device { address, .. }
             | Self::Local { address, .. }
             | Self::Refused { address, .. }
-            | Self::TimedOut { address, .. } => Some(*address),
+            | Self::TimedOut { address, .. } => Some((*address).into()),
             Self::Drained | Self::Full(_) | Self::Unresolved(_) | Self::WentDown(_) => None,
         }
     }
@@ -118,7 +132,7 @@ impl ConnectError {
     }
 }
 
-/// Configures a socket before `connect`: may bind it and set options.
+/// Configures a TCP socket before `connect`: may bind it and set options.
 pub trait Preparation: Sync {
     /// A value to keep for the lifetime of the socket.
     fn prepare(&self, socket: BorrowedFd<'_>, backend: SocketAddr) -> Kept;
@@ -133,7 +147,7 @@ pub struct Connection {
     /// The socket, with `TCP_NODELAY` set.
     pub stream: TcpStream,
     /// The address that answered.
-    pub address: SocketAddr,
+    pub address: SocketName,
     /// Counts it as live, and knows the backend.
     pub lease: Lease,
     /// Its place at the backend, to be kept for as long as the backend has the connection.
@@ -219,7 +233,8 @@ impl Pool {
                         backend.failed(default_port, epoch, &error.to_string());
                     }
                     tracing::debug!(pool = &**self.name(), backend = %backend.id(), %error, "connecting failed");
-                    last = Some((error, backend.addresses(default_port).first().copied()));
+                    let first = backend.addresses(default_port).first().copied();
+                    last = Some((error, first.map(SocketName::from)));
                 }
             }
         }
@@ -257,7 +272,7 @@ pub async fn connect(
     backend: &Backend,
     default_port: u16,
     limit: Duration,
-) -> Result<(TcpStream, SocketAddr), ConnectError> {
+) -> Result<(TcpStream, SocketName), ConnectError> {
     connect_in(backend, default_port, limit, None).await
 }
 
@@ -267,7 +282,7 @@ pub(super) async fn connect_in(
     default_port: u16,
     limit: Duration,
     preparation: Option<&dyn Preparation>,
-) -> Result<(TcpStream, SocketAddr), ConnectError> {
+) -> Result<(TcpStream, SocketName), ConnectError> {
     let Connected { stream, address, .. } = attempt(backend, default_port, limit, preparation).await?;
     Ok((stream, address))
 }
@@ -286,7 +301,7 @@ impl Preparation for Segments {
 
 struct Connected {
     stream: TcpStream,
-    address: SocketAddr,
+    address: SocketName,
     kept: Kept,
 }
 
@@ -296,6 +311,10 @@ async fn attempt(
     limit: Duration,
     preparation: Option<&dyn Preparation>,
 ) -> Result<Connected, ConnectError> {
+    if let Some(path) = backend.to().unix() {
+        let stream = unix::connect(path, limit).await?;
+        return Ok(Connected { stream, address: SocketName::Unix(path.clone()), kept: None });
+    }
     let addresses = backend.addresses(default_port);
     let Some(&first) = addresses.first() else {
         return Err(ConnectError::Unresolved(backend.to().to_string()));
@@ -306,8 +325,8 @@ async fn attempt(
         _ => timeout(limit, race(&addresses, device, preparation)).await,
     };
     let connected = outcome.map_err(|_| ConnectError::TimedOut { address: first, after: limit })??;
-    if connected.address != first {
-        backend.prefer(connected.address);
+    if let Some(answered) = connected.address.tcp().filter(|answered| *answered != first) {
+        backend.prefer(answered);
     }
     Ok(connected)
 }
@@ -368,7 +387,7 @@ async fn connect_to(
         connected = establish(fresh()?, address).await;
     }
     match connected {
-        Ok(stream) => Ok(Connected { stream, address, kept }),
+        Ok(stream) => Ok(Connected { stream, address: address.into(), kept }),
         // No port left towards this address.
         Err(error) if error.kind() == ErrorKind::AddrNotAvailable => Err(local(error)),
         Err(error) => Err(ConnectError::Refused { address, error }),
