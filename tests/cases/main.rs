@@ -27,6 +27,7 @@ mod hellos;
 mod host_lists;
 mod kernel;
 mod lab_itself;
+mod label_targets;
 mod limits;
 mod load;
 mod lockout;

@@ -124,6 +124,7 @@ pub(super) fn suffix(text: &str) -> Result<HostName, Refusal> {
 pub(super) fn backend_address(text: &str) -> Result<BackendAddress, Refusal> {
     let address: BackendAddress = text.parse().map_err(|error| match error {
         BackendAddressError::Unix(error) => Refusal::new(format!("{}: {error}", quoted(text))),
+        BackendAddressError::Label(error) => Refusal::new(format!("{}: {error}", quoted(text))),
         BackendAddressError::Other if text.starts_with('/') => {
             Refusal::new(format!("{} is no address", quoted(text)))
                 .hint(format!("for a Unix socket write \"unix:{text}\""))

@@ -9,8 +9,8 @@ use super::{
     value::quoted,
 };
 use crate::spec::{
-    Access, BackendAddress, BackendHost, Choice, Conditions, HealthKind, ListenerSpec, ProxyProtocol,
-    ProxyTlvs, Redirect, RouteSpec, Spoken, Target,
+    Access, BackendAddress, BackendHost, Choice, Conditions, HealthKind, HostPattern, ListenerSpec,
+    ProxyProtocol, ProxyTlvs, Redirect, RouteSpec, Spoken, Target,
 };
 
 /// The pools and listeners that a configuration has.
@@ -64,6 +64,7 @@ impl References {
         }
         match backend_address(text)? {
             address if is_bare(text, &address) => Err(self.no_such_pool(text)),
+            address if address.has_label() => Err(label_out_of_place()),
             address => Ok(address),
         }
     }
@@ -174,6 +175,21 @@ impl References {
             .hint("leave it out, or write it in the route that takes them from an http listener"))
     }
 
+    /// What `{label}` stands for has to be in the name of every client of the route.
+    pub(super) fn label<'h>(
+        to: &Target,
+        hosts: impl IntoIterator<Item = &'h HostPattern>,
+    ) -> Result<(), Refusal> {
+        let without = |host: &&HostPattern| !matches!(host, HostPattern::Below(_));
+        match hosts.into_iter().find(without) {
+            Some(host) if to.has_label() => Err(Refusal::new(format!(
+                "`{{label}}` is what a host like \"*.example.com\" matched, and \"{host}\" has none"
+            ))
+            .hint("write the other hosts in a [[route]] of their own")),
+            _ => Ok(()),
+        }
+    }
+
     /// Tiers that are forced have to be able to carry what comes from the target.
     pub(super) fn datapath(&self, forced: Choice, to: &Target) -> Result<(), Refusal> {
         let is_unix = |address: &BackendAddress| address.unix().is_some();
@@ -239,6 +255,12 @@ impl References {
     }
 }
 
+/// `{label}` where no client's name is known, or beside other backends.
+pub(super) fn label_out_of_place() -> Refusal {
+    Refusal::new("`{label}` stands for a part of the client's name, which only a [[route]] knows")
+        .hint("write it as the only `to` of a [[route]] with a host like \"*.example.com\"")
+}
+
 fn connects_nowhere() -> Refusal {
     Refusal::new("a route with `to = \"refuse\"` connects nowhere").hint("leave this out")
 }
@@ -284,6 +306,7 @@ impl Settings {
         references.redirect(route.redirect, &route.conditions, &route.to)?;
         References::connections(route.connections, &route.to)?;
         references.datapath(route.datapath, &route.to)?;
+        References::label(&route.to, [&route.conditions.host])?;
         if route.connect_timeout.is_some() {
             references.connect_timeout(&route.to)?;
         }

@@ -17,7 +17,7 @@ use super::{
     },
     port_ranges::free_part,
     problem::Refusal,
-    references::References,
+    references::{References, label_out_of_place},
     settings::{DaemonSettings, FlowSpec, Limits, ResolverSpec, Settings, ShieldSpec},
     uses::Uses,
     value::{Value, boolean, duration, duration_or_zero, integer, list, one_of, path, quoted},
@@ -299,6 +299,9 @@ fn backend(table: &mut Section<'_>, lines: &mut Ways) -> Option<BackendSpec> {
     let device = table.optional("device", device);
     let to = table.required("to", "\"100.64.0.2:443\"", |value| {
         let address = value.text_as("an address or a name", backend_address)?;
+        if address.has_label() {
+            return value.refuse(label_out_of_place());
+        }
         if let (Some(device), Some(path)) = (&device, address.unix()) {
             return value.refuse(
                 Refusal::new(format!("{path} is on this machine, and no device leads there"))
@@ -428,6 +431,7 @@ fn route(table: &mut Section<'_>, references: Option<&References>) -> Option<(Ve
     let conditions = Conditions { host, listeners, protocols, alpn, from }.normalised();
     let to = to?;
     let judge = |references: &References| {
+        References::label(&to, hosts.iter().map(|host| &host.pattern))?;
         References::access(&access, &to)?;
         references.redirect(redirect, &conditions, &to)
     };

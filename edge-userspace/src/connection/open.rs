@@ -31,7 +31,7 @@ use crate::{
         flow::{FlowTier, Options},
     },
     places::Place,
-    pool::connect::{self, ConnectError, GaveUp, Kept, Preparation},
+    pool::connect::{self, ConnectError, GaveUp, Kept, Preparation, Wanted},
     route::Query,
     sniff::http,
     spec::{AlpnList, Choice, ProxyProtocol, SocketName, Spoken},
@@ -247,9 +247,11 @@ impl<'a> Opening<'a> {
         let (source, protocol, alpn) = (connection.client().ip(), asking.asked.protocol, asking.alpn());
         let speaks = !received.bytes.is_empty() || destination.proxy_protocol != ProxyProtocol::Off;
         let preparation = ForClient { flow: for_flow(edge, &destination, client, connection), speaks };
-        let connecting = destination.pool.connect_prepared(source, *port, Some(&preparation));
-        let failed = |outcome, error: &dyn Display, backend, attempts| {
-            if outcome == Outcome::ConnectFailed {
+        let label = destination.label(asking.asked.host.as_ref());
+        let wanted = Wanted { client: source, default_port: *port, label };
+        let connecting = destination.pool.connect_prepared(wanted, Some(&preparation));
+        let failed = |outcome, error: &dyn Display, is_clients_choice: bool, backend, attempts| {
+            if outcome == Outcome::ConnectFailed && !is_clients_choice {
                 tracing::warn!(
                     id = connection.id, client = %connection.client(), route = &*destination.label, %error,
                     "no backend could be connected"
@@ -264,7 +266,7 @@ impl<'a> Opening<'a> {
                 ConnectError::Full(_) => Outcome::BackendLimit,
                 _ => Outcome::ConnectFailed,
             };
-            failed(outcome, &error, backend, attempts)
+            failed(outcome, &error, error.is_clients_choice(), backend, attempts)
         });
         let connect::Connection {
             mut stream, address, lease, place: at_backend, took, attempts, kept, ..
@@ -276,7 +278,7 @@ impl<'a> Opening<'a> {
             .await
             .map_err(|error| {
                 let error = format!("{address}: {error}");
-                failed(Outcome::ConnectFailed, &error, Some(address.clone()), attempts)
+                failed(Outcome::ConnectFailed, &error, false, Some(address.clone()), attempts)
             })?;
         let is_postgres = postgres::begins(protocol, alpn);
         if is_postgres {

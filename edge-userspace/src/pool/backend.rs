@@ -25,6 +25,7 @@ use super::{
     condition::{BackendState, Condition, Obstacle, Turn},
     identity::{BackendId, BackendStatus},
     location::{Addresses, Endpoint, Location},
+    names::Labels,
     rtt::Rtt,
 };
 use crate::{
@@ -165,6 +166,16 @@ impl Backend {
         self.location.is_known()
     }
 
+    /// The names that depend on the client's; `None` where all clients are led to the same place.
+    pub(super) fn labels(&self) -> Option<&Arc<Labels>> {
+        self.location.labels()
+    }
+
+    /// Where a name that was looked up for one client leads.
+    pub(super) fn address_of(&self, endpoint: Endpoint, default_port: u16) -> SocketAddr {
+        self.location.address_of(endpoint, default_port)
+    }
+
     /// Takes the resolver's answer; ignored for a backend that is given by address. An empty answer changes
     /// only the reason: the last valid addresses stay in use.
     pub fn resolved(&self, answer: Result<Vec<Endpoint>, &str>) {
@@ -232,7 +243,8 @@ impl Backend {
     /// that is checked, this is remembered as the last error and no more: a home without a service on port 80 is not
     /// down.
     pub(super) fn failed(&self, default_port: u16, began: Epoch, reason: &str) {
-        if !self.is_checked_on(default_port) {
+        // Behind a `{label}` target each name has a home of its own.
+        if !self.is_checked_on(default_port) || self.labels().is_some() {
             self.condition().failed(reason);
             return;
         }

@@ -10,6 +10,7 @@ pub mod alpn;
 mod ask;
 mod datapath;
 pub mod host;
+mod label;
 mod listener;
 mod pool;
 mod protocol;
@@ -24,6 +25,7 @@ pub use alpn::AlpnList;
 pub use ask::Ask;
 pub use datapath::{Choice, FLOW_PORTS, Tier};
 pub use host::{HostName, HostNameError};
+pub use label::{LabelName, LabelNameError};
 pub use listener::{ListenerSpec, Protocol};
 pub use pool::{
     BackendAddress, BackendAddressError, BackendHost, BackendSpec, Balance, HealthKind, HealthSpec, PoolSpec,

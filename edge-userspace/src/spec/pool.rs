@@ -4,7 +4,7 @@ use std::{fmt, net::IpAddr, str::FromStr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{HostName, ProxyTlvs, UnixPath, UnixPathError};
+use super::{HostName, LabelName, LabelNameError, ProxyTlvs, UnixPath, UnixPathError};
 
 /// How a pool picks among its backends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -106,6 +106,8 @@ pub enum BackendHost {
     Name(HostName),
     /// A Unix socket on this machine.
     Unix(UnixPath),
+    /// A name that depends on the client's, resolved when a client comes.
+    Label(LabelName),
 }
 
 /// Where a backend is: an address or a name, and a port unless the listener's is meant; or a Unix socket.
@@ -123,11 +125,16 @@ impl BackendAddress {
         self.port.is_some() || self.unix().is_some()
     }
 
+    /// Whether it depends on the client's name.
+    pub fn has_label(&self) -> bool {
+        matches!(self.host, BackendHost::Label(_))
+    }
+
     /// The Unix socket; `None` for an address or a name.
     pub fn unix(&self) -> Option<&UnixPath> {
         match &self.host {
             BackendHost::Unix(path) => Some(path),
-            BackendHost::Ip(_) | BackendHost::Name(_) => None,
+            BackendHost::Ip(_) | BackendHost::Name(_) | BackendHost::Label(_) => None,
         }
     }
 }
@@ -143,6 +150,9 @@ pub enum BackendAddressError {
     /// Meant as a Unix socket.
     #[error(transparent)]
     Unix(#[from] UnixPathError),
+    /// Meant as a name with `{label}`.
+    #[error(transparent)]
+    Label(#[from] LabelNameError),
 }
 
 impl FromStr for BackendAddress {
@@ -168,6 +178,7 @@ impl FromStr for BackendAddress {
             None => match host.parse() {
                 Ok(ip @ IpAddr::V4(_)) => BackendHost::Ip(ip),
                 Ok(IpAddr::V6(_)) => return Err(OTHER),
+                Err(_) if LabelName::is_meant(host) => BackendHost::Label(host.parse()?),
                 Err(_) => BackendHost::Name(host.parse().map_err(|_| OTHER)?),
             },
         };
@@ -182,6 +193,8 @@ impl fmt::Display for BackendAddress {
             (BackendHost::Ip(IpAddr::V6(ip)), Some(port)) => write!(f, "[{ip}]:{port}"),
             (BackendHost::Ip(ip), Some(port)) => write!(f, "{ip}:{port}"),
             (BackendHost::Unix(path), _) => write!(f, "{path}"),
+            (BackendHost::Label(template), None) => write!(f, "{template}"),
+            (BackendHost::Label(template), Some(port)) => write!(f, "{template}:{port}"),
             (BackendHost::Name(name), None) => write!(f, "{name}"),
             (BackendHost::Name(name), Some(port)) => write!(f, "{name}:{port}"),
         }
@@ -292,6 +305,14 @@ impl Target {
     /// How [`Target::Refuse`] is written. No pool can have this name.
     pub const REFUSE: &str = "refuse";
 
+    /// Whether it is an address with `{label}`.
+    pub fn has_label(&self) -> bool {
+        match self {
+            Self::One(text) => text.parse().is_ok_and(|address: BackendAddress| address.has_label()),
+            Self::Many(_) | Self::Refuse => false,
+        }
+    }
+
     /// The meaning of a single text.
     pub fn from_text(text: &str) -> Self {
         if text == Self::REFUSE { Self::Refuse } else { Self::One(text.into()) }
@@ -348,6 +369,7 @@ mod tests {
             "[fd7a::2]:443",
             "caddy.tail.ts.net",
             "caddy:8443",
+            "{label}.home.arpa:443",
             "unix:/run/caddy.sock",
         ] {
             assert_eq!(text.parse::<BackendAddress>().unwrap().to_string(), text);

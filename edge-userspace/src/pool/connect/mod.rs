@@ -26,6 +26,8 @@ use super::{
     attempts::Pool,
     backend::{Backend, Lease},
     condition::BackendState,
+    location::Addresses,
+    names::Labels,
 };
 use crate::{
     kernel::segment,
@@ -48,6 +50,16 @@ pub enum ConnectError {
     /// The name has no address yet.
     #[error("{0} has no address: its name does not resolve")]
     Unresolved(String),
+    /// The name that a client's label makes has no address.
+    #[error("{to} for {label:?}: {error}")]
+    NoLabel {
+        /// The target.
+        to: String,
+        /// The part of the client's name.
+        label: String,
+        /// Why there is no address.
+        error: Arc<str>,
+    },
     /// The tunnel device cannot be bound to; nothing leaves by another.
     #[error("the device {device} of {address} {}", unusable(error))]
     Device {
@@ -122,13 +134,25 @@ impl ConnectError {
             | Self::Local { address, .. }
             | Self::Refused { address, .. }
             | Self::TimedOut { address, .. } => Some((*address).into()),
-            Self::Drained | Self::Full(_) | Self::Unresolved(_) | Self::WentDown(_) => None,
+            Self::Drained
+            | Self::Full(_)
+            | Self::Unresolved(_)
+            | Self::NoLabel { .. }
+            | Self::WentDown(_) => None,
         }
     }
 
     /// Whether it says something about the backend rather than about this machine's resources.
     pub fn blames_backend(&self) -> bool {
-        !matches!(self, Self::Drained | Self::Full(_) | Self::Local { .. } | Self::WentDown(_))
+        !matches!(
+            self,
+            Self::Drained | Self::Full(_) | Self::NoLabel { .. } | Self::Local { .. } | Self::WentDown(_)
+        )
+    }
+
+    /// Whether clients can cause it with any name that they make up: nothing to be warned of each time.
+    pub fn is_clients_choice(&self) -> bool {
+        matches!(self, Self::NoLabel { .. })
     }
 }
 
@@ -140,6 +164,17 @@ pub trait Preparation: Sync {
 
 /// See [`Preparation::prepare`].
 pub type Kept = Option<Box<dyn fmt::Debug + Send + Sync>>;
+
+/// The client that a connection is for.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'c> {
+    /// Its address.
+    pub client: IpAddr,
+    /// The listener's port, for backends that have none.
+    pub default_port: u16,
+    /// The part of its name that the route's `*` matched, for a `{label}` target.
+    pub label: Option<&'c str>,
+}
 
 /// A connection to a backend.
 #[derive(Debug)]
@@ -166,16 +201,18 @@ impl Pool {
     /// Connects to the best backend that answers within the pool's `connect_timeout`. `default_port` is the
     /// listener's. The error is that of the last backend tried.
     pub async fn connect(&self, client: IpAddr, default_port: u16) -> Result<Connection, ConnectError> {
-        self.connect_prepared(client, default_port, None).await.map_err(|gave_up| gave_up.error)
+        self.connect_prepared(Wanted { client, default_port, label: None }, None)
+            .await
+            .map_err(|gave_up| gave_up.error)
     }
 
     /// The same, with a word before each attempt. One that was ready beforehand has heard none.
     pub async fn connect_prepared(
         &self,
-        client: IpAddr,
-        default_port: u16,
+        wanted: Wanted<'_>,
         preparation: Option<&dyn Preparation>,
     ) -> Result<Connection, GaveUp> {
+        let Wanted { client, default_port, .. } = wanted;
         let start = Instant::now();
         let mut elapsed = Duration::ZERO;
         let mut tried = 0;
@@ -207,7 +244,7 @@ impl Pool {
             let epoch = backend.epoch();
             let outcome = tokio::select! {
                 biased;
-                outcome = attempt(&backend, default_port, time, preparation) => outcome,
+                outcome = attempt(&backend, default_port, Some(wanted), time, preparation) => outcome,
                 // A backend that is known to be unreachable is not waited for.
                 () = down(&backend), if attempts.has_up() => {
                     Err(ConnectError::WentDown(backend.to().to_string()))
@@ -233,7 +270,8 @@ impl Pool {
                         backend.failed(default_port, epoch, &error.to_string());
                     }
                     tracing::debug!(pool = &**self.name(), backend = %backend.id(), %error, "connecting failed");
-                    let first = backend.addresses(default_port).first().copied();
+                    let is_own = backend.labels().is_none();
+                    let first = backend.addresses(default_port).first().copied().filter(|_| is_own);
                     last = Some((error, first.map(SocketName::from)));
                 }
             }
@@ -283,7 +321,7 @@ pub(super) async fn connect_in(
     limit: Duration,
     preparation: Option<&dyn Preparation>,
 ) -> Result<(TcpStream, SocketName), ConnectError> {
-    let Connected { stream, address, .. } = attempt(backend, default_port, limit, preparation).await?;
+    let Connected { stream, address, .. } = attempt(backend, default_port, None, limit, preparation).await?;
     Ok((stream, address))
 }
 
@@ -308,6 +346,7 @@ struct Connected {
 async fn attempt(
     backend: &Backend,
     default_port: u16,
+    wanted: Option<Wanted<'_>>,
     limit: Duration,
     preparation: Option<&dyn Preparation>,
 ) -> Result<Connected, ConnectError> {
@@ -315,7 +354,14 @@ async fn attempt(
         let stream = unix::connect(path, limit).await?;
         return Ok(Connected { stream, address: SocketName::Unix(path.clone()), kept: None });
     }
-    let addresses = backend.addresses(default_port);
+    let (addresses, limit) = match backend.labels() {
+        Some(labels) => {
+            let start = Instant::now();
+            let found = labelled(backend, labels, default_port, wanted, limit).await?;
+            (found, limit.saturating_sub(start.elapsed()))
+        }
+        None => (backend.addresses(default_port), limit),
+    };
     let Some(&first) = addresses.first() else {
         return Err(ConnectError::Unresolved(backend.to().to_string()));
     };
@@ -329,6 +375,26 @@ async fn attempt(
         backend.prefer(answered);
     }
     Ok(connected)
+}
+
+/// The addresses for one client of a `{label}` target.
+async fn labelled(
+    backend: &Backend,
+    labels: &Arc<Labels>,
+    default_port: u16,
+    wanted: Option<Wanted<'_>>,
+    limit: Duration,
+) -> Result<Addresses, ConnectError> {
+    let to = || backend.to().to_string();
+    // Only a client has a label, so that nothing else connects there.
+    let Some((label, client)) = wanted.and_then(|wanted| Some((wanted.label?, wanted.client))) else {
+        return Err(ConnectError::Unresolved(to()));
+    };
+    let answer = timeout(limit, labels.resolve(label, client)).await;
+    match answer.unwrap_or_else(|_| Err("the name servers have not answered yet".into())) {
+        Ok(found) => Ok(found.iter().map(|at| backend.address_of(*at, default_port)).collect()),
+        Err(error) => Err(ConnectError::NoLabel { to: to(), label: label.to_owned(), error }),
+    }
 }
 
 async fn race(
