@@ -12,7 +12,7 @@ use super::{
     network::{prefixes, spoken_name},
     port_ranges::bind_all,
     problem::Refusal,
-    references::References,
+    references::{References, label_out_of_place},
     settings::Limits,
     tables::{access, target, unique},
     value::{Value, duration, duration_or_zero, list},
@@ -74,6 +74,7 @@ fn listener(
                 Refusal::new("a tcp listener that refuses everybody")
                     .hint("leave the listener out, or keep sources out with `allow` and `deny`"),
             ),
+            Some(to) if to.has_label() => value.refuse(label_out_of_place()),
             to => to,
         },
         (Some(value), _) => value.refuse(

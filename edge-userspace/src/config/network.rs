@@ -14,7 +14,7 @@ use super::{
     problem::Refusal,
     value::{Value, list, one_of, quoted},
 };
-use crate::spec::{BackendAddress, BackendHost, HostName, HostNameError};
+use crate::spec::{BackendAddress, BackendAddressError, BackendHost, HostName, HostNameError};
 
 /// The longest name of a network device (`IFNAMSIZ` of the kernel without the NUL).
 const MAX_DEVICE: usize = 15;
@@ -122,8 +122,17 @@ pub(super) fn suffix(text: &str) -> Result<HostName, Refusal> {
 
 /// Where a backend is.
 pub(super) fn backend_address(text: &str) -> Result<BackendAddress, Refusal> {
-    let address: BackendAddress =
-        text.parse().map_err(|error| Refusal::new(format!("{} is no address: {error}", quoted(text))))?;
+    let address: BackendAddress = text.parse().map_err(|error| match error {
+        BackendAddressError::Unix(error) => Refusal::new(format!("{}: {error}", quoted(text))),
+        BackendAddressError::Label(error) => Refusal::new(format!("{}: {error}", quoted(text))),
+        BackendAddressError::Other if text.starts_with('/') => {
+            Refusal::new(format!("{} is no address", quoted(text)))
+                .hint(format!("for a Unix socket write \"unix:{text}\""))
+        }
+        error @ BackendAddressError::Other => {
+            Refusal::new(format!("{} is no address: {error}", quoted(text)))
+        }
+    })?;
     match &address.host {
         // "100.64.0.256" is made of the characters of a name, but names do not end in a number (RFC 1123 §2.1).
         BackendHost::Name(name) if ends_in_number(name) => {

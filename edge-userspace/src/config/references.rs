@@ -9,14 +9,16 @@ use super::{
     value::quoted,
 };
 use crate::spec::{
-    Access, BackendAddress, BackendHost, Conditions, HealthKind, ListenerSpec, ProxyProtocol, ProxyTlvs,
-    Redirect, RouteSpec, Spoken, Target,
+    Access, BackendAddress, BackendHost, Choice, Conditions, HealthKind, HostPattern, ListenerSpec,
+    ProxyProtocol, ProxyTlvs, Redirect, RouteSpec, Spoken, Target,
 };
 
 /// The pools and listeners that a configuration has.
 #[derive(Clone, Debug, Default)]
 pub(super) struct References {
     pub(super) pools: HashSet<Arc<str>>,
+    /// Those of the pools that have a backend on a Unix socket.
+    pub(super) on_unix_sockets: HashSet<Arc<str>>,
     /// With what is spoken there; nothing on a tcp listener.
     pub(super) listeners: Vec<(Arc<str>, Vec<Spoken>)>,
     /// The kinds of health checks that are written, the pools they are for and where they stand.
@@ -62,6 +64,7 @@ impl References {
         }
         match backend_address(text)? {
             address if is_bare(text, &address) => Err(self.no_such_pool(text)),
+            address if address.has_label() => Err(label_out_of_place()),
             address => Ok(address),
         }
     }
@@ -172,6 +175,40 @@ impl References {
             .hint("leave it out, or write it in the route that takes them from an http listener"))
     }
 
+    /// What `{label}` stands for has to be in the name of every client of the route.
+    pub(super) fn label<'h>(
+        to: &Target,
+        hosts: impl IntoIterator<Item = &'h HostPattern>,
+    ) -> Result<(), Refusal> {
+        let without = |host: &&HostPattern| !matches!(host, HostPattern::Below(_));
+        match hosts.into_iter().find(without) {
+            Some(host) if to.has_label() => Err(Refusal::new(format!(
+                "`{{label}}` is what a host like \"*.example.com\" matched, and \"{host}\" has none"
+            ))
+            .hint("write the other hosts in a [[route]] of their own")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tiers that are forced have to be able to carry what comes from the target.
+    pub(super) fn datapath(&self, forced: Choice, to: &Target) -> Result<(), Refusal> {
+        let is_unix = |address: &BackendAddress| address.unix().is_some();
+        let leads_to_unix = match to {
+            Target::Refuse => false,
+            Target::One(name) => {
+                self.on_unix_sockets.contains(name)
+                    || (!self.pools.contains(name) && name.parse().is_ok_and(|address| is_unix(&address)))
+            }
+            Target::Many(addresses) => addresses.iter().any(is_unix),
+        };
+        if !(leads_to_unix && forced.needs_tcp()) {
+            return Ok(());
+        }
+        let message =
+            format!("the tier \"{}\" cannot carry a Unix socket, which has no packets", forced.name());
+        Err(Refusal::new(message).hint("leave `datapath` out, or write \"splice\" or \"copy\""))
+    }
+
     /// A route that refuses everybody has no connections.
     pub(super) fn connections(limit: usize, to: &Target) -> Result<(), Refusal> {
         if limit != 0 && *to == Target::Refuse { Err(connects_nowhere()) } else { Ok(()) }
@@ -218,6 +255,12 @@ impl References {
     }
 }
 
+/// `{label}` where no client's name is known, or beside other backends.
+pub(super) fn label_out_of_place() -> Refusal {
+    Refusal::new("`{label}` stands for a part of the client's name, which only a [[route]] knows")
+        .hint("write it as the only `to` of a [[route]] with a host like \"*.example.com\"")
+}
+
 fn connects_nowhere() -> Refusal {
     Refusal::new("a route with `to = \"refuse\"` connects nowhere").hint("leave this out")
 }
@@ -233,6 +276,12 @@ impl Settings {
     pub fn check_route(&self, route: &RouteSpec) -> Result<(), Refusal> {
         let references = References {
             pools: self.pools.iter().map(|pool| pool.name.clone()).collect(),
+            on_unix_sockets: self
+                .pools
+                .iter()
+                .filter(|pool| pool.is_on_unix_socket())
+                .map(|pool| pool.name.clone())
+                .collect(),
             listeners: self.listeners.iter().map(References::of).collect(),
             checks: Vec::new(),
         };
@@ -256,6 +305,8 @@ impl Settings {
         References::access(&route.access, &route.to)?;
         references.redirect(route.redirect, &route.conditions, &route.to)?;
         References::connections(route.connections, &route.to)?;
+        references.datapath(route.datapath, &route.to)?;
+        References::label(&route.to, [&route.conditions.host])?;
         if route.connect_timeout.is_some() {
             references.connect_timeout(&route.to)?;
         }

@@ -17,7 +17,7 @@ use super::{
     },
     port_ranges::free_part,
     problem::Refusal,
-    references::References,
+    references::{References, label_out_of_place},
     settings::{DaemonSettings, FlowSpec, Limits, ResolverSpec, Settings, ShieldSpec},
     uses::Uses,
     value::{Value, boolean, duration, duration_or_zero, integer, list, one_of, path, quoted},
@@ -248,6 +248,9 @@ fn pool(
                 .hint("add below it [[pool.backend]] and to = \"100.64.0.2:443\""),
         );
     }
+    if pool.is_on_unix_socket() {
+        references.on_unix_sockets.extend(name.clone());
+    }
     name.map(|_| pool)
 }
 
@@ -297,6 +300,15 @@ fn backend(table: &mut Section<'_>, lines: &mut Ways) -> Option<BackendSpec> {
     let device = table.optional("device", device);
     let to = table.required("to", "\"100.64.0.2:443\"", |value| {
         let address = value.text_as("an address or a name", backend_address)?;
+        if address.has_label() {
+            return value.refuse(label_out_of_place());
+        }
+        if let (Some(device), Some(path)) = (&device, address.unix()) {
+            return value.refuse(
+                Refusal::new(format!("{path} is on this machine, and no device leads there"))
+                    .hint(format!("leave device = \"{device}\" out")),
+            );
+        }
         distinct(address, device.as_ref(), value, lines)
     });
     let weight = table.or("weight", 1, integer(0..=HEAVIEST));
@@ -397,7 +409,13 @@ fn route(table: &mut Section<'_>, references: Option<&References>) -> Option<(Ve
         }
     });
     let proxy_tlvs = table.or("proxy_tlvs", ProxyTlvs::default(), proxy_tlvs(proxy_protocol, to.as_ref()));
-    let datapath = table.or("datapath", Choice::Auto, one_of);
+    let datapath = table.or("datapath", Choice::Auto, |value| {
+        let forced = one_of(value)?;
+        match references.zip(to.as_ref()).map(|(references, to)| references.datapath(forced, to)) {
+            Some(Err(refusal)) => value.refuse(refusal),
+            _ => Some(forced),
+        }
+    });
     let idle_timeout = table.optional("idle_timeout", duration_or_zero);
     let connect_timeout = table.optional("connect_timeout", |value| {
         let time = duration(value)?;
@@ -414,6 +432,7 @@ fn route(table: &mut Section<'_>, references: Option<&References>) -> Option<(Ve
     let conditions = Conditions { host, listeners, protocols, alpn, from }.normalised();
     let to = to?;
     let judge = |references: &References| {
+        References::label(&to, hosts.iter().map(|host| &host.pattern))?;
         References::access(&access, &to)?;
         references.redirect(redirect, &conditions, &to)
     };

@@ -15,7 +15,7 @@ use crate::{
         RawName,
         proxy_header::{ProxyHeader, ProxySource},
     },
-    spec::{AlpnList, HostName, Spoken},
+    spec::{AlpnList, HostName, SocketName, Spoken},
 };
 
 /// One connection. Shared by its task and its observers.
@@ -65,7 +65,7 @@ pub struct Way {
     /// The backend, counted there while this lives.
     pub lease: Lease,
     /// The backend's address in use.
-    pub address: SocketAddr,
+    pub address: SocketName,
     /// How long connecting took, all attempts together.
     pub connect_time: Duration,
     /// The idle limit of the route or the listener. Zero means unlimited; `None` leaves it to the global

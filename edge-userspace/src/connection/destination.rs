@@ -7,7 +7,7 @@ use crate::{
     hash::fnv1a,
     places::Places,
     pool::Pool,
-    spec::{Choice, ProxyProtocol, RouteSpec, Spoken, Target},
+    spec::{Choice, HostName, HostPattern, ProxyProtocol, RouteSpec, Spoken, Target},
     tally::Tally,
 };
 
@@ -58,6 +58,12 @@ impl Destination {
             RouteSpec { to: Target::Refuse, .. } => Some(Outcome::Refused),
             route => (!route.access.admits(source)).then_some(Outcome::DeniedByRoute),
         }
+    }
+
+    /// The part of the client's name that the `*` of the route's host matched.
+    pub fn label<'h>(&self, host: Option<&'h HostName>) -> Option<&'h str> {
+        let HostPattern::Below(suffix) = &self.route.as_ref()?.conditions.host else { return None };
+        host?.as_str().strip_suffix(suffix.as_str())?.strip_suffix('.')
     }
 
     /// Whether clients that speak this are sent to https, except for ACME challenges.

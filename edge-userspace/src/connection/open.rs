@@ -31,10 +31,10 @@ use crate::{
         flow::{FlowTier, Options},
     },
     places::Place,
-    pool::connect::{self, ConnectError, GaveUp, Kept, Preparation},
+    pool::connect::{self, ConnectError, GaveUp, Kept, Preparation, Wanted},
     route::Query,
     sniff::http,
-    spec::{AlpnList, Choice, ProxyProtocol, Spoken},
+    spec::{AlpnList, Choice, ProxyProtocol, SocketName, Spoken},
 };
 
 /// Opens a connection: what it asks for is read, and a backend connected.
@@ -58,11 +58,12 @@ pub(super) async fn open(
 
 /// A connection ready to be carried.
 pub(super) struct Opened {
-    pub(super) destination: Arc<Destination>,
     pub(super) backend: TcpStream,
     pub(super) preread: Preread,
     pub(super) places: Box<TakenPlaces>,
     pub(super) kept: Kept,
+    /// The fastest datapath tier for this pair of sockets.
+    pub(super) datapath: Choice,
 }
 
 /// What a connection holds of limited numbers. Boxed, since it lives as long as the connection.
@@ -248,9 +249,11 @@ impl<'a> Opening<'a> {
         let (source, protocol, alpn) = (connection.client().ip(), asking.asked.protocol, asking.alpn());
         let speaks = !received.bytes.is_empty() || destination.proxy_protocol != ProxyProtocol::Off;
         let preparation = ForClient { flow: for_flow(edge, &destination, client, connection), speaks };
-        let connecting = destination.pool.connect_prepared(source, *port, Some(&preparation));
-        let failed = |outcome, error: &dyn Display, backend, attempts| {
-            if outcome == Outcome::ConnectFailed {
+        let label = destination.label(asking.asked.host.as_ref());
+        let wanted = Wanted { client: source, default_port: *port, label };
+        let connecting = destination.pool.connect_prepared(wanted, Some(&preparation));
+        let failed = |outcome, error: &dyn Display, is_clients_choice: bool, backend, attempts| {
+            if outcome == Outcome::ConnectFailed && !is_clients_choice {
                 tracing::warn!(
                     id = connection.id, client = %connection.client(), route = &*destination.label, %error,
                     "no backend could be connected"
@@ -265,7 +268,7 @@ impl<'a> Opening<'a> {
                 ConnectError::Full(_) => Outcome::BackendLimit,
                 _ => Outcome::ConnectFailed,
             };
-            failed(outcome, &error, backend, attempts)
+            failed(outcome, &error, error.is_clients_choice(), backend, attempts)
         });
         let connect::Connection {
             mut stream, address, lease, place: at_backend, took, attempts, kept, ..
@@ -277,18 +280,21 @@ impl<'a> Opening<'a> {
             postgres::ready(self, asking, &destination, lease.backend(), (&mut stream, &mut preread))
                 .await
                 .map_err(|error| {
-                let error = format_args!("{address}: {error}");
-                failed(Outcome::ConnectFailed, &error, Some(address), attempts)
+                let error = format!("{address}: {error}");
+                failed(Outcome::ConnectFailed, &error, false, Some(address.clone()), attempts)
             })?;
         // A tcp listener may carry any protocol.
         let may_be_silent = is_session || protocol.is_none_or(Spoken::may_be_silent);
         let never = may_be_silent.then_some(Duration::ZERO);
         let idle_timeout = destination.idle_timeout.or(listener.spec.idle_timeout).or(never);
-        let way =
-            Way { destination: Arc::clone(&destination), lease, address, connect_time: took, idle_timeout };
+        let datapath = match &address {
+            SocketName::Tcp(_) => destination.datapath,
+            SocketName::Unix(_) => destination.datapath.for_unix_socket(),
+        };
+        let way = Way { destination, lease, address, connect_time: took, idle_timeout };
         connection.goes(way);
         let places = Box::new(TakenPlaces { source: source_slot, route, backend: at_backend });
-        Ok(Opened { destination, backend: stream, preread, places, kept })
+        Ok(Opened { backend: stream, preread, places, kept, datapath })
     }
 }
 

@@ -1,12 +1,13 @@
 //! How a connection ended, as the access log and the metrics name it.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use super::{Connection, View};
 use crate::{
     accounts::Account,
     datapath::{End, Side, StopReason},
     sniff::Rejection,
+    spec::SocketName,
 };
 
 /// How a connection ended.
@@ -88,7 +89,7 @@ pub(super) struct Failure {
     /// The destination's label.
     pub(super) route: Arc<str>,
     /// The backend tried last.
-    pub(super) backend: Option<SocketAddr>,
+    pub(super) backend: Option<SocketName>,
     /// How many were tried.
     pub(super) attempts: u32,
     /// Why the last one failed, or the route refused it; `None` for a redirect.

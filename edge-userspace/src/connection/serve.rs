@@ -79,10 +79,9 @@ fn finish(
 ) -> impl Future<Output = Option<Ended>> + Send {
     let Registered { edge, connection, .. } = registered;
     match opened {
-        Ok(Opened { destination, backend, preread, places, kept }) => {
+        Ok(Opened { backend, preread, places, kept, datapath: choice }) => {
             let pair = Pair { client, backend };
             let (meter, stop) = (&connection.meter, &connection.stop);
-            let choice = destination.datapath;
             let carried = datapath::carry(pair, preread, choice, &edge.tiers, registered, meter, stop);
             Either::Left(carried.map(move |fate| {
                 drop(kept);

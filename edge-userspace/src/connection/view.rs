@@ -10,7 +10,7 @@ use std::{
 use super::Connection;
 use crate::{
     observe::access_log::Record,
-    spec::{AlpnList, HostName, Spoken, Tier},
+    spec::{AlpnList, HostName, SocketName, Spoken, Tier},
 };
 
 /// One connection as the operator sees it.
@@ -37,7 +37,7 @@ pub struct View {
     /// The label of its destination, once it is connected.
     pub route: Option<Arc<str>>,
     /// The address of the backend, once it is connected.
-    pub backend: Option<SocketAddr>,
+    pub backend: Option<SocketName>,
     /// The tier that carries it, once it is connected.
     pub datapath: Option<Tier>,
     /// Whether the kernel has left it to user space.
@@ -69,7 +69,7 @@ impl View {
             alpn: asked.map(|asked| asked.alpn.clone()).unwrap_or_default(),
             ech: asked.is_some_and(|asked| asked.ech),
             route: way.map(|way| Arc::clone(&way.destination.label)),
-            backend: way.map(|way| way.address),
+            backend: way.map(|way| way.address.clone()),
             datapath: way.map(|_| connection.meter.tier()),
             spilled: connection.meter.spilled(),
             bytes_up: connection.meter.up(),

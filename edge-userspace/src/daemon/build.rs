@@ -180,14 +180,14 @@ impl Pools<'_> {
         spec.connect_timeout = connect_timeout.unwrap_or(spec.connect_timeout);
         let kind = spec.health.kind;
         let questions = |own_port| self.uses.questions(target, kind, own_port);
-        let connects = |backend: &BackendSpec| questions(backend.to.port.is_some()).asks == [Ask::Connect];
+        let connects = |backend: &BackendSpec| questions(backend.to.is_one_place()).asks == [Ask::Connect];
         if spec.backends.iter().all(connects) {
             // Then a client's connection proves as much as a check.
             spec.health.kind = HealthKind::Tcp;
         }
         let pool = Arc::new(self.kept.backends.pool(&spec));
         self.checks.extend(pool.backends().iter().map(|backend| {
-            let Questions { asks, port, server_name } = questions(backend.to().port.is_some());
+            let Questions { asks, port, server_name } = questions(backend.to().is_one_place());
             (Arc::clone(backend), Plan { health: *pool.health(), asks, port, server_name, proxy_protocol })
         }));
         self.built.insert(key, Arc::clone(&pool));

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::{
     group,
     lock::lock,
-    spec::{AlpnList, HostName, Spoken, Tier},
+    spec::{AlpnList, HostName, SocketName, Spoken, Tier},
 };
 
 /// Lines that may wait: a second of a busy edge, a few megabytes.
@@ -69,7 +69,7 @@ pub struct Record {
     /// The host of the route; the name of a tcp listener.
     pub route: Option<Arc<str>>,
     /// The backend's address; where none could be connected, that of the one tried last.
-    pub backend: Option<SocketAddr>,
+    pub backend: Option<SocketName>,
     /// How many backends were tried; shown where none could be connected, as is `error`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attempts: Option<u32>,

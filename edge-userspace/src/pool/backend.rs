@@ -26,6 +26,7 @@ use super::{
     failures::Failures,
     identity::{BackendId, BackendStatus},
     location::{Addresses, Endpoint, Location},
+    names::Labels,
     rtt::Rtt,
 };
 use crate::{
@@ -164,9 +165,24 @@ impl Backend {
     }
 
     /// Its addresses, `default_port` where neither the configuration nor SRV gives one. Empty while its name
-    /// is unresolved.
+    /// is unresolved, and for a Unix socket.
     pub fn addresses(&self, default_port: u16) -> Addresses {
         self.location.addresses(default_port)
+    }
+
+    /// Whether it can be connected to: it has an address, or is a Unix socket.
+    pub(super) fn is_located(&self) -> bool {
+        self.location.is_known()
+    }
+
+    /// The names that depend on the client's; `None` where all clients are led to the same place.
+    pub(super) fn labels(&self) -> Option<&Arc<Labels>> {
+        self.location.labels()
+    }
+
+    /// Where a name that was looked up for one client leads.
+    pub(super) fn address_of(&self, endpoint: Endpoint, default_port: u16) -> SocketAddr {
+        self.location.address_of(endpoint, default_port)
     }
 
     /// Takes the resolver's answer; ignored for a backend that is given by address. An empty answer changes
@@ -236,7 +252,8 @@ impl Backend {
     /// that is checked, this is remembered as the last error and no more: a home without a service on port 80 is not
     /// down.
     pub(super) fn failed(&self, default_port: u16, began: Epoch, reason: &str) {
-        if !self.is_checked_on(default_port) {
+        // Behind a `{label}` target each name has a home of its own.
+        if !self.is_checked_on(default_port) || self.labels().is_some() {
             self.condition().failed(reason);
             return;
         }
@@ -251,7 +268,7 @@ impl Backend {
 
     fn is_checked_on(&self, default_port: u16) -> bool {
         let checked = self.checked_port.load(Relaxed);
-        checked == default_port || checked == 0 || self.id.to.port.is_some()
+        checked == default_port || checked == 0 || self.id.to.is_one_place()
     }
 
     /// A check ended.

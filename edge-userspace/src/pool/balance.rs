@@ -205,6 +205,8 @@ pub(super) fn backend_hash(id: &BackendId) -> u64 {
         BackendHost::Ip(IpAddr::V4(v4)) => add(&v4.octets()),
         BackendHost::Ip(IpAddr::V6(v6)) => add(&v6.octets()),
         BackendHost::Name(name) => add(name.as_str().as_bytes()),
+        BackendHost::Unix(path) => add(path.as_str().as_bytes()),
+        BackendHost::Label(template) => add(template.to_string().as_bytes()),
     }
     add(&id.to.port.unwrap_or(0).to_le_bytes());
     add(id.device.as_deref().unwrap_or_default().as_bytes());

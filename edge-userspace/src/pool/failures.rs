@@ -44,14 +44,17 @@ impl Failure {
     pub(super) fn of(error: &ConnectError) -> Option<Self> {
         Some(match error {
             ConnectError::Drained | ConnectError::Full(_) => return None,
-            ConnectError::Unresolved(_) => Self::Unresolved,
+            ConnectError::Unresolved(_) | ConnectError::NoLabel { .. } => Self::Unresolved,
             ConnectError::Device { .. } => Self::Device,
             ConnectError::Local { .. } => Self::Local,
             ConnectError::TimedOut { .. } => Self::Timeout,
             ConnectError::WentDown(_) => Self::WentDown,
-            ConnectError::Refused { error, .. } => match error.kind() {
+            ConnectError::Refused { error, .. } | ConnectError::Unix { error, .. } => match error.kind() {
                 ErrorKind::ConnectionRefused => Self::Refused,
-                ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Self::Unreachable,
+                // A Unix socket that is not there is found nowhere.
+                ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::NotFound => {
+                    Self::Unreachable
+                }
                 ErrorKind::TimedOut => Self::Timeout,
                 _ => Self::Other,
             },

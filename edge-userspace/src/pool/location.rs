@@ -8,6 +8,7 @@ use std::{
 use arc_swap::ArcSwap;
 use smallvec::SmallVec;
 
+use super::names::Labels;
 use crate::spec::{BackendAddress, BackendHost};
 
 /// One address of a backend.
@@ -32,32 +33,54 @@ pub(super) struct Location {
 enum Host {
     Ip(IpAddr),
     Name(ArcSwap<Vec<Endpoint>>),
+    /// A Unix socket has no address.
+    Unix,
+    /// It depends on the client's name.
+    Labels(Arc<Labels>),
 }
 
 impl Location {
     pub(super) fn new(to: &BackendAddress) -> Self {
-        let host = match to.host {
-            BackendHost::Ip(ip) => Host::Ip(ip),
+        let host = match &to.host {
+            BackendHost::Ip(ip) => Host::Ip(*ip),
             BackendHost::Name(_) => Host::Name(ArcSwap::default()),
+            BackendHost::Unix(_) => Host::Unix,
+            BackendHost::Label(template) => Host::Labels(Arc::new(Labels::new(template.clone()))),
         };
         Self { port: to.port, host }
     }
 
-    /// Whether there is any address.
+    /// Whether clients can be sent there: it has an address, or needs none.
     pub(super) fn is_known(&self) -> bool {
         match &self.host {
-            Host::Ip(_) => true,
+            Host::Ip(_) | Host::Unix | Host::Labels(_) => true,
             Host::Name(endpoints) => !endpoints.load().is_empty(),
         }
     }
 
-    /// The addresses, `default_port` where neither the configuration nor SRV gives one.
+    /// The addresses, `default_port` where neither the configuration nor SRV gives one. None for a Unix socket,
+    /// and those of all names that are known for a `{label}` target.
     pub(super) fn addresses(&self, default_port: u16) -> Addresses {
         let address = |ip, srv: Option<u16>| SocketAddr::new(ip, self.port.or(srv).unwrap_or(default_port));
         match &self.host {
             Host::Ip(ip) => [address(*ip, None)].into_iter().collect(),
             Host::Name(endpoints) => endpoints.load().iter().map(|at| address(at.ip, at.port)).collect(),
+            Host::Unix => Addresses::new(),
+            Host::Labels(labels) => labels.endpoints().iter().map(|at| address(at.ip, at.port)).collect(),
         }
+    }
+
+    /// The names that depend on the client's; `None` for any other place.
+    pub(super) fn labels(&self) -> Option<&Arc<Labels>> {
+        match &self.host {
+            Host::Labels(labels) => Some(labels),
+            Host::Ip(_) | Host::Name(_) | Host::Unix => None,
+        }
+    }
+
+    /// An address found, with the port to connect to.
+    pub(super) fn address_of(&self, endpoint: Endpoint, default_port: u16) -> SocketAddr {
+        SocketAddr::new(endpoint.ip, self.port.or(endpoint.port).unwrap_or(default_port))
     }
 
     /// The same for display.
@@ -68,6 +91,8 @@ impl Location {
                 let endpoints = endpoints.load();
                 endpoints.iter().map(|at| Endpoint { ip: at.ip, port: self.port.or(at.port) }).collect()
             }
+            // There would be one for each name.
+            Host::Unix | Host::Labels(_) => Vec::new(),
         }
     }
 

@@ -53,6 +53,20 @@ impl Tier {
 }
 
 impl Choice {
+    /// Whether it is a tier for TCP alone: one that moves packets, or that redirects between TCP sockets.
+    pub const fn needs_tcp(self) -> bool {
+        matches!(self, Self::Flow | Self::Sockmap)
+    }
+
+    /// The nearest choice for a backend on a Unix socket, which only `splice` and `copy` can carry.
+    #[must_use]
+    pub const fn for_unix_socket(self) -> Self {
+        match self {
+            Self::Auto | Self::Flow | Self::Sockmap | Self::Splice => Self::Splice,
+            Self::Copy => Self::Copy,
+        }
+    }
+
     /// Its name in the configuration and the API.
     pub const fn name(self) -> &'static str {
         match self {

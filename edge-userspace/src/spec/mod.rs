@@ -10,6 +10,7 @@ pub mod alpn;
 mod ask;
 mod datapath;
 pub mod host;
+mod label;
 mod listener;
 mod pool;
 mod protocol;
@@ -17,12 +18,14 @@ mod proxy_tlvs;
 mod redirect;
 mod route;
 mod tunnel;
+mod unix;
 
 pub use access::Access;
 pub use alpn::AlpnList;
 pub use ask::Ask;
 pub use datapath::{Choice, FLOW_PORTS, Tier};
 pub use host::{HostName, HostNameError};
+pub use label::{LabelName, LabelNameError};
 pub use listener::{ListenerSpec, Protocol};
 pub use pool::{
     BackendAddress, BackendAddressError, BackendHost, BackendSpec, Balance, HealthKind, HealthSpec, PoolSpec,
@@ -33,3 +36,4 @@ pub use proxy_tlvs::{ProxyTlv, ProxyTlvError, ProxyTlvs};
 pub use redirect::Redirect;
 pub use route::{Conditions, HostPattern, RouteSpec};
 pub use tunnel::TunnelSpec;
+pub use unix::{SocketName, UnixPath, UnixPathError};

@@ -4,7 +4,7 @@ use std::{fmt, net::IpAddr, str::FromStr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{HostName, ProxyTlvs};
+use super::{HostName, LabelName, LabelNameError, ProxyTlvs, UnixPath, UnixPathError};
 
 /// How a pool picks among its backends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -104,44 +104,82 @@ pub enum BackendHost {
     Ip(IpAddr),
     /// A name, resolved at run time.
     Name(HostName),
+    /// A Unix socket on this machine.
+    Unix(UnixPath),
+    /// A name that depends on the client's, resolved when a client comes.
+    Label(LabelName),
 }
 
-/// Where a backend is: an address or a name, and a port unless the listener's is meant.
+/// Where a backend is: an address or a name, and a port unless the listener's is meant; or a Unix socket.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BackendAddress {
     /// The address or name.
     pub host: BackendHost,
-    /// The port; `None` means the port on which the client's connection was accepted.
+    /// The port; `None` means the port on which the client's connection was accepted, and nothing for a Unix socket.
     pub port: Option<u16>,
+}
+
+impl BackendAddress {
+    /// Whether all listeners lead to the same place there: it has a port of its own, or none at all.
+    pub fn is_one_place(&self) -> bool {
+        self.port.is_some() || self.unix().is_some()
+    }
+
+    /// Whether it depends on the client's name.
+    pub fn has_label(&self) -> bool {
+        matches!(self.host, BackendHost::Label(_))
+    }
+
+    /// The Unix socket; `None` for an address or a name.
+    pub fn unix(&self) -> Option<&UnixPath> {
+        match &self.host {
+            BackendHost::Unix(path) => Some(path),
+            BackendHost::Ip(_) | BackendHost::Name(_) | BackendHost::Label(_) => None,
+        }
+    }
 }
 
 /// Why some text is no backend address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "expected an address or a name with an optional port, like \"100.64.0.2\", \"[fd7a::2]:8443\" or \"caddy.ts.net:443\""
-)]
-pub struct BackendAddressError;
+pub enum BackendAddressError {
+    /// Neither an address nor a name.
+    #[error(
+        "expected an address or a name with an optional port, like \"100.64.0.2\", \"[fd7a::2]:8443\" or \"caddy.ts.net:443\""
+    )]
+    Other,
+    /// Meant as a Unix socket.
+    #[error(transparent)]
+    Unix(#[from] UnixPathError),
+    /// Meant as a name with `{label}`.
+    #[error(transparent)]
+    Label(#[from] LabelNameError),
+}
 
 impl FromStr for BackendAddress {
     type Err = BackendAddressError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const OTHER: BackendAddressError = BackendAddressError::Other;
+        if let Some(path) = UnixPath::of_target(text) {
+            return Ok(Self { host: BackendHost::Unix(path?), port: None });
+        }
         if let Ok(ip) = text.parse::<IpAddr>() {
             return Ok(Self { host: BackendHost::Ip(ip), port: None });
         }
         let (host, port) = match text.rsplit_once(':') {
             Some((host, port)) if !port.contains(']') => {
-                let port = port.parse::<u16>().ok().filter(|&port| port != 0).ok_or(BackendAddressError)?;
+                let port = port.parse::<u16>().ok().filter(|&port| port != 0).ok_or(OTHER)?;
                 (host, Some(port))
             }
             _ => (text, None),
         };
         let host = match host.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')) {
-            Some(inner) => BackendHost::Ip(IpAddr::V6(inner.parse().map_err(|_| BackendAddressError)?)),
+            Some(inner) => BackendHost::Ip(IpAddr::V6(inner.parse().map_err(|_| OTHER)?)),
             None => match host.parse() {
                 Ok(ip @ IpAddr::V4(_)) => BackendHost::Ip(ip),
-                Ok(IpAddr::V6(_)) => return Err(BackendAddressError),
-                Err(_) => BackendHost::Name(host.parse().map_err(|_| BackendAddressError)?),
+                Ok(IpAddr::V6(_)) => return Err(OTHER),
+                Err(_) if LabelName::is_meant(host) => BackendHost::Label(host.parse()?),
+                Err(_) => BackendHost::Name(host.parse().map_err(|_| OTHER)?),
             },
         };
         Ok(Self { host, port })
@@ -154,6 +192,9 @@ impl fmt::Display for BackendAddress {
             (BackendHost::Ip(ip), None) => write!(f, "{ip}"),
             (BackendHost::Ip(IpAddr::V6(ip)), Some(port)) => write!(f, "[{ip}]:{port}"),
             (BackendHost::Ip(ip), Some(port)) => write!(f, "{ip}:{port}"),
+            (BackendHost::Unix(path), _) => write!(f, "{path}"),
+            (BackendHost::Label(template), None) => write!(f, "{template}"),
+            (BackendHost::Label(template), Some(port)) => write!(f, "{template}:{port}"),
             (BackendHost::Name(name), None) => write!(f, "{name}"),
             (BackendHost::Name(name), Some(port)) => write!(f, "{name}:{port}"),
         }
@@ -233,6 +274,11 @@ impl PoolSpec {
             backends,
         }
     }
+
+    /// Whether any of its backends is on a Unix socket.
+    pub fn is_on_unix_socket(&self) -> bool {
+        self.backends.iter().any(|backend| backend.to.unix().is_some())
+    }
 }
 
 /// The value of `to` in a route or a tcp listener.
@@ -258,6 +304,14 @@ enum Written {
 impl Target {
     /// How [`Target::Refuse`] is written. No pool can have this name.
     pub const REFUSE: &str = "refuse";
+
+    /// Whether it is an address with `{label}`.
+    pub fn has_label(&self) -> bool {
+        match self {
+            Self::One(text) => text.parse().is_ok_and(|address: BackendAddress| address.has_label()),
+            Self::Many(_) | Self::Refuse => false,
+        }
+    }
 
     /// The meaning of a single text.
     pub fn from_text(text: &str) -> Self {
@@ -308,15 +362,22 @@ mod tests {
 
     #[test]
     fn addresses_are_read_and_written_back() {
-        for text in
-            ["100.64.0.2", "100.64.0.2:443", "fd7a::2", "[fd7a::2]:443", "caddy.tail.ts.net", "caddy:8443"]
-        {
+        for text in [
+            "100.64.0.2",
+            "100.64.0.2:443",
+            "fd7a::2",
+            "[fd7a::2]:443",
+            "caddy.tail.ts.net",
+            "caddy:8443",
+            "{label}.home.arpa:443",
+            "unix:/run/caddy.sock",
+        ] {
             assert_eq!(text.parse::<BackendAddress>().unwrap().to_string(), text);
         }
         for text in
             ["", ":443", "caddy:0", "caddy:70000", "caddy:https", "a b:1", "[::1", "[caddy]:1", "1.2.3.4:x"]
         {
-            assert_eq!(text.parse::<BackendAddress>(), Err(BackendAddressError), "{text:?}");
+            assert_eq!(text.parse::<BackendAddress>(), Err(BackendAddressError::Other), "{text:?}");
         }
     }
 }

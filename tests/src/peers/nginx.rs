@@ -1,6 +1,11 @@
 //! nginx: a web server over TLS or in clear text.
 
-use std::{fmt::Write, net::SocketAddr, path::PathBuf, process::Command};
+use std::{
+    fmt::Write,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result};
 
@@ -51,7 +56,26 @@ impl Nginx {
         Ok(nginx)
     }
 
-    /// Each request in the log of [`Nginx::behind_proxy`]: the path, the client and the address that it
+    /// Serves over TLS at the Unix socket `path`, where a PROXY header must come first, and in clear text at `on`; see
+    /// [`Nginx::clients`].
+    pub fn on_unix_socket(
+        host: &Host,
+        on: SocketAddr,
+        path: &Path,
+        certificate: &Certificate,
+    ) -> Result<Self> {
+        let listen = format!(
+            "listen {on};\n    listen unix:{} ssl http2 proxy_protocol;\n    ssl_certificate {};\n    \
+             ssl_certificate_key {};\n    real_ip_header proxy_protocol;\n    set_real_ip_from unix:;\n    \
+             access_log /dev/stdout clients;",
+            path.display(),
+            certificate.certificate.display(),
+            certificate.key.display()
+        );
+        Self::start(host, on, &listen)
+    }
+
+    /// Each request in the log of [`Nginx::behind_proxy`] and [`Nginx::on_unix_socket`]: the path, the client and the address that it
     /// connected to.
     pub fn clients(&self) -> Result<Vec<[String; 3]>> {
         words_after(&self.process.whole_log()?, "client-log ")

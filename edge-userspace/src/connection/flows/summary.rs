@@ -144,7 +144,7 @@ impl Summary {
             alpn: passport.alpn(),
             ech: passport.ech,
             route: Some(Arc::clone(&passport.route)),
-            backend: Some(self.backend),
+            backend: Some(self.backend.into()),
             datapath: Some(Tier::Flow),
             spilled: false,
             bytes_up: self.bytes_up,

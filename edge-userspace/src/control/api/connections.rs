@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use super::BackendState;
-use crate::spec::{HostName, Tier};
+use crate::spec::{HostName, SocketName, Tier};
 
 /// `GET /v1/connections`: one live connection.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,7 +23,7 @@ pub struct Connection {
     /// The host of the route; `null` before there is one and on a tcp listener.
     pub route: Option<Arc<str>>,
     /// The address of the backend; `null` before it is connected.
-    pub backend: Option<SocketAddr>,
+    pub backend: Option<SocketName>,
     /// The tunnel that the backend is bound to; `null` for a flow whose backend has left the configuration.
     #[serde(default)]
     pub device: Option<Arc<str>>,

@@ -215,8 +215,8 @@ pub enum TargetError {
     #[error("expected a pool, an address or a list of addresses")]
     Empty,
     /// A list with something that is no address.
-    #[error("{0:?} in a list of addresses: {BackendAddressError}")]
-    Address(String),
+    #[error("{0:?} in a list of addresses: {1}")]
+    Address(String, BackendAddressError),
 }
 
 /// Parses the texts of `to`: one is a pool or an address, several are addresses.
@@ -229,7 +229,7 @@ pub fn parse_target<S: AsRef<str>>(texts: &[S]) -> Result<Target, TargetError> {
             .iter()
             .map(|text| {
                 let text = text.as_ref();
-                text.parse::<BackendAddress>().map_err(|_| TargetError::Address(text.to_owned()))
+                text.parse::<BackendAddress>().map_err(|error| TargetError::Address(text.to_owned(), error))
             })
             .collect::<Result<_, _>>()
             .map(Target::Many),

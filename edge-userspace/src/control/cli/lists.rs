@@ -160,12 +160,12 @@ pub(super) fn connections(connections: &[Connection]) -> Table {
 
 /// The backend, and what it is good for by now where that is not everything.
 fn connected_to(connection: &Connection) -> Cell {
-    match (connection.backend, connection.backend_state) {
+    match (&connection.backend, connection.backend_state) {
         (Some(backend), Some(BackendState::Down)) => Cell::coloured(format!("{backend} (down)"), Colour::Red),
         (Some(backend), Some(BackendState::Drained)) => {
             Cell::coloured(format!("{backend} (drained)"), Colour::Yellow)
         }
-        (backend, _) => Cell::or_none(backend),
+        (backend, _) => Cell::or_none(backend.as_ref()),
     }
 }
 

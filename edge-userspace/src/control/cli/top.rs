@@ -135,7 +135,7 @@ fn busiest(rows: &[(&Connection, Rate)]) -> Table {
             connection.id.to_string().into(),
             connection.client.to_string().into(),
             Cell::or_none(connection.host.as_ref()),
-            Cell::or_none(connection.backend),
+            Cell::or_none(connection.backend.as_ref()),
             lists::datapath(connection).into(),
             units::seconds(connection.age_seconds).into(),
             units::bytes(connection.bytes_up).into(),

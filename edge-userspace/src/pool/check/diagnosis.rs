@@ -17,7 +17,7 @@ pub async fn is_black_hole(backend: &Backend, plan: &Plan) -> Result<bool, Check
     /// The MSS that every line carries (RFC 9293 §3.7.1).
     const SMALL_SEGMENTS: u16 = 536;
     let ask = async |segments| {
-        let hello = |_| probe::client_hello(plan.server_name.as_ref(), LARGE);
+        let hello = |_: &_| probe::client_hello(plan.server_name.as_ref(), LARGE);
         converse(backend, plan, Ask::Tls, segments, hello, |received| Ask::Tls.understand(received)).await
     };
     ask(Some(SMALL_SEGMENTS)).await?;
@@ -26,7 +26,7 @@ pub async fn is_black_hole(backend: &Backend, plan: &Plan) -> Result<bool, Check
 
 /// Asks a backend for its certificate, which it shows if it speaks TLS 1.2.
 pub async fn certificate(backend: &Backend, plan: &Plan) -> Result<Certificate, CheckError> {
-    let hello = |_| probe::client_hello_tls12(plan.server_name.as_ref());
+    let hello = |_: &_| probe::client_hello_tls12(plan.server_name.as_ref());
     let found =
         converse(backend, plan, Ask::Tls, None, hello, |received| match certificate::shown(received) {
             Shown::Incomplete if received.len() < certificate::MAX_FLIGHT => None,

@@ -11,7 +11,11 @@ mod question;
 mod quiet;
 mod run;
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use socket2::SockRef;
 use tokio::{
@@ -23,13 +27,13 @@ use self::quiet::Quiet;
 pub use self::run::Checks;
 use super::{
     backend::Backend,
-    connect::{ConnectError, Preparation, Segments, connect_in},
+    connect::{self, ConnectError, Preparation, Segments, connect_in},
 };
 use crate::{
     kernel::tcp,
     proxy_protocol::{ProxySource, Tlvs, write},
     receive::receive,
-    spec::{Ask, HealthSpec, HostName, ProxyProtocol},
+    spec::{Ask, HealthSpec, HostName, ProxyProtocol, SocketName},
 };
 
 /// How a backend is checked.
@@ -91,13 +95,18 @@ pub async fn check(backend: &Backend, plan: &Plan) -> Result<(Ask, Duration), Ch
 }
 
 async fn check_by(backend: &Backend, plan: &Plan, ask: Ask) -> Result<Duration, CheckError> {
+    if let (Ask::Connect, Some(path)) = (ask, backend.to().unix()) {
+        let start = Instant::now();
+        connect::unix::look(path)?;
+        return Ok(start.elapsed());
+    }
     if ask == Ask::Connect {
         let start = Instant::now();
         let (stream, _) = connect_in(backend, plan.port, plan.health.timeout, Some(&Quiet)).await?;
         // Dropped at once: see `Quiet`.
         return Ok(round_trip(&stream, start));
     }
-    let question = |address: SocketAddr| ask.question(plan.server_name.as_ref(), address);
+    let question = |address: &SocketName| ask.question(plan.server_name.as_ref(), address);
     converse(backend, plan, ask, None, question, |received| ask.understand(received))
         .await
         .map(|(rtt, ())| rtt)
@@ -117,7 +126,7 @@ async fn converse<T>(
     plan: &Plan,
     ask: Ask,
     segments: Option<u16>,
-    question: impl FnOnce(SocketAddr) -> Vec<u8>,
+    question: impl FnOnce(&SocketName) -> Vec<u8>,
     mut understand: impl FnMut(&[u8]) -> Option<Result<T, CheckError>>,
 ) -> Result<(Duration, T), CheckError> {
     let start = Instant::now();
@@ -128,9 +137,9 @@ async fn converse<T>(
     let rtt = round_trip(&stream, start);
     // Reset at the end: checks that left TIME_WAIT behind would in time use up the ports to the backend.
     SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
-    let source = ProxySource::Client { source: stream.local_addr()?, destination: address };
+    let source = own_connection(&stream, &address)?;
     let mut said = write(plan.proxy_protocol, source, &Tlvs::default()).bytes;
-    said.append(&mut question(address));
+    said.append(&mut question(&address));
     let talk = async {
         stream.write_all(&said).await?;
         let mut received = Vec::new();
@@ -145,6 +154,18 @@ async fn converse<T>(
     };
     let answer = timeout_at(start + limit, talk).await.unwrap_or(Err(CheckError::Silent(ask, limit)))?;
     Ok((rtt, answer))
+}
+
+/// The two ends of a check's connection, for its PROXY header. The ends of a Unix socket have no addresses: there the
+/// check comes from this machine, which is the loopback address.
+fn own_connection(stream: &tokio::net::TcpStream, address: &SocketName) -> io::Result<ProxySource> {
+    const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+    Ok(match address {
+        SocketName::Tcp(address) => {
+            ProxySource::Client { source: stream.local_addr()?, destination: *address }
+        }
+        SocketName::Unix(_) => ProxySource::Client { source: LOOPBACK, destination: LOOPBACK },
+    })
 }
 
 #[cfg(test)]

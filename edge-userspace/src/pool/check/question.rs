@@ -1,14 +1,12 @@
 //! The questions of a check in each protocol, and which first bytes answer them. Pure.
 
-use std::net::SocketAddr;
-
 use super::{
     CheckError,
     probe::{self, Answer},
 };
 use crate::{
     sniff::postgres,
-    spec::{Ask, HostName},
+    spec::{Ask, HostName, SocketName},
 };
 
 /// The bytes of an SSH server that are searched for its identification: other lines may precede it (RFC 4253
@@ -19,12 +17,16 @@ const SSH_IDENTIFICATION: &[u8] = b"SSH-2.0-edge_health_check\r\n";
 
 impl Ask {
     /// The bytes to send to the backend at `address`.
-    pub(super) fn question(self, server_name: Option<&HostName>, address: SocketAddr) -> Vec<u8> {
+    pub(super) fn question(self, server_name: Option<&HostName>, address: &SocketName) -> Vec<u8> {
         match self {
             Self::Connect => Vec::new(),
             Self::Tls => probe::client_hello(server_name, 0),
             Self::Http => {
-                let host = server_name.map_or_else(|| address.to_string(), ToString::to_string);
+                let host = match (server_name, address) {
+                    (Some(name), _) => name.to_string(),
+                    (None, SocketName::Tcp(address)) => address.to_string(),
+                    (None, SocketName::Unix(_)) => "localhost".to_owned(),
+                };
                 format!(
                     "HEAD / HTTP/1.1\r\nHost: {host}\r\nUser-Agent: edge-health-check\r\nConnection: close\r\n\r\n"
                 )
@@ -111,9 +113,14 @@ mod tests {
 
     #[test]
     fn an_http_request_always_names_a_host() {
-        let address = "[fd7a::2]:80".parse().unwrap();
+        let address: SocketName = "[fd7a::2]:80".parse().unwrap();
+        let socket = "unix:/run/caddy.sock".parse().unwrap();
         let name: HostName = "cloud.example.com".parse().unwrap();
-        for (name, host) in [(Some(&name), "Host: cloud.example.com\r\n"), (None, "Host: [fd7a::2]:80\r\n")] {
+        for (name, address, host) in [
+            (Some(&name), &address, "Host: cloud.example.com\r\n"),
+            (None, &address, "Host: [fd7a::2]:80\r\n"),
+            (None, &socket, "Host: localhost\r\n"),
+        ] {
             let request = String::from_utf8(Ask::Http.question(name, address)).unwrap();
             assert!(request.contains(host), "{request}");
         }

@@ -79,7 +79,7 @@ async fn run(backend: Arc<Backend>, mut plan: Plan, permits: Arc<Semaphore>) {
     loop {
         let mut start = Instant::now();
         // A name that is not resolved keeps the backend down by itself, and says so better.
-        if checked && !backend.addresses(plan.port).is_empty() {
+        if checked && backend.is_located() {
             // The semaphore is never closed; if it were, checking without a limit would be the lesser harm.
             let _permit = permits.acquire().await;
             start = Instant::now();

@@ -2,6 +2,7 @@
 //! failure.
 
 mod stock;
+pub mod unix;
 pub mod warm;
 
 use std::{
@@ -26,8 +27,14 @@ use super::{
     backend::{Backend, Lease},
     condition::BackendState,
     failures::Failure,
+    location::Addresses,
+    names::Labels,
 };
-use crate::{kernel::segment, places::Place};
+use crate::{
+    kernel::segment,
+    places::Place,
+    spec::{SocketName, UnixPath},
+};
 
 /// The head start of one address before the next is tried as well (RFC 8305 §5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -44,6 +51,16 @@ pub enum ConnectError {
     /// The name has no address yet.
     #[error("{0} has no address: its name does not resolve")]
     Unresolved(String),
+    /// The name that a client's label makes has no address.
+    #[error("{to} for {label:?}: {error}")]
+    NoLabel {
+        /// The target.
+        to: String,
+        /// The part of the client's name.
+        label: String,
+        /// Why there is no address.
+        error: Arc<str>,
+    },
     /// The tunnel device cannot be bound to; nothing leaves by another.
     #[error("the device {device} of {address} {}", unusable(error))]
     Device {
@@ -67,6 +84,14 @@ pub enum ConnectError {
     Refused {
         /// The backend's address.
         address: SocketAddr,
+        /// The error of `connect`.
+        error: io::Error,
+    },
+    /// The Unix socket cannot be connected to.
+    #[error("{path}: {}", unix::explain(error))]
+    Unix {
+        /// Where it is.
+        path: UnixPath,
         /// The error of `connect`.
         error: io::Error,
     },
@@ -97,29 +122,42 @@ pub struct GaveUp {
     /// Why the one tried last could not.
     pub error: ConnectError,
     /// Its address, where it has one.
-    pub backend: Option<SocketAddr>,
+    pub backend: Option<SocketName>,
     /// How many were tried.
     pub attempts: u32,
 }
 
 impl ConnectError {
-    fn address(&self) -> Option<SocketAddr> {
+    fn address(&self) -> Option<SocketName> {
         match self {
+            Self::Unix { path, .. } => Some(SocketName::Unix(path.clone())),
             Self::Device { address, .. }
             | Self::Local { address, .. }
             | Self::Refused { address, .. }
-            | Self::TimedOut { address, .. } => Some(*address),
-            Self::Drained | Self::Full(_) | Self::Unresolved(_) | Self::WentDown(_) => None,
+            | Self::TimedOut { address, .. } => Some((*address).into()),
+            Self::Drained
+            | Self::Full(_)
+            | Self::Unresolved(_)
+            | Self::NoLabel { .. }
+            | Self::WentDown(_) => None,
         }
     }
 
     /// Whether it says something about the backend rather than about this machine's resources.
     pub fn blames_backend(&self) -> bool {
-        !matches!(self, Self::Drained | Self::Full(_) | Self::Local { .. } | Self::WentDown(_))
+        !matches!(
+            self,
+            Self::Drained | Self::Full(_) | Self::NoLabel { .. } | Self::Local { .. } | Self::WentDown(_)
+        )
+    }
+
+    /// Whether clients can cause it with any name that they make up: nothing to be warned of each time.
+    pub fn is_clients_choice(&self) -> bool {
+        matches!(self, Self::NoLabel { .. })
     }
 }
 
-/// Configures a socket before `connect`: may bind it and set options.
+/// Configures a TCP socket before `connect`: may bind it and set options.
 pub trait Preparation: Sync {
     /// A value to keep for the lifetime of the socket.
     fn prepare(&self, socket: BorrowedFd<'_>, backend: SocketAddr) -> Kept;
@@ -128,13 +166,24 @@ pub trait Preparation: Sync {
 /// See [`Preparation::prepare`].
 pub type Kept = Option<Box<dyn fmt::Debug + Send + Sync>>;
 
+/// The client that a connection is for.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'c> {
+    /// Its address.
+    pub client: IpAddr,
+    /// The listener's port, for backends that have none.
+    pub default_port: u16,
+    /// The part of its name that the route's `*` matched, for a `{label}` target.
+    pub label: Option<&'c str>,
+}
+
 /// A connection to a backend.
 #[derive(Debug)]
 pub struct Connection {
     /// The socket, with `TCP_NODELAY` set.
     pub stream: TcpStream,
     /// The address that answered.
-    pub address: SocketAddr,
+    pub address: SocketName,
     /// Counts it as live, and knows the backend.
     pub lease: Lease,
     /// Its place at the backend, to be kept for as long as the backend has the connection.
@@ -153,16 +202,18 @@ impl Pool {
     /// Connects to the best backend that answers within the pool's `connect_timeout`. `default_port` is the
     /// listener's. The error is that of the last backend tried.
     pub async fn connect(&self, client: IpAddr, default_port: u16) -> Result<Connection, ConnectError> {
-        self.connect_prepared(client, default_port, None).await.map_err(|gave_up| gave_up.error)
+        self.connect_prepared(Wanted { client, default_port, label: None }, None)
+            .await
+            .map_err(|gave_up| gave_up.error)
     }
 
     /// The same, with a word before each attempt. One that was ready beforehand has heard none.
     pub async fn connect_prepared(
         &self,
-        client: IpAddr,
-        default_port: u16,
+        wanted: Wanted<'_>,
         preparation: Option<&dyn Preparation>,
     ) -> Result<Connection, GaveUp> {
+        let Wanted { client, default_port, .. } = wanted;
         let start = Instant::now();
         let mut elapsed = Duration::ZERO;
         let mut tried = 0;
@@ -194,7 +245,7 @@ impl Pool {
             let epoch = backend.epoch();
             let outcome = tokio::select! {
                 biased;
-                outcome = attempt(&backend, default_port, time, preparation) => outcome,
+                outcome = attempt(&backend, default_port, Some(wanted), time, preparation) => outcome,
                 // A backend that is known to be unreachable is not waited for.
                 () = down(&backend), if attempts.has_up() => {
                     Err(ConnectError::WentDown(backend.to().to_string()))
@@ -223,7 +274,9 @@ impl Pool {
                         backend.failed(default_port, epoch, &error.to_string());
                     }
                     tracing::debug!(pool = &**self.name(), backend = %backend.id(), %error, "connecting failed");
-                    last = Some((error, backend.addresses(default_port).first().copied()));
+                    let is_own = backend.labels().is_none();
+                    let first = backend.addresses(default_port).first().copied().filter(|_| is_own);
+                    last = Some((error, first.map(SocketName::from)));
                 }
             }
         }
@@ -261,7 +314,7 @@ pub async fn connect(
     backend: &Backend,
     default_port: u16,
     limit: Duration,
-) -> Result<(TcpStream, SocketAddr), ConnectError> {
+) -> Result<(TcpStream, SocketName), ConnectError> {
     connect_in(backend, default_port, limit, None).await
 }
 
@@ -271,8 +324,8 @@ pub(super) async fn connect_in(
     default_port: u16,
     limit: Duration,
     preparation: Option<&dyn Preparation>,
-) -> Result<(TcpStream, SocketAddr), ConnectError> {
-    let Connected { stream, address, .. } = attempt(backend, default_port, limit, preparation).await?;
+) -> Result<(TcpStream, SocketName), ConnectError> {
+    let Connected { stream, address, .. } = attempt(backend, default_port, None, limit, preparation).await?;
     Ok((stream, address))
 }
 
@@ -290,17 +343,29 @@ impl Preparation for Segments {
 
 struct Connected {
     stream: TcpStream,
-    address: SocketAddr,
+    address: SocketName,
     kept: Kept,
 }
 
 async fn attempt(
     backend: &Backend,
     default_port: u16,
+    wanted: Option<Wanted<'_>>,
     limit: Duration,
     preparation: Option<&dyn Preparation>,
 ) -> Result<Connected, ConnectError> {
-    let addresses = backend.addresses(default_port);
+    if let Some(path) = backend.to().unix() {
+        let stream = unix::connect(path, limit).await?;
+        return Ok(Connected { stream, address: SocketName::Unix(path.clone()), kept: None });
+    }
+    let (addresses, limit) = match backend.labels() {
+        Some(labels) => {
+            let start = Instant::now();
+            let found = labelled(backend, labels, default_port, wanted, limit).await?;
+            (found, limit.saturating_sub(start.elapsed()))
+        }
+        None => (backend.addresses(default_port), limit),
+    };
     let Some(&first) = addresses.first() else {
         return Err(ConnectError::Unresolved(backend.to().to_string()));
     };
@@ -310,10 +375,30 @@ async fn attempt(
         _ => timeout(limit, race(&addresses, device, preparation)).await,
     };
     let connected = outcome.map_err(|_| ConnectError::TimedOut { address: first, after: limit })??;
-    if connected.address != first {
-        backend.prefer(connected.address);
+    if let Some(answered) = connected.address.tcp().filter(|answered| *answered != first) {
+        backend.prefer(answered);
     }
     Ok(connected)
+}
+
+/// The addresses for one client of a `{label}` target.
+async fn labelled(
+    backend: &Backend,
+    labels: &Arc<Labels>,
+    default_port: u16,
+    wanted: Option<Wanted<'_>>,
+    limit: Duration,
+) -> Result<Addresses, ConnectError> {
+    let to = || backend.to().to_string();
+    // Only a client has a label, so that nothing else connects there.
+    let Some((label, client)) = wanted.and_then(|wanted| Some((wanted.label?, wanted.client))) else {
+        return Err(ConnectError::Unresolved(to()));
+    };
+    let answer = timeout(limit, labels.resolve(label, client)).await;
+    match answer.unwrap_or_else(|_| Err("the name servers have not answered yet".into())) {
+        Ok(found) => Ok(found.iter().map(|at| backend.address_of(*at, default_port)).collect()),
+        Err(error) => Err(ConnectError::NoLabel { to: to(), label: label.to_owned(), error }),
+    }
 }
 
 async fn race(
@@ -372,7 +457,7 @@ async fn connect_to(
         connected = establish(fresh()?, address).await;
     }
     match connected {
-        Ok(stream) => Ok(Connected { stream, address, kept }),
+        Ok(stream) => Ok(Connected { stream, address: address.into(), kept }),
         // No port left towards this address.
         Err(error) if error.kind() == ErrorKind::AddrNotAvailable => Err(local(error)),
         Err(error) => Err(ConnectError::Refused { address, error }),

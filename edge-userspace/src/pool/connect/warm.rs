@@ -10,7 +10,6 @@ use std::{
     collections::HashMap,
     convert::Infallible,
     mem::MaybeUninit,
-    net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, Weak},
     task::{Context, Poll},
@@ -31,7 +30,8 @@ use super::{
 };
 use crate::{
     lock::lock,
-    {pool::Backend, spec::Warm},
+    pool::Backend,
+    spec::{SocketName, Warm},
 };
 
 /// Time for an idle connection to be established; nobody waits for it.
@@ -61,7 +61,7 @@ pub fn enable(workers: usize) {
 }
 
 /// A warm connection to the backend if there is one; there may be for the next client in any case.
-pub(super) fn take(backend: &Arc<Backend>, default_port: u16) -> Option<(TcpStream, SocketAddr)> {
+pub(super) fn take(backend: &Arc<Backend>, default_port: u16) -> Option<(TcpStream, SocketName)> {
     if backend.warm() == Warm::Count(0) || !backend.state().takes_connections() {
         return None;
     }
@@ -102,7 +102,7 @@ struct Shelf {
 
 struct Idle {
     since: Instant,
-    address: SocketAddr,
+    address: SocketName,
     /// Empty once it is taken.
     stream: Mutex<Option<TcpStream>>,
     /// Dropped with this, which ends the watch.
@@ -110,7 +110,7 @@ struct Idle {
 }
 
 impl Stash {
-    fn take(&self) -> Option<(TcpStream, SocketAddr)> {
+    fn take(&self) -> Option<(TcpStream, SocketName)> {
         let mut ready = lock(&self.shelf);
         ready.demand.taken(Instant::now().into_std());
         self.work.notify_one();
@@ -119,7 +119,7 @@ impl Stash {
             let stream = lock(&idle.stream).take();
             if let Some(stream) = stream.filter(is_silent) {
                 ready.taken = true;
-                return Some((stream, idle.address));
+                return Some((stream, idle.address.clone()));
             }
         }
         None
@@ -224,7 +224,7 @@ async fn keep(stash: Arc<Stash>, workers: u32) {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
+    use std::net::{IpAddr, SocketAddr};
 
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},

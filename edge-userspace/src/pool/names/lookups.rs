@@ -52,6 +52,9 @@ impl Names {
     pub fn set(&mut self, wanted: impl IntoIterator<Item = Arc<Backend>>) {
         let mut before = std::mem::take(&mut self.running);
         for backend in wanted {
+            if let Some(labels) = backend.labels() {
+                labels.set_resolver(&self.resolver);
+            }
             let BackendHost::Name(name) = &backend.to().host else { continue };
             let kept = before.remove(backend.id()).filter(|kept| Arc::ptr_eq(&kept.backend, &backend));
             let running = kept.unwrap_or_else(|| {

@@ -146,6 +146,12 @@ impl Resolver {
         }
     }
 
+    /// The addresses of this name and no other: without search domains, services and what was found before. `None`
+    /// if there is no such name, or it has no address.
+    pub(super) async fn exactly(&self, name: &HostName) -> Result<Option<Found>, String> {
+        self.host(&self.system(), name, &mut Memory::default()).await
+    }
+
     /// `None` if there is no such name, or it has no address.
     async fn host(
         &self,
