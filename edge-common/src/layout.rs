@@ -58,8 +58,6 @@ const fn starts(code: &[u8], at: usize, with: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    extern crate std;
-
     use std::format;
 
     use super::*;

@@ -4,8 +4,13 @@
 //! nobody: neither the programs nor the daemon.
 #![no_std]
 
+#[cfg(test)]
+extern crate std;
+
 pub mod flow;
 mod layout;
+#[expect(clippy::inline_always, reason = "calls of the packet programs share 512 bytes of stack")]
+pub mod rules;
 pub mod shield;
 pub mod sockmap;
 
