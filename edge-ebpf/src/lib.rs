@@ -1,6 +1,14 @@
 //! What the BPF programs share. Each program is a binary of its own beside this file, and an object of its
 //! own once built; `edge_ebpf::program!()` makes a binary one.
 #![no_std]
+#![expect(
+    unsafe_code,
+    reason = "values of maps are raw pointers, which the programs read and write through one type"
+)]
+#![expect(clippy::inline_always, reason = "the verifier follows a pointer in the function that looked it up")]
+
+pub mod headers;
+pub mod shared;
 
 /// What every program needs once: the licence that the GPL-only helpers ask for.
 #[macro_export]

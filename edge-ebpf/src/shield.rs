@@ -31,7 +31,19 @@ use aya_ebpf::{
     macros::{btf_map, classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-use edge_common::shield::{Block, Counters, MAX_BLOCKS, MAX_NESTED, MAX_SOURCES, PORT_WORDS, SynLimit};
+use edge_common::{
+    rules::{TCP_ACK, TCP_SYN},
+    shield::{Block, Counters, MAX_BLOCKS, MAX_NESTED, MAX_SOURCES, PORT_WORDS, SynLimit},
+};
+use edge_ebpf::{
+    headers::{
+        DESTINATION_OPTIONS, ETHERNET_HEADER, ETHERTYPE_8021AD, ETHERTYPE_8021Q, ETHERTYPE_IPV4,
+        ETHERTYPE_IPV6, FRAGMENT, HOP_BY_HOP, IPV4_HEADER, IPV6_HEADER, ROUTING, TCP,
+    },
+    read,
+    shared::Shared,
+    write,
+};
 
 edge_ebpf::program!();
 
@@ -52,26 +64,12 @@ static SYN_PORTS: Array<u32, { PORT_WORDS as usize }> = Array::new();
 #[btf_map]
 static SOURCES: LruHashMap<u64, u64, { MAX_SOURCES as usize }> = LruHashMap::new();
 
-const ETHERNET: usize = 14;
+/// Bytes of a VLAN tag.
 const VLAN_TAG: usize = 4;
-/// 802.1Q inside 802.1ad; what is nested deeper passes.
+/// VLAN tags looked through: 802.1Q inside 802.1ad. Packets with more pass.
 const MAX_TAGS: usize = 2;
-/// IPv6 extension headers looked through for TCP; behind more the limit does not apply.
+/// IPv6 extension headers looked through for TCP. The limit does not apply to packets with more.
 const MAX_EXTENSIONS: usize = 4;
-
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
-const ETHERTYPE_8021Q: u16 = 0x8100;
-const ETHERTYPE_8021AD: u16 = 0x88a8;
-
-const HOP_BY_HOP: u8 = 0;
-const TCP: u8 = 6;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
-const DESTINATION_OPTIONS: u8 = 60;
-
-const TCP_SYN: u8 = 0x02;
-const TCP_ACK: u8 = 0x10;
 
 /// A source, and where its TCP header is if the packet holds one.
 struct Packet {
@@ -125,19 +123,22 @@ fn shield_tc_l3(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn drops<const HAS_HEADER: bool>(octets: Octets) -> bool {
-    let Some(counters) = COUNTERS.get_ptr_mut(0) else { return false };
-    // SAFETY: the value of this CPU; the programs of one CPU do not interrupt each other, as both hooks are in the receive path.
-    let counters = unsafe { &mut *counters };
-    counters.seen += 1;
+    // SAFETY: a lookup of this run, in an array of counters.
+    let counters = COUNTERS.get_ptr_mut(0).and_then(|found| unsafe { Shared::new(found) });
+    let Some(counters) = counters else { return false };
+    // The only writer: the value is this CPU's, and its programs do not interrupt each other, since both hooks are in the
+    // receive path. User space reads it meanwhile.
+    write!(counters, seen = read!(counters, seen).wrapping_add(1));
     let packet = if HAS_HEADER { parse(octets) } else { parse_ip(octets) };
     let Some(packet) = packet else { return false };
     if is_blocked(packet.source) {
-        counters.blocked += 1;
-        counters.blocked_bytes += (octets.end - octets.start) as u64;
+        let bytes = (octets.end - octets.start) as u64;
+        write!(counters, blocked = read!(counters, blocked).wrapping_add(1));
+        write!(counters, blocked_bytes = read!(counters, blocked_bytes).wrapping_add(bytes));
         return true;
     }
     if packet.tcp.is_some_and(|tcp| is_too_fast(octets, packet.source, tcp)) {
-        counters.limited += 1;
+        write!(counters, limited = read!(counters, limited).wrapping_add(1));
         return true;
     }
     false
@@ -159,7 +160,7 @@ fn bytes<const N: usize>(octets: Octets, offset: usize) -> Option<[u8; N]> {
 fn parse_ip(octets: Octets) -> Option<Packet> {
     // As much as either header has at least. The verifier learns nothing from a check for a single octet at the start,
     // which compares the start itself with the end (`find_good_pkt_pointers`).
-    let [version, ..]: [u8; 20] = bytes(octets, 0)?;
+    let [version, ..]: [u8; IPV4_HEADER] = bytes(octets, 0)?;
     match version >> 4 {
         4 => ipv4(octets, 0),
         6 => ipv6(octets, 0),
@@ -169,8 +170,8 @@ fn parse_ip(octets: Octets) -> Option<Packet> {
 
 #[inline(always)]
 fn parse(octets: Octets) -> Option<Packet> {
-    let mut network = ETHERNET;
-    let mut ethertype = u16::from_be_bytes(bytes(octets, ETHERNET - 2)?);
+    let mut network = ETHERNET_HEADER;
+    let mut ethertype = u16::from_be_bytes(bytes(octets, ETHERNET_HEADER - 2)?);
     for _ in 0..MAX_TAGS {
         if ethertype != ETHERTYPE_8021Q && ethertype != ETHERTYPE_8021AD {
             break;
@@ -188,7 +189,7 @@ fn parse(octets: Octets) -> Option<Packet> {
 /// RFC 791 §3.1.
 #[inline(always)]
 fn ipv4(octets: Octets, network: usize) -> Option<Packet> {
-    let header: [u8; 20] = bytes(octets, network)?;
+    let header: [u8; IPV4_HEADER] = bytes(octets, network)?;
     let (version, words) = (header[0] >> 4, header[0] & 0x0f);
     if version != 4 || words < 5 {
         return None;
@@ -208,13 +209,13 @@ fn ipv4(octets: Octets, network: usize) -> Option<Packet> {
 /// RFC 8200 §3 and §4.
 #[inline(always)]
 fn ipv6(octets: Octets, network: usize) -> Option<Packet> {
-    let [version, ..]: [u8; 40] = bytes(octets, network)?;
+    let [version, ..]: [u8; IPV6_HEADER] = bytes(octets, network)?;
     if version >> 4 != 6 {
         return None;
     }
     let [mut next]: [u8; 1] = bytes(octets, network + 6)?;
     let source = bytes(octets, network + 8)?;
-    let mut offset = network + 40;
+    let mut offset = network + IPV6_HEADER;
     for _ in 0..MAX_EXTENSIONS {
         match next {
             HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => {
@@ -241,6 +242,8 @@ fn ipv6(octets: Octets, network: usize) -> Option<Packet> {
 fn is_blocked(source: [u8; 16]) -> bool {
     let mut key = Key::new(128, source);
     for _ in 0..MAX_NESTED {
+        // A reference is right here: nobody changes a node of the trie once it is in it, and its memory is not reused
+        // before a grace period is over (`kernel/bpf/lpm_trie.c`).
         let Some(block) = BLOCKS.get(&key) else { return false };
         if block.origins & Block::LIST != 0 || holds(block) {
             if let Some(packets) = BLOCK_PACKETS.get_ptr_mut(block.counter) {
@@ -265,8 +268,12 @@ fn holds(block: &Block) -> bool {
 /// Whether this is a SYN to a port of the edge that comes ahead of its source's schedule.
 #[inline(always)]
 fn is_too_fast(octets: Octets, source: [u8; 16], tcp: usize) -> bool {
-    let Some(limit) = SYN_LIMIT.get(0) else { return false };
-    if limit.interval == 0 {
+    // SAFETY: a lookup of this run, in an array of limits.
+    let limit = SYN_LIMIT.get_ptr_mut(0).and_then(|found| unsafe { Shared::<SynLimit>::new(found) });
+    let Some(limit) = limit else { return false };
+    // Each read once: the daemon may change the limit meanwhile.
+    let (interval, tolerance) = (read!(limit, interval), read!(limit, tolerance));
+    if interval == 0 {
         return false;
     }
     let Some(header) = bytes::<14>(octets, tcp) else { return false };
@@ -274,20 +281,24 @@ fn is_too_fast(octets: Octets, source: [u8; 16], tcp: usize) -> bool {
         return false;
     }
     let port = u32::from(u16::from_be_bytes([header[2], header[3]]));
-    if SYN_PORTS.get(port / 32).is_none_or(|word| word & (1 << (port % 32)) == 0) {
+    // SAFETY: a lookup of this run, in an array of words.
+    let ports = SYN_PORTS.get_ptr_mut(port / 32).and_then(|found| unsafe { Shared::new(found) });
+    if ports.is_none_or(|ports| ports.load() & (1 << (port % 32)) == 0) {
         return false;
     }
     let source = bucket(source);
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_ns() };
-    // SAFETY: copied before anything can take the entry away. Two CPUs may read the same time and let one
-    // more SYN through: cheaper than a lock a packet.
-    let due = unsafe { SOURCES.get(source) }.copied().unwrap_or(now).max(now);
-    if due - now > limit.tolerance {
+    // SAFETY: a lookup of this run, in a map of times.
+    let due = SOURCES.get_ptr_mut(source).and_then(|found| unsafe { Shared::new(found) });
+    // Two CPUs may read the same time and let one more SYN through: cheaper than a lock for each packet. So may a CPU whose
+    // entry another one has just given to another source.
+    let due = due.map_or(now, Shared::load).max(now);
+    if due - now > tolerance {
         return true;
     }
     // A full table forgets another source; failing to remember this one lets it pass, as it should.
-    let _ = SOURCES.insert(source, due + limit.interval, 0);
+    let _ = SOURCES.insert(source, due + interval, 0);
     false
 }
 

@@ -37,6 +37,7 @@ use aya_ebpf::{
     programs::{SkBuffContext, SockOpsContext},
 };
 use edge_common::sockmap::{Beginning, Leg, MAX_LEGS, MAX_MISSES, NOTICES as NOTICE_BYTES, SEGMENT_COST};
+use edge_ebpf::{read, shared::Shared, write};
 
 edge_ebpf::program!();
 
@@ -69,24 +70,20 @@ fn verdict(ctx: SkBuffContext) -> u32 {
     }
     // SAFETY: a helper that takes any segment.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let Some(leg) = LEGS.get_ptr_mut(cookie) else { return SK_PASS };
-    // SAFETY: the verdicts of one socket run one after the other, and only they write these fields; a value
-    // taken out of the map meanwhile stays valid until the program ends.
-    let leg = unsafe { &mut *leg };
-    if leg.flags & Leg::BROKEN != 0 || !trim(&ctx, leg.next) {
+    let Some(leg) = leg(cookie) else { return SK_PASS };
+    if read!(leg, flags) & Leg::BROKEN != 0 || !trim(&ctx, read!(leg, next)) {
         return break_off(leg, cookie);
     }
     let octets = ctx.len();
-    leg.next = leg.next.wrapping_add(octets);
+    write!(leg, next = read!(leg, next).wrapping_add(octets));
     let octets = u64::from(octets);
-    let mut peer = leg.peer;
-    let Some(destination) = LEGS.get_ptr(peer) else { return break_off(leg, cookie) };
-    // SAFETY: as above; `acked` is written by another program as one word.
-    let destination = unsafe { &*destination };
-    if leg.flags & Leg::SPILLED != 0 || !has_credit(leg, destination, octets) {
-        leg.passed += octets;
-        if leg.flags & Leg::SPILLED == 0 {
-            leg.flags |= Leg::SPILLED;
+    let mut peer = read!(leg, peer);
+    let Some(destination) = self::leg(peer) else { return break_off(leg, cookie) };
+    let is_spilled = read!(leg, flags) & Leg::SPILLED != 0;
+    if is_spilled || !has_credit(leg, destination, octets) {
+        write!(leg, passed = read!(leg, passed).wrapping_add(octets));
+        if !is_spilled {
+            write!(leg, flags = read!(leg, flags) | Leg::SPILLED);
             notify(cookie);
         }
         return SK_PASS;
@@ -94,8 +91,16 @@ fn verdict(ctx: SkBuffContext) -> u32 {
     if PEERS.redirect_skb(&ctx, &mut peer, 0) != i64::from(SK_PASS) {
         return break_off(leg, cookie);
     }
-    leg.redirected += octets;
+    write!(leg, redirected = read!(leg, redirected).wrapping_add(octets));
     SK_PASS
+}
+
+/// The leg of a socket. The verdicts of one socket run one after the other and are the only writers of their leg, except
+/// for [`Leg::acked`], which `sock_ops` writes. User space removes a leg when its socket is closed.
+#[inline(always)]
+fn leg(cookie: u64) -> Option<Shared<Leg>> {
+    // SAFETY: a lookup of this run, in a map of legs.
+    LEGS.get_ptr_mut(cookie).and_then(|found| unsafe { Shared::new(found) })
 }
 
 /// Takes octets off the front that were taken before; `false` when the segment is not the next one.
@@ -127,28 +132,31 @@ fn trim(ctx: &SkBuffContext, next: u32) -> bool {
 
 /// Whether the destination has acknowledged enough for another segment.
 #[inline(always)]
-fn has_credit(leg: &mut Leg, destination: &Leg, octets: u64) -> bool {
-    let written = destination.sent_before + leg.redirected;
-    let waiting = written.saturating_sub(destination.acked);
+fn has_credit(leg: Shared<Leg>, destination: Shared<Leg>, octets: u64) -> bool {
+    let (sent_before, acked) = (read!(destination, sent_before), read!(destination, acked));
+    let redirected = read!(leg, redirected);
+    let waiting = sent_before.wrapping_add(redirected).saturating_sub(acked);
     // Acknowledgements count octets, not segments. What was redirected before an epoch began is gone once the
     // mark is acknowledged; so no more segments can wait than were redirected in this epoch and the last.
-    if destination.acked >= destination.sent_before + leg.mark {
-        leg.segments_before = leg.segments;
-        leg.segments = 0;
-        leg.mark = leg.redirected;
+    if acked >= sent_before.wrapping_add(read!(leg, mark)) {
+        write!(leg, segments_before = read!(leg, segments));
+        write!(leg, segments = 0);
+        write!(leg, mark = redirected);
     }
-    let segments = u64::from(leg.segments) + u64::from(leg.segments_before);
-    if waiting + octets + segments * SEGMENT_COST > leg.credit {
+    let count = read!(leg, segments);
+    let segments = u64::from(count) + u64::from(read!(leg, segments_before));
+    if waiting + octets + segments * SEGMENT_COST > read!(leg, credit) {
         return false;
     }
-    leg.segments += 1;
+    write!(leg, segments = count.wrapping_add(1));
     true
 }
 
 #[inline(always)]
-fn break_off(leg: &mut Leg, cookie: u64) -> u32 {
-    if leg.flags & Leg::BROKEN == 0 {
-        leg.flags |= Leg::BROKEN;
+fn break_off(leg: Shared<Leg>, cookie: u64) -> u32 {
+    let flags = read!(leg, flags);
+    if flags & Leg::BROKEN == 0 {
+        write!(leg, flags = flags | Leg::BROKEN);
         notify(cookie);
     }
     SK_DROP
@@ -175,8 +183,8 @@ fn track(ctx: SockOpsContext) -> u32 {
 #[inline(always)]
 fn begin(ops: *mut bpf_sock_ops) {
     let Some(beginning) = beginning(ops, BPF_SK_STORAGE_GET_F_CREATE.into()) else { return };
-    // SAFETY: the socket's own storage, which lives as long as it; the context of the program.
-    unsafe { (*beginning).first = (*ops).rcv_nxt };
+    // SAFETY: the context of the program.
+    write!(beginning, first = unsafe { (*ops).rcv_nxt });
     report_round_trips(ops, true);
 }
 
@@ -185,34 +193,31 @@ fn begin(ops: *mut bpf_sock_ops) {
 fn acknowledged(ctx: &SockOpsContext) {
     // SAFETY: a helper that takes any socket.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    if let Some(leg) = LEGS.get_ptr_mut(cookie) {
-        // SAFETY: the only writer of this field; the context of the program.
-        unsafe { (*leg).acked = (*ctx.ops).bytes_acked };
+    if let Some(leg) = leg(cookie) {
+        // SAFETY: the context of the program.
+        write!(leg, acked = unsafe { (*ctx.ops).bytes_acked });
         return;
     }
     let Some(beginning) = beginning(ctx.ops, 0) else { return };
-    // SAFETY: the socket's own storage; the programs of one socket run one after the other.
-    let misses = unsafe {
-        (*beginning).misses += 1;
-        (*beginning).misses
-    };
+    // The only writer: the programs of one socket run one after the other.
+    let misses = read!(beginning, misses).saturating_add(1);
+    write!(beginning, misses = misses);
     if misses >= MAX_MISSES {
         report_round_trips(ctx.ops, false);
     }
 }
 
 #[inline(always)]
-fn beginning(ops: *mut bpf_sock_ops, flags: u64) -> Option<*mut Beginning> {
+fn beginning(ops: *mut bpf_sock_ops, flags: u64) -> Option<Shared<Beginning>> {
     // SAFETY: the context of the program; the kernel rewrites this load.
     let socket = unsafe { (*ops).__bindgen_anon_2.sk };
     if socket.is_null() {
         return None;
     }
-    // SAFETY: a helper that takes any socket but none.
-    let found = unsafe {
-        bpf_sk_storage_get((&raw const BEGINNINGS).cast_mut().cast(), socket.cast(), null_mut(), flags)
-    };
-    (!found.is_null()).then_some(found.cast())
+    let map = (&raw const BEGINNINGS).cast_mut().cast();
+    // SAFETY: a helper that takes any socket but none; the values of this map are beginnings, and the storage lives as long
+    // as the socket.
+    unsafe { Shared::new(bpf_sk_storage_get(map, socket.cast(), null_mut(), flags).cast()) }
 }
 
 /// Other programs may have asked for reports of their own: theirs stay as they are.

@@ -7,15 +7,16 @@ use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT},
     helpers::generated::{bpf_check_mtu, bpf_ktime_get_coarse_ns},
 };
-use edge_common::flow::{ALWAYS_FITS, Flow, FlowKey, FlowReason, Tuple};
+use edge_common::flow::{ALWAYS_FITS, FlowKey, FlowReason, Tuple};
+use edge_ebpf::{headers::IPV6_GROWTH, read, write};
 
 use crate::{
     PASS,
     checksum::{self, Sum},
+    entry::FlowEntry,
     family,
     frame::{
-        Frame, IPV4, IPV4_HEADER, IPV6, IPV6_HEADER, Payload, TCP_ACK, TCP_CHECKSUM, TCP_HEADER, TCP_SYN,
-        USUAL_HEADER, ip_header,
+        Frame, IPV4, IPV6, Payload, TCP_ACK, TCP_CHECKSUM, TCP_HEADER, TCP_SYN, USUAL_HEADER, ip_header,
     },
     maps::{count, flow as find, is_comparing},
     options,
@@ -57,8 +58,7 @@ fn look<const L2: usize, const V6: bool>(skb: *mut __sk_buff) -> i32 {
         Payload::Tcp => {
             let key = frame.key();
             match find(&key) {
-                // SAFETY: valid until the program ends; see `maps::flow` for who else writes.
-                Some(flow) => carry(skb, &frame, &key, unsafe { &mut *flow }),
+                Some(flow) => carry(skb, &frame, &key, flow),
                 None => {
                     if is_comparing() && (frame.tcp_word(12) >> 8) as u8 & (TCP_SYN | TCP_ACK) == TCP_ACK {
                         let (theirs, own) =
@@ -99,12 +99,12 @@ fn carry<const L2: usize, const V6: bool>(
     skb: *mut __sk_buff,
     frame: &Frame<L2, V6>,
     key: &FlowKey,
-    flow: &mut Flow,
+    flow: FlowEntry,
 ) -> i32 {
     // SAFETY: the context of the program.
     let (frame_length, device, segment_size) =
         unsafe { ((*skb).len, (*skb).ingress_ifindex, (*skb).gso_size) };
-    if device != flow.ingress {
+    if device != read!(flow.0, ingress) {
         return drop_for(FlowReason::WrongDevice);
     }
     // In memory order: ports; sequence number; acknowledgement; data offset, flags and window.
@@ -121,14 +121,14 @@ fn carry<const L2: usize, const V6: bool>(
     }
     if flags & TCP_SYN != 0 {
         if flags & TCP_ACK != 0 {
-            state::is_forgotten(flow, u32::from_be(words[2]));
+            state::note_syn_ack(flow, u32::from_be(words[2]));
             return drop_for(FlowReason::SynAck);
         }
         if state::yields(flow, key) {
             count(FlowReason::SynOnClosed);
             return PASS;
         }
-        state::asks(flow, u32::from_be(words[1]));
+        state::note_syn(flow, u32::from_be(words[1]));
         count(FlowReason::SynOnLive);
     }
     let largest = if segment_size == 0 { length } else { headers + segment_size };
@@ -140,8 +140,9 @@ fn carry<const L2: usize, const V6: bool>(
     }
 
     // SAFETY: a helper without arguments.
-    flow.last_seen = unsafe { bpf_ktime_get_coarse_ns() };
-    flow.packets += 1;
+    write!(flow.0, last_seen = unsafe { bpf_ktime_get_coarse_ns() });
+    // A statistic: two processors at the same moment may count one.
+    write!(flow.0, packets = read!(flow.0, packets).wrapping_add(1));
     let mut window = u32::from(u16::from_be((words[3] >> 16) as u16));
     if flags & TCP_SYN == 0 {
         window <<= flow.sender_scale();
@@ -154,7 +155,7 @@ fn carry<const L2: usize, const V6: bool>(
             return to_socket(skb, frame, &words, &numbers, header);
         }
         // The window of a SYN is never scaled (RFC 7323 §2.2).
-        window = (window >> (flow.offered_scale())).min(0xffff);
+        window = (window >> flow.offered_scale()).min(0xffff);
     }
     rewrite(skb, frame, &key.tuple, flow, words, window)
 }
@@ -192,15 +193,15 @@ fn rewrite<const L2: usize, const V6: bool>(
     skb: *mut __sk_buff,
     frame: &Frame<L2, V6>,
     key: &Tuple,
-    flow: &mut Flow,
+    flow: FlowEntry,
     words: [u32; 4],
     window: u32,
 ) -> i32 {
     let header = (words[3] & 0xf0) >> 2;
     let acknowledges = (words[3] >> 8) & u32::from(TCP_ACK) != 0;
-    let ports = flow.to.ports;
-    let seq = shift(words[1], flow.seq_delta);
-    let ack = if acknowledges { shift(words[2], flow.ack_delta) } else { words[2] };
+    let ports = read!(flow.0, to.ports);
+    let seq = shift(words[1], read!(flow.0, seq_delta));
+    let ack = if acknowledges { shift(words[2], read!(flow.0, ack_delta)) } else { words[2] };
     let last = (words[3] & 0xffff) | (u32::from((window as u16).to_be()) << 16);
     frame.set_tcp_word(0, ports);
     frame.set_tcp_word(4, seq);
@@ -215,12 +216,12 @@ fn rewrite<const L2: usize, const V6: bool>(
     let mut unusual = header > TCP_HEADER as u32;
     if frame.has_timestamps(header) {
         let tsval = frame.tcp_word(24);
-        let new_tsval = shift(tsval, flow.tsval_delta);
-        state::stamp(flow, u32::from_be(new_tsval));
+        let new_tsval = shift(tsval, read!(flow.0, tsval_delta));
+        state::note_timestamp(flow, u32::from_be(new_tsval));
         if header == USUAL_HEADER {
             unusual = false;
             let tsecr = frame.tcp_word(28);
-            let new_tsecr = shift(tsecr, flow.tsecr_delta);
+            let new_tsecr = shift(tsecr, read!(flow.0, tsecr_delta));
             frame.set_tcp_word(24, new_tsval);
             frame.set_tcp_word(28, new_tsecr);
             sum = sum.replace(tsval, new_tsval).replace(tsecr, new_tsecr);
@@ -229,20 +230,20 @@ fn rewrite<const L2: usize, const V6: bool>(
 
     let changes_family = flow.changes_family();
     let addresses = if changes_family {
-        family::pseudo_difference::<V6>(key, &flow.to)
+        family::pseudo_difference::<V6>(key, &flow.to())
     } else {
-        readdress(frame, key, &flow.to)
+        readdress(frame, key, flow)
     };
-    let egress = flow.egress;
+    let egress = read!(flow.0, egress);
     let outer = family::Outer::of(frame, skb);
     // From here on helpers move packet data: `frame` is not used again.
 
     if unusual {
         count(FlowReason::UnusualOptions);
         let change = options::Change {
-            tsval: flow.tsval_delta,
-            tsecr: flow.tsecr_delta,
-            ack: flow.ack_delta,
+            tsval: read!(flow.0, tsval_delta),
+            tsecr: read!(flow.0, tsecr_delta),
+            ack: read!(flow.0, ack_delta),
             blank: 0,
         };
         let offset = Frame::<L2, V6>::TRANSPORT + TCP_HEADER;
@@ -253,7 +254,7 @@ fn rewrite<const L2: usize, const V6: bool>(
     let checksum_at = Frame::<L2, V6>::TRANSPORT + TCP_CHECKSUM;
     if changes_family {
         checksum::correct_tcp::<false>(skb, checksum_at, sum, addresses);
-        if family::change::<L2, V6>(skb, &outer, &flow.to).is_err() {
+        if family::change::<L2, V6>(skb, &outer, &flow.to()).is_err() {
             return drop_for(FlowReason::Refused);
         }
     } else {
@@ -265,29 +266,30 @@ fn rewrite<const L2: usize, const V6: bool>(
 
 /// Puts the new addresses in and takes one from the hop limit; gives back the difference of the addresses.
 #[inline(always)]
-fn readdress<const L2: usize, const V6: bool>(frame: &Frame<L2, V6>, key: &Tuple, to: &Tuple) -> Sum {
+fn readdress<const L2: usize, const V6: bool>(frame: &Frame<L2, V6>, key: &Tuple, flow: FlowEntry) -> Sum {
     let mut sum = Sum::ZERO;
     if V6 {
         macro_rules! each {
             ($($at:literal)*) => { $(
-                sum = sum.replace(key.source[$at], to.source[$at]);
-                sum = sum.replace(key.destination[$at], to.destination[$at]);
-                frame.set_ip_word(8 + 4 * $at, to.source[$at]);
-                frame.set_ip_word(24 + 4 * $at, to.destination[$at]);
+                let (source, destination) = (read!(flow.0, to.source[$at]), read!(flow.0, to.destination[$at]));
+                sum = sum.replace(key.source[$at], source).replace(key.destination[$at], destination);
+                frame.set_ip_word(8 + 4 * $at, source);
+                frame.set_ip_word(24 + 4 * $at, destination);
             )* };
         }
         each!(0 1 2 3);
         frame.set_ip_byte(7, frame.ip_byte(7) - 1);
     } else {
-        sum = sum.replace(key.source[3], to.source[3]).replace(key.destination[3], to.destination[3]);
+        let (source, destination) = (read!(flow.0, to.source[3]), read!(flow.0, to.destination[3]));
+        sum = sum.replace(key.source[3], source).replace(key.destination[3], destination);
         // Hop limit, protocol, checksum. The hop limit is the low byte of a little-endian word, so that one
         // less is this word less one.
         let word = frame.ip_word(8);
         let (old, new) = (word & 0xffff, (word & 0xffff) - 1);
         let checksum = !sum.replace(old, new).add(!(word >> 16) & 0xffff).folded();
         frame.set_ip_word(8, new | (u32::from(checksum) << 16));
-        frame.set_ip_word(12, to.source[3]);
-        frame.set_ip_word(16, to.destination[3]);
+        frame.set_ip_word(12, source);
+        frame.set_ip_word(16, destination);
     }
     sum
 }
@@ -295,16 +297,15 @@ fn readdress<const L2: usize, const V6: bool>(frame: &Frame<L2, V6>, key: &Tuple
 /// The MTU that a packet whose largest segment is `largest` bytes long at the network layer has to fit, as the
 /// sender counts, where it does not.
 #[inline(always)]
-fn exceeded_mtu<const V6: bool>(skb: *mut __sk_buff, flow: &Flow, largest: u32) -> Option<u32> {
-    const GROWTH: u32 = (IPV6_HEADER - IPV4_HEADER) as u32;
+fn exceeded_mtu<const V6: bool>(skb: *mut __sk_buff, flow: FlowEntry, largest: u32) -> Option<u32> {
     let mut mtu = largest;
     // SAFETY: a helper that checks its arguments; it leaves the device's MTU behind whatever it answers, unless
     // there is no such device. Then the redirect will fail and say so.
-    if unsafe { bpf_check_mtu(skb.cast(), flow.egress, &raw mut mtu, 0, 0) } < 0 {
+    if unsafe { bpf_check_mtu(skb.cast(), read!(flow.0, egress), &raw mut mtu, 0, 0) } < 0 {
         return None;
     }
     if flow.changes_family() {
-        mtu = if V6 { mtu + GROWTH } else { mtu.saturating_sub(GROWTH) };
+        mtu = if V6 { mtu + IPV6_GROWTH } else { mtu.saturating_sub(IPV6_GROWTH) };
     }
     (largest > mtu).then_some(mtu)
 }

@@ -6,20 +6,15 @@
 
 use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_pull_data};
 use edge_common::flow::{FlowKey, MAPPED, Tuple};
-
-pub(crate) use edge_common::flow::TCP;
+pub(crate) use edge_common::rules::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
+use edge_ebpf::headers::{
+    AUTHENTICATION, DESTINATION_OPTIONS, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAGMENT, HOP_BY_HOP, ROUTING,
+};
+pub(crate) use edge_ebpf::headers::{ICMP, ICMPV6, IPV4_HEADER, IPV6_HEADER, TCP, TCP_HEADER};
 
 /// `ETH_P_IP` and `ETH_P_IPV6` in network order, as `__sk_buff.protocol` has them.
-pub(crate) const IPV4: u32 = 0x0800_u16.to_be() as u32;
-pub(crate) const IPV6: u32 = 0x86dd_u16.to_be() as u32;
-
-pub(crate) const ICMP: u8 = 1;
-pub(crate) const ICMPV6: u8 = 58;
-
-/// Lengths of headers without options.
-pub(crate) const IPV4_HEADER: usize = 20;
-pub(crate) const IPV6_HEADER: usize = 40;
-pub(crate) const TCP_HEADER: usize = 20;
+pub(crate) const IPV4: u32 = ETHERTYPE_IPV4.to_be() as u32;
+pub(crate) const IPV6: u32 = ETHERTYPE_IPV6.to_be() as u32;
 
 /// Where the checksum is in a TCP header.
 pub(crate) const TCP_CHECKSUM: usize = 16;
@@ -28,12 +23,6 @@ pub(crate) const TCP_CHECKSUM: usize = 16;
 const USUAL_OPTIONS: u32 = 0x0101_080a_u32.to_be();
 /// And the length of a TCP header with these options alone.
 pub(crate) const USUAL_HEADER: u32 = 32;
-
-/// The flags of a TCP header.
-pub(crate) const TCP_FIN: u8 = 0x01;
-pub(crate) const TCP_SYN: u8 = 0x02;
-pub(crate) const TCP_RST: u8 = 0x04;
-pub(crate) const TCP_ACK: u8 = 0x10;
 
 /// The length of an IP header.
 pub(crate) const fn ip_header(v6: bool) -> usize {
@@ -150,9 +139,8 @@ impl<const L2: usize, const V6: bool> Frame<L2, V6> {
             return match self.ip_byte(6) {
                 TCP => Payload::Tcp,
                 ICMPV6 => Payload::Icmp,
-                // Hop-by-hop, routing, fragment, authentication, destination options (RFC 8200 §4).
-                44 => Payload::Fragment,
-                0 | 43 | 51 | 60 => Payload::Extended,
+                FRAGMENT => Payload::Fragment,
+                HOP_BY_HOP | ROUTING | AUTHENTICATION | DESTINATION_OPTIONS => Payload::Extended,
                 _ => Payload::Other,
             };
         }

@@ -11,12 +11,16 @@
 
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT},
-    helpers::generated::{bpf_sk_storage_get, bpf_skb_store_bytes},
+    helpers::generated::bpf_skb_store_bytes,
 };
-use edge_common::flow::{
-    ESTABLISHED, FlowKey, FlowReason, HANDING_OVER, Handshake, MAY_FINISH, NO_SACK, NO_TIMESTAMPS,
-    NO_WINDOW_SCALE, WITH_ECN,
+use edge_common::{
+    flow::{
+        ESTABLISHED, FlowKey, FlowReason, HANDING_OVER, Handshake, MAY_FINISH, NO_SACK, NO_TIMESTAMPS,
+        NO_WINDOW_SCALE, WITH_ECN,
+    },
+    rules::Entry as _,
 };
+use edge_ebpf::{read, shared::Shared};
 
 use crate::{
     PASS,
@@ -25,7 +29,7 @@ use crate::{
     frame::{
         Frame, IPV4, IPV6, Payload, TCP_ACK, TCP_CHECKSUM, TCP_FIN, TCP_HEADER, TCP_RST, TCP_SYN, ip_header,
     },
-    maps::{count, flow as find, handshakes, is_comparing},
+    maps::{self, count, flow as find, is_comparing},
     options, state, wire,
 };
 
@@ -68,8 +72,7 @@ fn guard<const L2: usize, const V6: bool>(skb: *mut __sk_buff) -> i32 {
         let headers = ip_header(V6) as u32 + ((word & 0xf0) >> 2);
         let data = frame.length(skb).wrapping_sub(headers);
         let end = u32::from_be(frame.tcp_word(4)).wrapping_add(data).wrapping_add(1);
-        // SAFETY: valid until the program ends; see `maps::flow` for who else writes.
-        state::finish_by_socket(unsafe { &mut *flow }, end);
+        state::note_fin_of_socket(flow, end);
     }
     let is_syn = flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
     if !is_syn && flags & TCP_ACK == 0 {
@@ -80,9 +83,7 @@ fn guard<const L2: usize, const V6: bool>(skb: *mut __sk_buff) -> i32 {
         && is_comparing()
         && let Some(noted) = noted
     {
-        // SAFETY: the storage of the socket whose packet this is, and so lives as long as it.
-        let noted = unsafe { &mut *noted };
-        if noted.flags & ESTABLISHED != 0 && noted.leaves_by == 0 {
+        if read!(noted, flags) & ESTABLISHED != 0 && read!(noted, leaves_by) == 0 {
             let numbers = wire::Numbers {
                 own: u32::from_be(frame.tcp_word(4)),
                 theirs: u32::from_be(frame.tcp_word(8)),
@@ -90,8 +91,7 @@ fn guard<const L2: usize, const V6: bool>(skb: *mut __sk_buff) -> i32 {
             wire::leaves::<V6>(skb, &frame.key().tuple.reversed(), numbers, noted);
         }
     }
-    // SAFETY: as above.
-    let wanted = noted.map_or(0, |noted| unsafe { (*noted).wishes });
+    let wanted = noted.map_or(0, |noted| read!(noted, wishes));
     if is_syn && wanted & SHAPES != 0 {
         shape_syn::<L2, V6>(skb, word, wanted & SHAPES);
     } else if !is_syn && wanted & HANDING_OVER != 0 {
@@ -108,11 +108,8 @@ fn guard<const L2: usize, const V6: bool>(skb: *mut __sk_buff) -> i32 {
 #[inline(never)]
 fn renew<const L2: usize, const V6: bool>(skb: *mut __sk_buff, key: &FlowKey, ack: u32, stamp: u32) -> i32 {
     let Some(flow) = find(key) else { return 0 };
-    // SAFETY: valid until the program ends; see `maps::flow` for who else writes.
-    let other = unsafe { (*flow).reverse_key() };
-    let Some(other) = find(&other) else { return 0 };
-    // SAFETY: as above.
-    let (acknowledged, last) = unsafe { ((*other).acked.wrapping_add((*other).ack_delta), (*other).stamp) };
+    let Some(other) = find(&flow.reverse_key()) else { return 0 };
+    let (acknowledged, last) = (other.acked().wrapping_add(read!(other.0, ack_delta)), other.stamp());
     raise::<L2, V6>(skb, 8, ack, acknowledged);
     if stamp != 0 && last != 0 {
         raise::<L2, V6>(skb, 24, stamp, last);
@@ -136,24 +133,19 @@ fn raise<const L2: usize, const V6: bool>(skb: *mut __sk_buff, offset: usize, wo
 
 #[inline(always)]
 fn is_wanted_fin(skb: *mut __sk_buff, flags: u8) -> bool {
-    // SAFETY: the storage of the socket whose packet this is, and so lives as long as it.
-    flags & TCP_RST == 0 && handshake(skb).is_some_and(|noted| unsafe { (*noted).wishes } & MAY_FINISH != 0)
+    flags & TCP_RST == 0 && handshake(skb).is_some_and(|noted| read!(noted, wishes) & MAY_FINISH != 0)
 }
 
 /// What is noted of the socket that sends the packet.
 #[inline(always)]
-fn handshake(skb: *mut __sk_buff) -> Option<*mut Handshake> {
-    // SAFETY: the context of the program, and a helper that takes any socket but none; the storage, where there
-    // is one, lives as long as the socket, and that as long as its packet.
-    unsafe {
-        let socket = (*skb).__bindgen_anon_2.sk;
-        if socket.is_null() {
-            return None;
-        }
-        let handshake = bpf_sk_storage_get(handshakes(), socket.cast(), core::ptr::null_mut(), 0);
-        let handshake = handshake.cast::<Handshake>();
-        if handshake.is_null() { None } else { Some(handshake) }
+fn handshake(skb: *mut __sk_buff) -> Option<Shared<Handshake>> {
+    // SAFETY: the context of the program.
+    let socket = unsafe { (*skb).__bindgen_anon_2.sk };
+    if socket.is_null() {
+        return None;
     }
+    // SAFETY: the socket of the context.
+    unsafe { maps::handshake(socket.cast(), 0) }
 }
 
 #[inline(always)]

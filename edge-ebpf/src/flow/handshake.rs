@@ -1,18 +1,17 @@
 //! The numbers that a connection starts with, noted when it is established: afterwards some of them cannot be
 //! asked for (the peer's timestamp) and others only by stopping the socket.
 
-use core::ptr::null_mut;
-
 use aya_ebpf::{
     bindings::{
         BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
         bpf_sock_ops,
     },
-    helpers::generated::{bpf_load_hdr_opt, bpf_sk_storage_get},
+    helpers::generated::bpf_load_hdr_opt,
 };
-use edge_common::flow::{ESTABLISHED, HAS_ECN, HAS_TIMESTAMPS, Handshake};
+use edge_common::flow::{ESTABLISHED, HAS_ECN, HAS_TIMESTAMPS};
+use edge_ebpf::write;
 
-use crate::maps::handshakes;
+use crate::maps;
 
 /// `TCP_ECN_OK` (`net/tcp.h`): the stack itself agreed to it.
 const TCP_ECN_OK: u32 = 1;
@@ -31,21 +30,16 @@ pub(crate) fn note(context: *mut bpf_sock_ops) {
     if !is_active && event != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB || socket.is_null() {
         return;
     }
-    let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
-    // SAFETY: a helper that takes any socket but none.
-    let handshake = unsafe { bpf_sk_storage_get(handshakes(), socket.cast(), null_mut(), create) };
-    let handshake = handshake.cast::<Handshake>();
-    if handshake.is_null() {
+    // SAFETY: the socket of the context.
+    let Some(handshake) = (unsafe { maps::handshake(socket.cast(), BPF_SK_STORAGE_GET_F_CREATE) }) else {
         return;
-    }
-    // SAFETY: the socket's own storage, which lives as long as it; the context as above.
-    let (handshake, ecn, answer) =
-        unsafe { (&mut *handshake, (*context).ecn_flags, (*context).skb_tcp_flags) };
+    };
     // SAFETY: the context as above.
-    unsafe {
-        handshake.snd_nxt = (*context).snd_nxt;
-        handshake.rcv_nxt = (*context).rcv_nxt;
-    }
+    let (ecn, answer) = unsafe { ((*context).ecn_flags, (*context).skb_tcp_flags) };
+    // SAFETY: the context as above.
+    let (snd_nxt, rcv_nxt) = unsafe { ((*context).snd_nxt, (*context).rcv_nxt) };
+    write!(handshake, snd_nxt = snd_nxt);
+    write!(handshake, rcv_nxt = rcv_nxt);
     let mut flags = ESTABLISHED;
     // Kind, length, TSval, TSecr; in words, which take fewer instructions to clear.
     let mut option = [TIMESTAMPS, 0, 0];
@@ -54,11 +48,11 @@ pub(crate) fn note(context: *mut bpf_sock_ops) {
     if unsafe { bpf_load_hdr_opt(context, option.as_mut_ptr().cast(), TIMESTAMPS_LENGTH, 0) } > 0 {
         flags |= HAS_TIMESTAMPS;
         // The value stands two bytes into the option.
-        handshake.ts_recent = u32::from_be((option[0] >> 16) | (option[1] << 16));
+        write!(handshake, ts_recent = u32::from_be((option[0] >> 16) | (option[1] << 16)));
     }
     let peer_agreed = is_active && answer & (ECE | CWR) == ECE;
     if ecn & TCP_ECN_OK != 0 || peer_agreed {
         flags |= HAS_ECN;
     }
-    handshake.flags = flags;
+    write!(handshake, flags = flags);
 }

@@ -21,6 +21,7 @@
 )]
 
 mod checksum;
+mod entry;
 mod family;
 mod forward;
 mod frame;
@@ -38,6 +39,7 @@ use aya_ebpf::{
     macros::{classifier, sock_ops},
     programs::{SockOpsContext, TcContext},
 };
+use edge_ebpf::headers::ETHERNET_HEADER;
 
 edge_ebpf::program!();
 
@@ -46,12 +48,9 @@ edge_ebpf::program!();
 /// filter, `TCX_NEXT` of a link (`linux/pkt_cls.h`, `linux/bpf.h`).
 const PASS: i32 = -1;
 
-/// Length of an Ethernet header. 802.1Q tags are not in the packet: the kernel keeps them beside it.
-const ETHERNET: usize = 14;
-
 #[classifier]
 fn ingress_l2(context: TcContext) -> i32 {
-    forward::ingress::<ETHERNET>(context.skb.skb)
+    forward::ingress::<ETHERNET_HEADER>(context.skb.skb)
 }
 
 #[classifier]
@@ -61,7 +60,7 @@ fn ingress_l3(context: TcContext) -> i32 {
 
 #[classifier]
 fn egress_l2(context: TcContext) -> i32 {
-    guard::egress::<ETHERNET>(context.skb.skb)
+    guard::egress::<ETHERNET_HEADER>(context.skb.skb)
 }
 
 #[classifier]

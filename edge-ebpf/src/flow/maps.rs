@@ -1,14 +1,20 @@
 //! The maps of the flow tier, and what is said through them.
 
+use core::{ffi::c_void, ptr::null_mut};
+
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     btf_maps::{Array, HashMap, PerCpuArray, RingBuf, SkStorage},
+    helpers::generated::bpf_sk_storage_get,
     macros::btf_map,
 };
 use edge_common::flow::{
     FLOW_ENTRIES, FLOW_EVENT_BYTES, FLOW_LABELS as LABELS, Flow, FlowEvent, FlowKey, FlowReason, Handshake,
     Label, PENDING_FLOWS, Pending,
 };
+use edge_ebpf::shared::Shared;
+
+use crate::entry::FlowEntry;
 
 /// Both directions of every flow.
 #[btf_map]
@@ -42,23 +48,30 @@ static FLOW_LABELS: HashMap<u32, Label, { LABELS as usize }, { BPF_F_NO_PREALLOC
 
 /// The entry for packets with this key.
 ///
-/// An entry lives at least until the program ends, even if it is deleted meanwhile; other CPUs may change it at
-/// the same time, hence a pointer.
+/// Only programs change an entry; the daemon inserts and deletes whole ones. A program may still work with an entry when
+/// another processor deletes it, and even when its memory has become another flow's (see [`Shared`]). Its packet can
+/// then leave with addresses and numbers of both flows, which a receiver accepts no sooner than a forged one, and a
+/// number or flag can land in the wrong flow. That takes a deletion and an insertion within one run of the program, for
+/// a flow whose packets still arrive; but flows are deleted when they have ended, or when the operator says so.
 #[inline(always)]
-pub(crate) fn flow(key: &FlowKey) -> Option<*mut Flow> {
-    FLOWS.get_ptr_mut(key)
+pub(crate) fn flow(key: &FlowKey) -> Option<FlowEntry> {
+    // SAFETY: a lookup of this run, in a map of flows.
+    FLOWS.get_ptr_mut(key).and_then(|found| unsafe { Shared::new(found) }).map(FlowEntry)
 }
 
-/// The hand-over of a flow, while it is under way.
+/// The hand-over of a flow, while it is under way. The daemon replaces it as a whole.
 #[inline(always)]
-pub(crate) fn pending(id: u64) -> Option<*mut Pending> {
-    FLOWS_PENDING.get_ptr_mut(id)
+pub(crate) fn pending(id: u64) -> Option<Shared<Pending>> {
+    // SAFETY: a lookup of this run, in a map of hand-overs.
+    FLOWS_PENDING.get_ptr_mut(id).and_then(|found| unsafe { Shared::new(found) })
 }
 
 /// Whether the daemon compares connections with the wire.
 #[inline(always)]
 pub(crate) fn is_comparing() -> bool {
-    FLOW_COMPARING.get(0).is_some_and(|connections| *connections != 0)
+    // SAFETY: a lookup of this run, in an array of numbers.
+    let connections = FLOW_COMPARING.get_ptr_mut(0).and_then(|found| unsafe { Shared::new(found) });
+    connections.is_some_and(|connections| connections.load() != 0)
 }
 
 #[inline(always)]
@@ -88,8 +101,14 @@ pub(crate) fn report(write: impl FnOnce(&mut FlowEvent)) {
     }
 }
 
-/// The map itself, for helpers that take it with a socket.
+/// What is noted of a socket's handshake. `flags` are those of `bpf_sk_storage_get`.
+///
+/// # Safety
+///
+/// `socket` is one that the helper takes (of the context, or looked up and not released), and is not null.
 #[inline(always)]
-pub(crate) fn handshakes() -> *mut core::ffi::c_void {
-    (&raw const HANDSHAKES).cast_mut().cast()
+pub(crate) unsafe fn handshake(socket: *mut c_void, flags: u32) -> Option<Shared<Handshake>> {
+    let map = (&raw const HANDSHAKES).cast_mut().cast();
+    // SAFETY: promised by the caller; the values of this map are handshakes, and the storage lives as long as the socket.
+    unsafe { Shared::new(bpf_sk_storage_get(map, socket, null_mut(), flags.into()).cast()) }
 }

@@ -7,8 +7,9 @@ use aya_ebpf::{
     helpers::generated::{bpf_redirect_neigh, bpf_skb_change_head},
 };
 use edge_common::flow::FlowReason;
+use edge_ebpf::headers::ETHERNET_HEADER;
 
-use crate::{ETHERNET, maps::count};
+use crate::maps::count;
 
 /// Sends the packet out through `device`; the kernel finds the route and the neighbour.
 #[inline(always)]
@@ -16,7 +17,7 @@ pub(crate) fn redirect<const L2: usize>(skb: *mut __sk_buff, device: u32) -> i32
     // The kernel takes an Ethernet header off whatever comes, and silently drops what has none
     // (net/core/filter.c, __bpf_redirect_neigh).
     // SAFETY: a helper that checks its arguments.
-    if L2 == 0 && unsafe { bpf_skb_change_head(skb, ETHERNET as u32, 0) } != 0 {
+    if L2 == 0 && unsafe { bpf_skb_change_head(skb, ETHERNET_HEADER as u32, 0) } != 0 {
         count(FlowReason::Refused);
         return TC_ACT_SHOT;
     }

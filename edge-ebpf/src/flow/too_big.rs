@@ -19,6 +19,10 @@ use aya_ebpf::{
     },
 };
 use edge_common::flow::{FlowKey, FlowReason, MAPPED, Tuple};
+use edge_ebpf::{
+    headers::{ICMP_HEADER, IPV6_GROWTH, IPV6_HEADER},
+    read,
+};
 
 use crate::{
     PASS,
@@ -34,15 +38,11 @@ const FRAGMENTATION_NEEDED: u32 = 0x0304_0000_u32.to_be();
 const PACKET_TOO_BIG: u32 = 0x0200_0000_u32.to_be();
 const TYPE_AND_CODE: u32 = 0xffff_0000_u32.to_be();
 
-/// Bytes of an ICMP header with the MTU.
-const ICMP_HEADER: usize = 8;
 /// DSCP CS6, network control, as the kernel's own ICMP errors have.
 const NETWORK_CONTROL: u8 = 0xc0;
 const HOP_LIMIT: u8 = 64;
 /// The least MTU of IPv6: what to say where an old router says none (RFC 7915 §4.2).
 const LEAST_IPV6: u32 = 1280;
-/// What an IPv6 header is longer than an IPv4 header.
-const GROWTH: u32 = 20;
 
 /// Length of the whole message.
 const fn message(v6: bool) -> usize {
@@ -197,7 +197,7 @@ pub(crate) fn translate<const L2: usize, const V6: bool>(skb: *mut __sk_buff) ->
         let source = [ip[2], ip[3], ip[4], ip[5]];
         let destination = [ip[6], ip[7], ip[8], ip[9]];
         let tuple = Tuple { source, destination, ports: report.ports };
-        (tuple, report.seq, (second >> 16) + 40, u32::from_be(report.icmp[1]))
+        (tuple, report.seq, (second >> 16) + IPV6_HEADER as u32, u32::from_be(report.icmp[1]))
     } else {
         let Some(report) = Report::<5>::load(skb, offset, FRAGMENTATION_NEEDED) else { return PASS };
         let ip = &report.ip;
@@ -213,26 +213,28 @@ pub(crate) fn translate<const L2: usize, const V6: bool>(skb: *mut __sk_buff) ->
     };
     // The entry of the other direction goes to who sent it.
     let Some(flow) = find(&FlowKey::of(sent.reversed(), TCP)) else { return PASS };
-    // SAFETY: valid until the program ends; see `maps::flow` for who else writes.
-    let flow = unsafe { &*flow };
     let number = u32::from_be(seq);
     // SAFETY: the context of the program.
     let device = unsafe { (*skb).ingress_ifindex };
-    if device != flow.ingress || number.wrapping_sub(flow.acked) > flow.window {
+    if device != read!(flow.0, ingress) || number.wrapping_sub(read!(flow.0, acked)) > read!(flow.0, window) {
         count(FlowReason::TooBigDisbelieved);
         return PASS;
     }
-    let to_v6 = V6 != (flow.changes_family());
-    let mut offender =
-        Offender { tuple: flow.to.reversed(), seq: number.wrapping_add(flow.ack_delta).to_be(), length, mtu };
+    let to_v6 = V6 != flow.changes_family();
+    let mut offender = Offender {
+        tuple: flow.to().reversed(),
+        seq: number.wrapping_add(read!(flow.0, ack_delta)).to_be(),
+        length,
+        mtu,
+    };
     if to_v6 && !V6 {
-        offender.length += GROWTH;
-        offender.mtu = (mtu + GROWTH).max(LEAST_IPV6);
+        offender.length += IPV6_GROWTH;
+        offender.mtu = (mtu + IPV6_GROWTH).max(LEAST_IPV6);
     } else if V6 && !to_v6 {
-        offender.length = offender.length.wrapping_sub(GROWTH);
-        offender.mtu = mtu.saturating_sub(GROWTH);
+        offender.length = offender.length.wrapping_sub(IPV6_GROWTH);
+        offender.mtu = mtu.saturating_sub(IPV6_GROWTH);
     }
-    let egress = flow.egress;
+    let egress = read!(flow.0, egress);
     let (protocol, total) =
         if to_v6 { (IPV6, (L2 + message(true)) as u32) } else { (IPV4, (L2 + message(false)) as u32) };
     // SAFETY: helpers that check their arguments.

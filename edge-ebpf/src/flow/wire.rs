@@ -5,16 +5,15 @@
 //! A packet is compared by looking for the socket with the packet's own addresses: where NAT changes them, there is
 //! none, or one with other numbers.
 
-use core::ptr::null_mut;
-
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
-    helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_release, bpf_sk_storage_get, bpf_tcp_sock},
+    helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_release, bpf_tcp_sock},
 };
 use edge_common::flow::{Handshake, Tuple};
+use edge_ebpf::{shared::Shared, write};
 
 use crate::{
-    maps::handshakes,
+    maps,
     socket::{CURRENT_NETNS, sought},
     state::is_after,
 };
@@ -46,14 +45,17 @@ pub(crate) fn leaves<const V6: bool>(
     skb: *mut __sk_buff,
     key: &Tuple,
     numbers: Numbers,
-    own: &mut Handshake,
+    own: Shared<Handshake>,
 ) {
     if look::<V6>(skb, key, &numbers, 0) == 0 {
-        own.translated = 1;
+        write!(own, translated = 1);
         return;
     }
     // SAFETY: the context of the program.
-    unsafe { (own.mark, own.leaves_by) = ((*skb).mark, (*skb).ifindex) }
+    let (mark, device) = unsafe { ((*skb).mark, (*skb).ifindex) };
+    write!(own, mark = mark);
+    // Last: the daemon looks at the mark once there is a device.
+    write!(own, leaves_by = device);
 }
 
 /// Whether there is a socket that packets with this key are for as they are; notes the `device`, unless it is 0, as
@@ -71,16 +73,16 @@ fn look<const V6: bool>(skb: *mut __sk_buff, key: &Tuple, numbers: &Numbers, dev
         }
         let mut is_near = 0;
         // A listening socket has no handshake of its own.
-        let handshake = bpf_sk_storage_get(handshakes(), socket.cast(), null_mut(), 0).cast::<Handshake>();
+        let handshake = maps::handshake(socket.cast(), 0);
         let tcp = bpf_tcp_sock(socket);
-        if !handshake.is_null()
+        if let Some(handshake) = handshake
             && !tcp.is_null()
             && near(numbers.theirs, (*tcp).rcv_nxt)
             && near(numbers.own, (*tcp).snd_nxt)
         {
             is_near = 1;
             if device != 0 {
-                (*handshake).arrives_by = device;
+                write!(handshake, arrives_by = device);
             }
         }
         bpf_sk_release(socket.cast());
