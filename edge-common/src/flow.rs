@@ -1,10 +1,10 @@
 //! The flow tier: connections whose packets the kernel rewrites into each other without a socket.
 //!
-//! A flow has two entries in one hash map, one a direction. An entry is found by the addresses and ports that
-//! its packets *arrive* with, and says what they *leave* with. The other direction's key follows from it
-//! ([`Flow::reverse_key`]), so neither needs a reference to the other.
+//! A flow has two entries in one hash map, one per direction. Its key is the addresses and ports with which packets
+//! *arrive*; the entry has those with which they *leave*. The key of the other direction follows from the entry
+//! ([`Flow::reverse_key`]), so neither entry refers to the other.
 //!
-//! Everything that stands as it does on the wire says "network order"; all other numbers are in host order.
+//! Numbers are in host order, unless their documentation says "network order".
 
 mod entry;
 mod event;
@@ -20,28 +20,28 @@ pub use key::*;
 pub use label::*;
 pub use reason::*;
 
-/// Entries of the flow map: two a flow, so half as many flows.
+/// Entries of the flow map, two per flow.
 ///
-/// A plain hash without preallocation: what is not used costs 16 bytes of bucket, and a full map refuses the
-/// next flow instead of evicting one. The loader may make it smaller.
+/// A plain hash without preallocation: an unused entry costs 16 bytes of bucket, and a full map refuses the next flow
+/// instead of evicting one. The loader may make it smaller.
 pub const FLOW_ENTRIES: u32 = 1 << 19;
 
-/// Bytes of the ring buffer of [`FlowEvent`]s: 8,000 of them, more than a second's worth of closes.
+/// Bytes of the ring buffer of [`FlowEvent`]s: room for 6,900, more than the flows that end within a second.
 pub const FLOW_EVENT_BYTES: u32 = 1 << 20;
 
-/// Hand-overs that may be under way at once. One takes some round trips; past the limit the next waits on its
-/// sockets.
+/// Hand-overs that may be under way at once. One takes a few round trips. Past the limit a connection stays on its
+/// sockets for now.
 pub const PENDING_FLOWS: u32 = 1 << 14;
 
-/// Different [`Label`]s that there may be at once.
+/// Distinct [`Label`]s at once.
 pub const FLOW_LABELS: u32 = 1 << 16;
 
-/// A packet no longer than this fits every device that flows are set up over, so its length is not compared
-/// with the device's. It is the least that IPv6 asks of a link (RFC 8200 §5).
+/// A packet no longer than this fits every device that carries flows, so its length is not compared with the device's
+/// MTU. It is the minimum MTU of IPv6 (RFC 8200 §5).
 pub const ALWAYS_FITS: u32 = 1280;
 
 const _: () = {
-    // As long as `struct bpf_sock_tuple` for IPv6, as which it is looked up.
+    // The length of `struct bpf_sock_tuple` for IPv6: a tuple is the key of a socket lookup.
     assert!(size_of::<Tuple>() == 36);
     assert!(size_of::<FlowKey>() == 40);
     assert!(size_of::<Flow>() == 160 && align_of::<Flow>() == 8);
@@ -53,7 +53,7 @@ const _: () = {
     assert!(size_of::<FlowEvent>() == 144);
     assert!(size_of::<Pending>() == 56);
     assert!(FlowReason::COUNT <= FlowReason::ROOM);
-    // Hidden padding would be uninitialised bytes given to the kernel.
+    // Hidden padding would pass uninitialised bytes to the kernel.
     assert!(core::mem::offset_of!(Flow, id) == 112 && core::mem::offset_of!(Flow, flags) == 64);
 };
 

@@ -1,13 +1,13 @@
-//! Which maps go together: a daemon takes over what one of the same layout and meaning pinned, and lets go on beside its
-//! own what another one did.
+//! The layout of the pinned maps. A daemon takes over maps that were pinned with the same layout and meaning, and lets
+//! others work on beside its own.
 
-/// The version of the layout of all pinned maps. To be raised with any change of a type or meaning once a release has
-/// had this one; then `kernel/older` in `edge-userspace` learns to read the layout before.
+/// The version of the layout of all pinned maps. Raise it with any change of a type or its meaning, once a release has
+/// had this layout, and teach `kernel/older` in `edge-userspace` to read the layout before.
 pub const LAYOUT: u32 = 3;
 
-/// What the pinned maps mean, as one number: a fingerprint of the code that describes them, made when it is compiled.
-/// Together with [`LAYOUT`] it names the directory of pins. So a build in the middle of somebody's work does not take
-/// over what another one left, even where all sizes are equal and nobody has raised [`LAYOUT`] yet.
+/// The meaning of the pinned maps as one number: a fingerprint, computed at compile time, of the code that describes
+/// them. Together with [`LAYOUT`] it names the directory of pins. A development build therefore does not take over the
+/// maps of a different one, even if all sizes are equal and nobody has raised [`LAYOUT`] yet.
 pub const MEANING: u32 = fingerprint(&[
     include_bytes!("flow.rs"),
     include_bytes!("flow/entry.rs"),
@@ -18,8 +18,8 @@ pub const MEANING: u32 = fingerprint(&[
     include_bytes!("shield.rs"),
 ]);
 
-/// FNV-1a of the code in these files, folded to 32 bits. Comments, blanks and commas do not count, nor does what stands
-/// behind the first conditional part: promises to aya, and tests.
+/// FNV-1a of the code in these files, folded to 32 bits. Comments, blanks and commas do not count, nor does anything
+/// from the first `#[cfg(` on: promises to aya, and tests.
 const fn fingerprint(files: &[&[u8]]) -> u32 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let mut file = 0;

@@ -1,7 +1,7 @@
 //! Types that the BPF programs and the daemon exchange through maps and ring buffers.
 //!
-//! Every type is `#[repr(C)]` without hidden padding, its size asserted at compile time. This crate knows
-//! nobody: neither the programs nor the daemon.
+//! Every type is `#[repr(C)]` without hidden padding, and its size is asserted at compile time. This crate depends
+//! neither on the programs nor on the daemon. [`rules`] are the decisions that the programs make about a flow.
 #![no_std]
 
 #[cfg(test)]

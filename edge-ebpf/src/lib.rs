@@ -1,5 +1,5 @@
-//! What the BPF programs share. Each program is a binary of its own beside this file, and an object of its
-//! own once built; `edge_ebpf::program!()` makes a binary one.
+//! Code that the BPF programs share. Each program is a binary beside this file and is built into an object of its own;
+//! `edge_ebpf::program!()` adds the parts that every object needs.
 #![no_std]
 #![expect(
     unsafe_code,
@@ -10,7 +10,7 @@
 pub mod headers;
 pub mod shared;
 
-/// What every program needs once: the licence that the GPL-only helpers ask for.
+/// Declares the licence, without which the kernel refuses GPL-only helpers.
 #[macro_export]
 macro_rules! program {
     () => {
@@ -20,7 +20,7 @@ macro_rules! program {
     };
 }
 
-/// The verifier accepts no path that panics, so none arrives here; it wants an end all the same.
+/// Never called: the verifier accepts no program that could panic. The compiler needs it all the same.
 #[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {

@@ -1,15 +1,16 @@
-//! The shield: drops packets of blocked sources and new connections of sources that open too many, in XDP
-//! before the stack spends anything on them.
+//! The shield: drops packets of blocked sources, and SYNs of sources that open connections too fast, before the stack
+//! spends anything on them.
 //!
 //! Minimum kernel: 5.9 (`bpf_ktime_get_boot_ns` 5.8, XDP links 5.9).
 //!
-//! Twice two programs, which differ in where they find the packet alone: for devices with an Ethernet header and for those
-//! whose packets begin with the IP header (PPP, tun, WireGuard: generic XDP hands out the packet from its mac header on,
-//! which is the IP header there); in XDP, and at the ingress of tc for a device whose XDP hook is somebody else's.
+//! There are four programs, which differ only in where they find the packet. Two run in XDP, and two at tc ingress, for
+//! devices whose XDP hook another application uses. Of each pair one is for devices with an Ethernet header, the other
+//! for devices whose packets begin with the IP header (PPP, tun, WireGuard: generic XDP passes the packet from its mac
+//! header on, which is the IP header there).
 //!
-//! What it cannot parse it passes: refusing malformed packets is the stack's work, and a parser that drops
-//! by mistake cuts the operator off. Fragments are blocked by source like any packet; only the first one
-//! holds a TCP header that the limit could look at.
+//! A packet that cannot be parsed passes: refusing malformed packets is the stack's work, and a parser that drops by
+//! mistake locks the operator out. Fragments of blocked sources are dropped like other packets. The limit applies to
+//! first fragments only, since the others have no TCP header.
 #![no_std]
 #![no_main]
 #![expect(
@@ -47,20 +48,20 @@ use edge_ebpf::{
 
 edge_ebpf::program!();
 
-/// Blocked prefixes by mapped address.
+/// Blocked prefixes, by IPv4-mapped address.
 #[btf_map]
 static BLOCKS: LpmTrie<[u8; 16], Block, { MAX_BLOCKS as usize }> = LpmTrie::new();
-/// Packets dropped for each prefix, by [`Block::counter`].
+/// Packets dropped per prefix, by [`Block::counter`].
 #[btf_map]
 static BLOCK_PACKETS: PerCpuArray<u64, { MAX_BLOCKS as usize }> = PerCpuArray::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
 #[btf_map]
 static SYN_LIMIT: Array<SynLimit, 1> = Array::new();
-/// The ports that the limit applies to, a bit each.
+/// The ports that the limit applies to, one bit per port.
 #[btf_map]
 static SYN_PORTS: Array<u32, { PORT_WORDS as usize }> = Array::new();
-/// By source: the time at which its next connection is due, in nanoseconds of `CLOCK_MONOTONIC`.
+/// When the next connection of a source is due, in nanoseconds of `CLOCK_MONOTONIC`.
 #[btf_map]
 static SOURCES: LruHashMap<u64, u64, { MAX_SOURCES as usize }> = LruHashMap::new();
 
@@ -71,20 +72,20 @@ const MAX_TAGS: usize = 2;
 /// IPv6 extension headers looked through for TCP. The limit does not apply to packets with more.
 const MAX_EXTENSIONS: usize = 4;
 
-/// A source, and where its TCP header is if the packet holds one.
+/// The source of a packet, and the offset of its TCP header if it has one.
 struct Packet {
     source: [u8; 16],
     tcp: Option<usize>,
 }
 
-/// What the programs of either hook are given: addresses of the packet's first octet and of the one behind its last.
+/// A packet, as the programs of either hook get it: the addresses of its first octet and of the one behind its last.
 #[derive(Clone, Copy)]
 struct Octets {
     start: usize,
     end: usize,
 }
 
-/// Whether packets of a device begin with an Ethernet header.
+/// Whether a device's packets begin with an Ethernet header.
 const HEADER: bool = true;
 const NO_HEADER: bool = false;
 
@@ -100,7 +101,7 @@ fn shield_l3(ctx: XdpContext) -> u32 {
     if drops::<NO_HEADER>(Octets { start: ctx.data(), end: ctx.data_end() }) { XDP_DROP } else { XDP_PASS }
 }
 
-// What is not dropped goes to the next program of tc, as if this one were not there.
+// Packets that are not dropped go to the next program at tc.
 #[classifier]
 #[expect(clippy::needless_pass_by_value, reason = "the attribute hands the context over so")]
 fn shield_tc(ctx: TcContext) -> i32 {
@@ -126,8 +127,8 @@ fn drops<const HAS_HEADER: bool>(octets: Octets) -> bool {
     // SAFETY: a lookup of this run, in an array of counters.
     let counters = COUNTERS.get_ptr_mut(0).and_then(|found| unsafe { Shared::new(found) });
     let Some(counters) = counters else { return false };
-    // The only writer: the value is this CPU's, and its programs do not interrupt each other, since both hooks are in the
-    // receive path. User space reads it meanwhile.
+    // The only writer: the value is this CPU's, and its programs do not interrupt each other, since both hooks are in
+    // the receive path. User space reads it meanwhile.
     write!(counters, seen = read!(counters, seen).wrapping_add(1));
     let packet = if HAS_HEADER { parse(octets) } else { parse_ip(octets) };
     let Some(packet) = packet else { return false };
@@ -144,22 +145,22 @@ fn drops<const HAS_HEADER: bool>(octets: Octets) -> bool {
     false
 }
 
-/// `N` octets at `offset`; `None` where the packet ends before.
+/// `N` octets at `offset`; `None` if the packet ends before.
 #[inline(always)]
 fn bytes<const N: usize>(octets: Octets, offset: usize) -> Option<[u8; N]> {
     let start = octets.start + offset;
     if start + N > octets.end {
         return None;
     }
-    // SAFETY: within the packet as just checked; octets need no alignment.
+    // SAFETY: within the packet, as just checked; octets need no alignment.
     Some(unsafe { *(start as *const [u8; N]) })
 }
 
-/// A packet without a header of its link: the version of IP says which it is.
+/// Parses a packet without a link header, by the version in its IP header.
 #[inline(always)]
 fn parse_ip(octets: Octets) -> Option<Packet> {
-    // As much as either header has at least. The verifier learns nothing from a check for a single octet at the start,
-    // which compares the start itself with the end (`find_good_pkt_pointers`).
+    // The length of the shorter header. The verifier learns nothing from a check of the first octet alone, which
+    // compares the start itself with the end (`find_good_pkt_pointers`).
     let [version, ..]: [u8; IPV4_HEADER] = bytes(octets, 0)?;
     match version >> 4 {
         4 => ipv4(octets, 0),
@@ -237,12 +238,12 @@ fn ipv6(octets: Octets, network: usize) -> Option<Packet> {
     Some(Packet { source, tcp: (next == TCP).then_some(offset) })
 }
 
-/// Looks for the longest prefix that still holds.
+/// Whether the longest unexpired prefix of a source exists.
 #[inline(always)]
 fn is_blocked(source: [u8; 16]) -> bool {
     let mut key = Key::new(128, source);
     for _ in 0..MAX_NESTED {
-        // A reference is right here: nobody changes a node of the trie once it is in it, and its memory is not reused
+        // A reference is right here: a node of the trie never changes once it is inserted, and its memory is not reused
         // before a grace period is over (`kernel/bpf/lpm_trie.c`).
         let Some(block) = BLOCKS.get(&key) else { return false };
         if block.origins & Block::LIST != 0 || holds(block) {
@@ -252,7 +253,7 @@ fn is_blocked(source: [u8; 16]) -> bool {
             }
             return true;
         }
-        // This one has expired and waits for the daemon to take it out; it must not hide a shorter one.
+        // This prefix has expired and waits for the daemon to remove it; a shorter one may still hold.
         let Some(shorter) = u32::from(block.prefix_len).checked_sub(1) else { return false };
         key.prefix_len = shorter;
     }
@@ -265,7 +266,7 @@ fn holds(block: &Block) -> bool {
     block.until == Block::FOREVER || unsafe { bpf_ktime_get_boot_ns() } < block.until
 }
 
-/// Whether this is a SYN to a port of the edge that comes ahead of its source's schedule.
+/// Whether this is a SYN to a port of the edge, ahead of its source's schedule.
 #[inline(always)]
 fn is_too_fast(octets: Octets, source: [u8; 16], tcp: usize) -> bool {
     // SAFETY: a lookup of this run, in an array of limits.
@@ -291,18 +292,18 @@ fn is_too_fast(octets: Octets, source: [u8; 16], tcp: usize) -> bool {
     let now = unsafe { bpf_ktime_get_ns() };
     // SAFETY: a lookup of this run, in a map of times.
     let due = SOURCES.get_ptr_mut(source).and_then(|found| unsafe { Shared::new(found) });
-    // Two CPUs may read the same time and let one more SYN through: cheaper than a lock for each packet. So may a CPU whose
-    // entry another one has just given to another source.
+    // Two CPUs may read the same time, or another CPU may reuse the entry for another source, and one SYN more passes.
+    // That is cheaper than a lock per packet.
     let due = due.map_or(now, Shared::load).max(now);
     if due - now > tolerance {
         return true;
     }
-    // A full table forgets another source; failing to remember this one lets it pass, as it should.
+    // A full table forgets another source. If this source cannot be remembered, its SYN passes all the same.
     let _ = SOURCES.insert(source, due + interval, 0);
     false
 }
 
-/// An IPv4 address, or the /64 of an IPv6 one. Mapped addresses share no /64 with routable IPv6.
+/// The key of a source: an IPv4 address, or the /64 of an IPv6 address. Mapped addresses are in no routable /64.
 #[inline(always)]
 fn bucket(source: [u8; 16]) -> u64 {
     let upper = source.first_chunk().map_or(0, |octets| u64::from_be_bytes(*octets));

@@ -1,16 +1,16 @@
-//! The sockmap tier: what one socket of a connection receives is queued for sending at the other, without a
-//! detour through user space, and no more of it than the other side's acknowledgements allow.
+//! The sockmap tier: the kernel queues the data that one socket of a connection receives for sending at the other
+//! socket, without a detour through user space, as far as the other side's acknowledgements allow.
 //!
-//! Minimum kernel: 6.4, where verdicts without a parser became sound, or one with those mends, as Debian's 6.1. The
-//! daemon tries it at start and does without it where the trial fails.
+//! Minimum kernel: 6.4, where verdicts without a parser became sound, or one with those fixes, such as Debian's 6.1.
+//! The daemon tries the programs at its start, and does without the tier if the trial fails.
 //!
-//! The kernel's redirection has no back-pressure: it takes from the sender whatever comes and queues it without
-//! a bound. Hence the credit. A direction that has used it up is left to user space for good, because octets
-//! must not be redirected again while older ones wait elsewhere.
+//! The kernel's redirection has no back-pressure: it takes everything from the sender and queues it without a bound.
+//! The credit bounds it. A direction that has used up its credit belongs to user space from then on, because data must
+//! not be redirected while older data waits elsewhere.
 //!
-//! Nor does the kernel look at sequence numbers when it hands a segment to a verdict: one that was read in part
-//! before, or that was sent again with other borders, would be redirected whole and its octets twice. They are
-//! looked at here, in the control block of the segment, which still is TCP's own (`struct tcp_skb_cb`).
+//! Nor does the kernel check sequence numbers when it passes a segment to a verdict. A segment that user space had read
+//! in part, or that was retransmitted with other boundaries, would be redirected as a whole, and some octets twice. The
+//! verdict therefore reads the numbers in the segment's control block, which is still TCP's own (`struct tcp_skb_cb`).
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "contexts and map values are raw pointers; the verifier proves their bounds")]
@@ -44,10 +44,10 @@ edge_ebpf::program!();
 /// By cookie.
 #[btf_map]
 static LEGS: HashMap<u64, Leg, { MAX_LEGS as usize }, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
-/// Where octets go to: every socket of the tier, in here before either of a pair is in [`SOURCES`].
+/// The destinations: every socket of the tier. Both sockets of a pair are here before either is in [`SOURCES`].
 #[btf_map]
 static PEERS: SockHash<u64, { MAX_LEGS as usize }> = SockHash::new();
-/// Where octets come from: the verdict is attached to this map.
+/// The sources: the verdict is attached to this map.
 #[btf_map]
 static SOURCES: SockHash<u64, { MAX_LEGS as usize }> = SockHash::new();
 /// Cookies of legs whose flags have changed.
@@ -56,19 +56,19 @@ static NOTICES: RingBuf<u64, { NOTICE_BYTES as usize }> = RingBuf::new();
 #[btf_map]
 static BEGINNINGS: SkStorage<Beginning> = SkStorage::new();
 
-/// What one call of `bpf_skb_adjust_room` takes off at most.
+/// Octets that one call of `bpf_skb_adjust_room` removes at most.
 const MAX_TRIM: u32 = 4095;
-/// Calls of it for one segment: as many octets as user space may have read of it.
+/// Calls of it per segment: together they remove as much as user space can have read of one.
 const TRIMS: u32 = 24;
 
 #[stream_verdict]
 #[expect(clippy::needless_pass_by_value, reason = "the attribute hands the context over so")]
 fn verdict(ctx: SkBuffContext) -> u32 {
     if ctx.len() == 0 {
-        // A bare FIN. Redirected, it would end the destination with an error.
+        // A bare FIN. Redirecting it would end the destination with an error.
         return SK_DROP;
     }
-    // SAFETY: a helper that takes any segment.
+    // SAFETY: a helper that accepts any segment.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let Some(leg) = leg(cookie) else { return SK_PASS };
     if read!(leg, flags) & Leg::BROKEN != 0 || !trim(&ctx, read!(leg, next)) {
@@ -95,19 +95,19 @@ fn verdict(ctx: SkBuffContext) -> u32 {
     SK_PASS
 }
 
-/// The leg of a socket. The verdicts of one socket run one after the other and are the only writers of their leg, except
-/// for [`Leg::acked`], which `sock_ops` writes. User space removes a leg when its socket is closed.
+/// The leg of a socket. The verdicts of one socket run one after the other and are the only writers of their leg,
+/// except for [`Leg::acked`], which `sock_ops` writes. User space removes a leg when its socket is closed.
 #[inline(always)]
 fn leg(cookie: u64) -> Option<Shared<Leg>> {
     // SAFETY: a lookup of this run, in a map of legs.
     LEGS.get_ptr_mut(cookie).and_then(|found| unsafe { Shared::new(found) })
 }
 
-/// Takes octets off the front that were taken before; `false` when the segment is not the next one.
+/// Removes octets that were taken before from the front; `false` if the segment is not the next one.
 #[inline(always)]
 fn trim(ctx: &SkBuffContext, next: u32) -> bool {
     let [first, end, ..] = *ctx.skb.cb() else { return false };
-    // Sequence numbers count a FIN as one. Anything else is not TCP's control block.
+    // A FIN occupies one sequence number. With any other difference this is not TCP's control block.
     let span = end.wrapping_sub(first);
     if span != ctx.len() && span != ctx.len() + 1 {
         return false;
@@ -130,14 +130,14 @@ fn trim(ctx: &SkBuffContext, next: u32) -> bool {
     old == 0
 }
 
-/// Whether the destination has acknowledged enough for another segment.
+/// Whether the destination has acknowledged enough for another segment of this many octets.
 #[inline(always)]
 fn has_credit(leg: Shared<Leg>, destination: Shared<Leg>, octets: u64) -> bool {
     let (sent_before, acked) = (read!(destination, sent_before), read!(destination, acked));
     let redirected = read!(leg, redirected);
     let waiting = sent_before.wrapping_add(redirected).saturating_sub(acked);
-    // Acknowledgements count octets, not segments. What was redirected before an epoch began is gone once the
-    // mark is acknowledged; so no more segments can wait than were redirected in this epoch and the last.
+    // Acknowledgements count octets, not segments. All segments from before an epoch are gone once its mark is
+    // acknowledged, so no more can wait than were redirected in this epoch and the one before.
     if acked >= sent_before.wrapping_add(read!(leg, mark)) {
         write!(leg, segments_before = read!(leg, segments));
         write!(leg, segments = 0);
@@ -164,7 +164,7 @@ fn break_off(leg: Shared<Leg>, cookie: u64) -> u32 {
 
 #[inline(always)]
 fn notify(cookie: u64) {
-    // The ring holds a notice of every leg that there can be.
+    // The ring has room for a notice of every leg.
     let _ = NOTICES.output(cookie, 0);
 }
 
@@ -179,7 +179,7 @@ fn track(ctx: SockOpsContext) -> u32 {
     1
 }
 
-/// Notes where the stream begins and asks for a report of every round trip.
+/// Records where the stream begins, and requests a report of every round trip.
 #[inline(always)]
 fn begin(ops: *mut bpf_sock_ops) {
     let Some(beginning) = beginning(ops, BPF_SK_STORAGE_GET_F_CREATE.into()) else { return };
@@ -188,10 +188,10 @@ fn begin(ops: *mut bpf_sock_ops) {
     report_round_trips(ops, true);
 }
 
-/// A round trip was measured: an acknowledgement has come.
+/// A round trip was measured, so an acknowledgement has arrived.
 #[inline(always)]
 fn acknowledged(ctx: &SockOpsContext) {
-    // SAFETY: a helper that takes any socket.
+    // SAFETY: a helper that accepts any socket.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     if let Some(leg) = leg(cookie) {
         // SAFETY: the context of the program.
@@ -215,17 +215,17 @@ fn beginning(ops: *mut bpf_sock_ops, flags: u64) -> Option<Shared<Beginning>> {
         return None;
     }
     let map = (&raw const BEGINNINGS).cast_mut().cast();
-    // SAFETY: a helper that takes any socket but none; the values of this map are beginnings, and the storage lives as long
-    // as the socket.
+    // SAFETY: a helper that takes any socket but none; the values of this map are beginnings, and the storage lives as
+    // long as the socket.
     unsafe { Shared::new(bpf_sk_storage_get(map, socket.cast(), null_mut(), flags).cast()) }
 }
 
-/// Other programs may have asked for reports of their own: theirs stay as they are.
+/// Turns reports of round trips on or off. Other programs may have requested other reports; those stay.
 #[inline(always)]
 fn report_round_trips(ops: *mut bpf_sock_ops, wanted: bool) {
     // SAFETY: the context of the program.
     let others = unsafe { (*ops).bpf_sock_ops_cb_flags } & !BPF_SOCK_OPS_RTT_CB_FLAG;
     let flags = if wanted { others | BPF_SOCK_OPS_RTT_CB_FLAG } else { others };
-    // SAFETY: a helper that takes any flags.
+    // SAFETY: a helper that accepts any flags.
     let _ = unsafe { bpf_sock_ops_cb_flags_set(ops, flags.cast_signed()) };
 }

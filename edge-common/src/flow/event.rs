@@ -1,12 +1,11 @@
-//! What the programs report.
+//! Events that the programs report to the daemon.
 
 use super::FlowKey;
 
-/// What the kernel tells the daemon, through a ring buffer.
+/// The end of a flow, reported through a ring buffer.
 ///
-/// An event may come twice or, when the buffer is full, not at all: the map is the truth, this a hint when to
-/// look at it. Only [`REPLACED`] speaks of entries that are gone; therefore every event brings along what the
-/// last account needs.
+/// An event may come twice, or not at all if the buffer is full: the map is authoritative, and an event only says when
+/// to read it. After [`REPLACED`] the entries are gone, so every event contains what the access log needs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowEvent {
@@ -14,12 +13,11 @@ pub struct FlowEvent {
     pub id: u64,
     /// [`Flow::bytes()`](super::Flow::bytes) of the entry that the event is about.
     pub bytes: u64,
-    /// Those of the other direction.
+    /// The same of the other direction.
     pub peer_bytes: u64,
     /// [`Flow::accepted`](super::Flow::accepted).
     pub accepted: u64,
-    /// When the direction last carried a packet before the one that caused it, as
-    /// [`Flow::last_seen`](super::Flow::last_seen).
+    /// [`Flow::last_seen`](super::Flow::last_seen), from before the packet that caused the event.
     pub last_seen: u64,
     /// The key of the entry.
     pub key: FlowKey,
@@ -27,15 +25,15 @@ pub struct FlowEvent {
     pub to: FlowKey,
     /// [`CLOSED`], [`RESET_SEEN`] or [`REPLACED`].
     pub kind: u32,
-    /// [`UP`](super::UP) or [`DOWN`](super::DOWN): whose packet caused it.
+    /// [`UP`](super::UP) or [`DOWN`](super::DOWN): the direction of the packet that caused the event.
     pub direction: u32,
     /// [`Flow::label`](super::Flow::label).
     pub label: u32,
-    /// Which side had reset the connection, if any: bit 0 this direction's sender, bit 1 the other's.
+    /// The sides that have reset the connection: bit 0 for this direction's sender, bit 1 for its receiver.
     pub resets: u32,
     /// [`Flow::connect_time`](super::Flow::connect_time).
     pub connect_time: u32,
-    /// Nothing yet.
+    /// Unused.
     pub reserved: u32,
 }
 
@@ -43,5 +41,5 @@ pub struct FlowEvent {
 pub const CLOSED: u32 = 1;
 /// The sender reset the connection.
 pub const RESET_SEEN: u32 = 2;
-/// A SYN began a new connection on a closed flow's addresses; its entries are deleted.
+/// A SYN opened a new connection with the addresses of an ended flow, whose entries are deleted.
 pub const REPLACED: u32 = 3;

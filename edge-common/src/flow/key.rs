@@ -1,32 +1,32 @@
-//! How an entry is found: the addresses and ports that packets arrive with.
+//! The key of an entry: the addresses and ports with which packets arrive.
 
 use core::net::{IpAddr, SocketAddr};
 
-/// An address of either family in network order: IPv4 as `::ffff:a.b.c.d` (RFC 4291 §2.5.5.2).
+/// An address of either family in network order, an IPv4 address as `::ffff:a.b.c.d` (RFC 4291 §2.5.5.2).
 pub type Address = [u32; 4];
 
 /// The third word of an IPv4 address in an [`Address`].
 pub const MAPPED: u32 = 0xffff_u32.to_be();
 
-/// The protocols whose packets are carried (`IPPROTO_TCP`, `IPPROTO_UDP`).
+/// Protocol number of TCP (`IPPROTO_TCP`).
 pub const TCP: u8 = 6;
-/// See [`TCP`].
+/// Protocol number of UDP (`IPPROTO_UDP`).
 pub const UDP: u8 = 17;
 
 /// The addresses and ports of one direction of a connection.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Tuple {
-    /// Who sends.
+    /// The sender.
     pub source: Address,
-    /// Who receives.
+    /// The receiver.
     pub destination: Address,
-    /// Both ports as the first word of a TCP or UDP header has them in memory: source, then destination.
+    /// Both ports as in the first word of a TCP or UDP header in memory: source, then destination.
     pub ports: u32,
 }
 
 impl Tuple {
-    /// Of packets from `source` to `destination`. An IPv4-mapped IPv6 address is the IPv4 address.
+    /// The tuple of packets from `source` to `destination`. An IPv4-mapped IPv6 address equals the IPv4 address.
     #[must_use]
     pub fn new(source: SocketAddr, destination: SocketAddr) -> Self {
         let [a, b] = source.port().to_be_bytes();
@@ -35,34 +35,34 @@ impl Tuple {
         Self { source: address(source.ip()), destination: address(destination.ip()), ports }
     }
 
-    /// Who sends.
+    /// The sender.
     #[must_use]
     pub fn source(&self) -> SocketAddr {
         let [a, b, ..] = self.ports.to_ne_bytes();
         SocketAddr::new(ip(&self.source), u16::from_be_bytes([a, b]))
     }
 
-    /// Who receives.
+    /// The receiver.
     #[must_use]
     pub fn destination(&self) -> SocketAddr {
         let [.., c, d] = self.ports.to_ne_bytes();
         SocketAddr::new(ip(&self.destination), u16::from_be_bytes([c, d]))
     }
 
-    /// That of the answers to these packets.
+    /// The tuple of the answers to these packets.
     #[must_use]
     pub const fn reversed(&self) -> Self {
         Self { source: self.destination, destination: self.source, ports: self.ports.rotate_left(16) }
     }
 
-    /// Whether the addresses are IPv4. They are of one family always.
+    /// Whether the addresses are IPv4. Both are always of one family.
     #[must_use]
     pub const fn is_ipv4(&self) -> bool {
         self.source[0] == 0 && self.source[1] == 0 && self.source[2] == MAPPED
     }
 }
 
-/// What an entry is found by: the addresses and ports that its packets arrive with, and their protocol.
+/// The key of an entry: the addresses and ports with which its packets arrive, and their protocol.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FlowKey {
@@ -73,7 +73,7 @@ pub struct FlowKey {
 }
 
 impl FlowKey {
-    /// The key of TCP segments from `source` to `destination`. An IPv4-mapped IPv6 address is the IPv4 address.
+    /// The key of TCP segments from `source` to `destination`. An IPv4-mapped IPv6 address equals the IPv4 address.
     #[must_use]
     pub fn new(source: SocketAddr, destination: SocketAddr) -> Self {
         Self::of(Tuple::new(source, destination), TCP)
@@ -85,13 +85,13 @@ impl FlowKey {
         Self { tuple, protocol: protocol as u32 }
     }
 
-    /// Who sends.
+    /// The sender.
     #[must_use]
     pub fn source(&self) -> SocketAddr {
         self.tuple.source()
     }
 
-    /// Who receives.
+    /// The receiver.
     #[must_use]
     pub fn destination(&self) -> SocketAddr {
         self.tuple.destination()

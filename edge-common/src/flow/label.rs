@@ -1,11 +1,11 @@
-//! What goes along with a flow for its account.
+//! The description of a flow, for lists and the access log.
 
-/// What is known of a connection beside its packets, as the daemon wrote it: for lists and the access log. Flows
-/// of the same route, backend and host share one; where labels are scarce, those of the same route and backend do.
+/// What the daemon knows about a connection, for lists and the access log. Flows of the same route, backend and host
+/// share a label; when labels are scarce, all flows of a route and backend do.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Label {
-    /// Text, padded with zeros. With key and bookkeeping it fills a 512-byte allocation.
+    /// Text, padded with zeros. With its key and bookkeeping it fills a 512-byte allocation.
     pub text: [u8; LABEL_BYTES],
 }
 

@@ -1,16 +1,16 @@
-//! Internet checksums by difference (RFC 1624): the words that leave and the words that come are summed apart
-//! from the packet, and the kernel is told the sum.
+//! Updates Internet checksums incrementally (RFC 1624): sums the words that were removed and added, and passes the sum
+//! to the kernel.
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_PSEUDO_HDR},
     helpers::generated::bpf_l4_csum_replace,
 };
 
-/// `BPF_F_IPV6` (`net/core/filter.c`): the pseudo header is IPv6's, whose addresses no header checksum
-/// balances. Kernels before 6.16 do not know it and refuse the call.
+/// `BPF_F_IPV6` (`net/core/filter.c`): the pseudo header is that of IPv6, where no checksum of the IP header offsets a
+/// change of addresses. Kernels before 6.16 do not know the flag and refuse the call.
 const BPF_F_IPV6: u64 = 1 << 7;
 
-/// A ones' complement sum of 32-bit words in memory order; 64 bits hold more words than a header has.
+/// A ones' complement sum of 32-bit words in memory order. 64 bits are enough for more words than a header has.
 #[derive(Clone, Copy)]
 pub(crate) struct Sum(u64);
 
@@ -22,7 +22,7 @@ impl Sum {
         Self(self.0 + u64::from(word))
     }
 
-    /// Takes `word` out.
+    /// Subtracts a word.
     #[inline(always)]
     pub(crate) fn remove(self, word: u32) -> Self {
         Self(self.0 + u64::from(!word))
@@ -33,7 +33,7 @@ impl Sum {
         self.remove(old).add(new)
     }
 
-    /// All words of `words`.
+    /// Adds all words.
     #[inline(always)]
     pub(crate) fn add_all<const N: usize>(self, words: &[u32; N]) -> Self {
         let mut sum = self;
@@ -56,14 +56,14 @@ impl Sum {
         sum
     }
 
-    /// To 32 bits, as `bpf_l4_csum_replace` takes it.
+    /// Folded to 32 bits, as `bpf_l4_csum_replace` expects it.
     #[inline(always)]
     fn wide(self) -> u64 {
         let once = (self.0 & 0xffff_ffff) + (self.0 >> 32);
         (once & 0xffff_ffff) + (once >> 32)
     }
 
-    /// To 16 bits, in memory order.
+    /// Folded to 16 bits, in memory order.
     #[inline(always)]
     pub(crate) fn folded(self) -> u16 {
         let wide = self.wide();
@@ -73,10 +73,10 @@ impl Sum {
     }
 }
 
-/// Corrects the checksum at `offset`, knowing what a checksum still to be completed (`CHECKSUM_PARTIAL`) needs:
-/// `header` is the difference in what the checksum covers, `pseudo` the one in the pseudo header.
+/// Corrects the TCP checksum at `offset`. `header` is the difference in the header, `pseudo` the difference in the
+/// pseudo header, which alone changes a checksum that the device will complete (`CHECKSUM_PARTIAL`).
 ///
-/// No packet pointer is good after it.
+/// Packet pointers are invalid afterwards.
 #[inline(always)]
 pub(crate) fn correct_tcp<const V6: bool>(skb: *mut __sk_buff, offset: usize, header: Sum, pseudo: Sum) {
     let (offset, addresses) = (offset as u32, pseudo.wide());
@@ -90,7 +90,7 @@ pub(crate) fn correct_tcp<const V6: bool>(skb: *mut __sk_buff, offset: usize, he
     }
 }
 
-/// Corrects the checksum at `offset` for a change inside what it covers.
+/// Corrects the checksum at `offset` for a change in the header or data that it covers.
 #[inline(always)]
 pub(crate) fn correct(skb: *mut __sk_buff, offset: usize, header: Sum) {
     // SAFETY: a helper that checks the offset.

@@ -1,5 +1,5 @@
-//! Between IPv4 and IPv6, as a flow whose legs differ needs it: the header is replaced, the segment behind it
-//! stays. After RFC 7915 §4.1 and §5.1 for TCP without fragments.
+//! Translates between IPv4 and IPv6, for a flow whose legs differ: replaces the IP header and keeps the segment. After
+//! RFC 7915 §4.1 and §5.1, for TCP without fragments.
 
 use aya_ebpf::{
     bindings::__sk_buff,
@@ -12,21 +12,21 @@ use crate::{
     frame::{Frame, IPV4, IPV4_HEADER, IPV6, IPV6_HEADER, TCP},
 };
 
-/// Don't-fragment, alone in the word that holds identification, flags and offset.
+/// The word of identification, flags and fragment offset, with only don't-fragment set.
 pub(crate) const ONLY_DF: u32 = 0x4000_u32.to_be();
 
-/// What survives the change of an IP header.
+/// The fields that are kept when an IP header is replaced.
 #[derive(Clone, Copy)]
 pub(crate) struct Outer {
     /// DSCP and ECN.
     traffic_class: u8,
     hop_limit: u8,
-    /// Bytes behind the IP header; what does not fit in 16 bits is the kernel's to divide.
+    /// Bytes behind the IP header. The kernel segments a packet for which 16 bits are not enough.
     payload: u32,
 }
 
 impl Outer {
-    /// Of the packet as it arrived.
+    /// Those of the packet as it arrived.
     #[inline(always)]
     pub(crate) fn of<const L2: usize, const V6: bool>(frame: &Frame<L2, V6>, skb: *mut __sk_buff) -> Self {
         let length = frame.length(skb);
@@ -41,7 +41,7 @@ impl Outer {
     }
 }
 
-/// What changes in TCP's pseudo header; length and protocol count the same in both families.
+/// The difference in TCP's pseudo header. Length and protocol contribute the same in both families.
 #[inline(always)]
 pub(crate) fn pseudo_difference<const V6: bool>(from: &Tuple, to: &Tuple) -> Sum {
     if V6 {
@@ -53,7 +53,7 @@ pub(crate) fn pseudo_difference<const V6: bool>(from: &Tuple, to: &Tuple) -> Sum
     }
 }
 
-/// An IPv4 header of `payload` bytes behind it.
+/// An IPv4 header for `payload` bytes.
 #[inline(always)]
 pub(crate) fn ipv4_header(
     traffic_class: u8,
@@ -70,7 +70,7 @@ pub(crate) fn ipv4_header(
     words
 }
 
-/// An IPv6 header of `payload` bytes behind it.
+/// An IPv6 header for `payload` bytes.
 #[inline(always)]
 pub(crate) fn ipv6_header(
     traffic_class: u8,
@@ -85,7 +85,7 @@ pub(crate) fn ipv6_header(
     [first, second, s[0], s[1], s[2], s[3], d[0], d[1], d[2], d[3]]
 }
 
-/// Replaces the header. The link header keeps the old protocol: the redirect takes it off.
+/// Replaces the IP header. The link header keeps the old EtherType; the redirect removes that header.
 #[inline(always)]
 pub(crate) fn change<const L2: usize, const V6: bool>(
     skb: *mut __sk_buff,

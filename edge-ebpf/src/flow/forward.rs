@@ -1,7 +1,7 @@
-//! The way of a flow's packet: recognised, checked, rewritten, redirected.
+//! Forwarding: looks up the flow of a packet, checks the packet, rewrites it and redirects it.
 //!
-//! The common path reads and writes the packet directly and calls helpers last, because the first one that may
-//! move packet data ends direct access. Everything rare is behind a branch.
+//! The common path accesses the packet directly and calls helpers last: after the first helper that may move packet
+//! data, direct access is no longer allowed. Rare cases are behind branches.
 
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT},
@@ -30,11 +30,11 @@ const PACKET_HOST: u32 = 0;
 /// The part of a VLAN tag that names the VLAN (`VLAN_VID_MASK`, `linux/if_vlan.h`).
 const VLAN_ID: u32 = 0xfff;
 
-/// Whether a packet carries the tag of a VLAN: it is another device's, above this one. One with a priority alone (VLAN 0)
-/// is this device's.
+/// Whether a packet is tagged for a VLAN, and so belongs to the VLAN's own device above this one. A tag with only a
+/// priority (VLAN 0) does not count.
 #[inline(always)]
 pub(crate) fn is_of_vlan(skb: *mut __sk_buff) -> bool {
-    // Before Linux 6.2 the number stays behind where the tag is taken off, for the VLAN's own device.
+    // Before Linux 6.2 `vlan_tci` keeps its value when the kernel has removed the tag, for the VLAN's own device.
     // SAFETY: the context of a program.
     unsafe { (*skb).vlan_present != 0 && (*skb).vlan_tci & VLAN_ID != 0 }
 }
@@ -160,10 +160,9 @@ fn carry<const L2: usize, const V6: bool>(
     rewrite(skb, frame, &key.tuple, flow, words, window)
 }
 
-/// Leaves an acknowledgement to the socket, as if its sender had sent nothing that the socket has not seen, and got
-/// nothing that the socket has not sent: what the other side repeated has passed the socket by, and one that
-/// acknowledges the unsent is not believed (RFC 9293 §3.10.7.4). Nor may it echo a timestamp: one of the other side's
-/// would make the socket believe that it repeats for nothing (RFC 3522).
+/// Passes a bare ACK up to the socket that still retransmits. SEQ is rewritten to the socket's `rcv_nxt`, and ACK is
+/// clamped to its `snd_nxt`; otherwise the stack would drop the ACK (RFC 9293 §3.10.7.4). The echoed timestamp is
+/// cleared: if it were the other side's, the socket would take its retransmission for spurious (RFC 3522).
 #[inline(always)]
 fn to_socket<const L2: usize, const V6: bool>(
     skb: *mut __sk_buff,
@@ -236,7 +235,7 @@ fn rewrite<const L2: usize, const V6: bool>(
     };
     let egress = read!(flow.0, egress);
     let outer = family::Outer::of(frame, skb);
-    // From here on helpers move packet data: `frame` is not used again.
+    // Helpers move packet data from here on, so `frame` must not be used any more.
 
     if unusual {
         count(FlowReason::UnusualOptions);
@@ -264,7 +263,7 @@ fn rewrite<const L2: usize, const V6: bool>(
     redirect::<L2>(skb, egress)
 }
 
-/// Puts the new addresses in and takes one from the hop limit; gives back the difference of the addresses.
+/// Writes the new addresses and decrements the hop limit; returns the checksum difference of the addresses.
 #[inline(always)]
 fn readdress<const L2: usize, const V6: bool>(frame: &Frame<L2, V6>, key: &Tuple, flow: FlowEntry) -> Sum {
     let mut sum = Sum::ZERO;
@@ -282,8 +281,8 @@ fn readdress<const L2: usize, const V6: bool>(frame: &Frame<L2, V6>, key: &Tuple
     } else {
         let (source, destination) = (read!(flow.0, to.source[3]), read!(flow.0, to.destination[3]));
         sum = sum.replace(key.source[3], source).replace(key.destination[3], destination);
-        // Hop limit, protocol, checksum. The hop limit is the low byte of a little-endian word, so that one
-        // less is this word less one.
+        // TTL, protocol and checksum. The TTL is the low byte of this little-endian word, so subtracting one from the
+        // word decrements it.
         let word = frame.ip_word(8);
         let (old, new) = (word & 0xffff, (word & 0xffff) - 1);
         let checksum = !sum.replace(old, new).add(!(word >> 16) & 0xffff).folded();
@@ -294,13 +293,13 @@ fn readdress<const L2: usize, const V6: bool>(frame: &Frame<L2, V6>, key: &Tuple
     sum
 }
 
-/// The MTU that a packet whose largest segment is `largest` bytes long at the network layer has to fit, as the
-/// sender counts, where it does not.
+/// The MTU that the packet exceeds, as its sender would measure it; `None` if it fits. `largest` is the length of the
+/// packet, or of the largest segment in it, from the IP header on.
 #[inline(always)]
 fn exceeded_mtu<const V6: bool>(skb: *mut __sk_buff, flow: FlowEntry, largest: u32) -> Option<u32> {
     let mut mtu = largest;
-    // SAFETY: a helper that checks its arguments; it leaves the device's MTU behind whatever it answers, unless
-    // there is no such device. Then the redirect will fail and say so.
+    // SAFETY: the helper checks its arguments. It stores the device's MTU whatever it returns, unless there is no such
+    // device; then the redirect fails.
     if unsafe { bpf_check_mtu(skb.cast(), read!(flow.0, egress), &raw mut mtu, 0, 0) } < 0 {
         return None;
     }

@@ -1,8 +1,7 @@
-//! Where things are in a packet: direct access with offsets that are constants, so that one bounds check
-//! serves them all.
+//! Direct access to the headers of a packet, at constant offsets, so that one bounds check covers all of them.
 //!
-//! `L2` is the length of the link header, `V6` the IP family. Addresses of packet bytes are plain numbers here;
-//! they die with the first helper that moves packet data.
+//! `L2` is the length of the link header, `V6` whether the packet is IPv6. Packet addresses are plain numbers here;
+//! they are invalid after the first helper that moves packet data.
 
 use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_pull_data};
 use edge_common::flow::{FlowKey, MAPPED, Tuple};
@@ -16,12 +15,12 @@ pub(crate) use edge_ebpf::headers::{ICMP, ICMPV6, IPV4_HEADER, IPV6_HEADER, TCP,
 pub(crate) const IPV4: u32 = ETHERTYPE_IPV4.to_be() as u32;
 pub(crate) const IPV6: u32 = ETHERTYPE_IPV6.to_be() as u32;
 
-/// Where the checksum is in a TCP header.
+/// Offset of the checksum in a TCP header.
 pub(crate) const TCP_CHECKSUM: usize = 16;
 
 /// The first option word of almost every segment: NOP, NOP, timestamps of 10 bytes (RFC 7323 appendix A).
 const USUAL_OPTIONS: u32 = 0x0101_080a_u32.to_be();
-/// And the length of a TCP header with these options alone.
+/// Length of a TCP header with only these options.
 pub(crate) const USUAL_HEADER: u32 = 32;
 
 /// The length of an IP header.
@@ -29,7 +28,7 @@ pub(crate) const fn ip_header(v6: bool) -> usize {
     if v6 { IPV6_HEADER } else { IPV4_HEADER }
 }
 
-/// What an IP header announces, as far as the programs care.
+/// What follows an IP header, as far as the programs distinguish it.
 pub(crate) enum Payload {
     /// A whole TCP segment right behind the header.
     Tcp,
@@ -48,10 +47,10 @@ pub(crate) struct Frame<const L2: usize, const V6: bool> {
 }
 
 impl<const L2: usize, const V6: bool> Frame<L2, V6> {
-    /// Where the header behind IP's starts.
+    /// Offset of the header behind the IP header.
     pub(crate) const TRANSPORT: usize = L2 + ip_header(V6);
 
-    /// `None` where the packet is shorter than that.
+    /// `None` if the packet is shorter than those headers.
     #[inline(always)]
     pub(crate) fn of(skb: *mut __sk_buff) -> Option<Self> {
         let need = Self::TRANSPORT + TCP_HEADER;
@@ -148,7 +147,7 @@ impl<const L2: usize, const V6: bool> Frame<L2, V6> {
         if protocol != TCP && protocol != ICMP {
             return Payload::Other;
         }
-        // Everything but the don't-fragment bit: more to come, or not the first.
+        // More fragments follow, or this is not the first one. The don't-fragment bit does not matter.
         if self.ip_word(4) & (0x3fff_u32.to_be()) != 0 {
             return Payload::Fragment;
         }
@@ -158,15 +157,15 @@ impl<const L2: usize, const V6: bool> Frame<L2, V6> {
         if protocol == TCP { Payload::Tcp } else { Payload::Icmp }
     }
 
-    /// Length of the IP packet in bytes, by its header; the frame may be longer (Ethernet's padding).
+    /// Length of the IP packet in bytes, according to its header. The frame may be longer (Ethernet padding).
     ///
-    /// A packet that the kernel put together past 64 KiB says 0; then the frame is the measure.
+    /// A packet that the kernel assembled beyond 64 KiB has 0 in its header; then the frame's length counts.
     #[inline(always)]
     pub(crate) fn length(&self, skb: *mut __sk_buff) -> u32 {
-        let (said, header) =
+        let (announced, header) =
             if V6 { (self.ip_number(4), IPV6_HEADER as u32) } else { (self.ip_number(2), 0) };
         // SAFETY: the context of the program.
-        if said == 0 { unsafe { (*skb).len - L2 as u32 } } else { u32::from(said) + header }
+        if announced == 0 { unsafe { (*skb).len - L2 as u32 } } else { u32::from(announced) + header }
     }
 
     /// The addresses and ports.

@@ -1,13 +1,12 @@
-//! What the local stack sends, on the devices that flows use.
+//! Packets that the local stack sends, on the devices that flows use.
 //!
-//! - A RST or FIN for the addresses of a flow is dropped: the connection is no longer the stack's, but an
-//!   out-of-place segment that reached it, or a socket closed too early, would make it say so. A socket that
-//!   still owes its side a FIN says so in its [`Handshake`].
-//! - What a socket repeats while its connection becomes a flow acknowledges as much as the flow has, and is stamped as
-//!   late as what the flow has carried.
-//! - What leaves is compared with the socket that sent it, while the daemon asks for it (see `wire`).
-//! - A SYN to a backend offers what the client offered: options it did not are turned into NOPs. The daemon asks
-//!   for it in the socket's [`Handshake`]; `skb->mark` belongs to the tunnels.
+//! - A RST or FIN with the addresses of a flow is dropped. The connection no longer belongs to the stack, which would
+//!   otherwise answer a stray segment with a RST, or send one when its socket is closed. A socket that must still send
+//!   a FIN is marked in its [`Handshake`].
+//! - A socket's retransmissions during the hand-over get the latest acknowledgement and timestamp of the flow.
+//! - While the daemon compares connections with the wire, each packet is compared with its socket (see `wire`).
+//! - A SYN to a backend offers what the client offered: other options become NOPs. The daemon orders this in the
+//!   socket's [`Handshake`], because `skb->mark` belongs to the tunnels.
 
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT},
@@ -37,15 +36,15 @@ use crate::{
 /// (RFC 3168 §6.1.1).
 const OFFER_ECN: u32 = 0x00c0_0000_u32.to_be();
 
-/// Wishes about a SYN.
+/// The wishes that change a SYN.
 const SHAPES: u32 = NO_TIMESTAMPS | NO_SACK | NO_WINDOW_SCALE | WITH_ECN;
 
 #[inline(always)]
 pub(crate) fn egress<const L2: usize>(skb: *mut __sk_buff) -> i32 {
     // SAFETY: the context of the program.
     let (protocol, came_from) = unsafe { ((*skb).protocol, (*skb).ingress_ifindex) };
-    // What came in by a device is forwarded or a flow's; only what starts here has none. What carries a VLAN's tag has been
-    // seen on the VLAN's device.
+    // Only packets that start here have no ingress device; others are forwarded or belong to a flow. Packets with a
+    // VLAN tag were handled on the VLAN's own device.
     if came_from != 0 || is_of_vlan(skb) {
         return PASS;
     }
@@ -99,12 +98,12 @@ fn guard<const L2: usize, const V6: bool>(skb: *mut __sk_buff) -> i32 {
         let stamp = if frame.has_timestamps(header) { frame.tcp_word(24) } else { 0 };
         renew::<L2, V6>(skb, &frame.key().reversed(), frame.tcp_word(8), stamp);
     }
-    // A SYN that could not be changed goes as it is: the legs will differ and the connection stays on sockets.
+    // A SYN that could not be changed leaves as it is; then the legs differ and the connection stays on sockets.
     PASS
 }
 
-/// Puts in what the flow saw acknowledged and the timestamp that it carried last, where these are more than the socket
-/// knows. `key` is of what the segment's receiver sends; acknowledgement and timestamp (0: none) are in network order.
+/// Raises the acknowledgement and the timestamp of a socket's segment to the latest that the flow has carried. `key` is
+/// that of the packets which the segment's receiver sends. `ack` and `stamp` (0: none) are in network order.
 #[inline(never)]
 fn renew<const L2: usize, const V6: bool>(skb: *mut __sk_buff, key: &FlowKey, ack: u32, stamp: u32) -> i32 {
     let Some(flow) = find(key) else { return 0 };
@@ -117,7 +116,7 @@ fn renew<const L2: usize, const V6: bool>(skb: *mut __sk_buff, key: &FlowKey, ac
     0
 }
 
-/// Makes a number of the TCP header, `word` in network order, at least `least`.
+/// Raises a number of the TCP header to `least`, if it is lower. `word` is its present value in network order.
 #[inline(always)]
 fn raise<const L2: usize, const V6: bool>(skb: *mut __sk_buff, offset: usize, word: u32, least: u32) {
     if !state::is_after(least, u32::from_be(word)) {
@@ -136,7 +135,7 @@ fn is_wanted_fin(skb: *mut __sk_buff, flags: u8) -> bool {
     flags & TCP_RST == 0 && handshake(skb).is_some_and(|noted| read!(noted, wishes) & MAY_FINISH != 0)
 }
 
-/// What is noted of the socket that sends the packet.
+/// The record of the socket that sends the packet.
 #[inline(always)]
 fn handshake(skb: *mut __sk_buff) -> Option<Shared<Handshake>> {
     // SAFETY: the context of the program.

@@ -1,5 +1,5 @@
-//! The numbers that a connection starts with, noted when it is established: afterwards some of them cannot be
-//! asked for (the peer's timestamp) and others only by stopping the socket.
+//! Records the initial numbers of a connection when it is established. Later the kernel does not tell some of them (the
+//! peer's timestamp), and others only while the socket is frozen (`TCP_REPAIR`).
 
 use aya_ebpf::{
     bindings::{
@@ -13,9 +13,9 @@ use edge_ebpf::write;
 
 use crate::maps;
 
-/// `TCP_ECN_OK` (`net/tcp.h`): the stack itself agreed to it.
+/// `TCP_ECN_OK` (`net/tcp.h`): the stack itself negotiated ECN.
 const TCP_ECN_OK: u32 = 1;
-/// The ECE flag: in a SYN-ACK, without CWR, the answer to an offer of ECN (RFC 3168 §6.1.1).
+/// The ECE flag: in a SYN-ACK, without CWR, it accepts ECN (RFC 3168 §6.1.1).
 const ECE: u32 = 0x40;
 const CWR: u32 = 0x80;
 
@@ -43,11 +43,11 @@ pub(crate) fn note(context: *mut bpf_sock_ops) {
     let mut flags = ESTABLISHED;
     // Kind, length, TSval, TSecr; in words, which take fewer instructions to clear.
     let mut option = [TIMESTAMPS, 0, 0];
-    // From the segment that established the connection; missing where timestamps were not agreed.
+    // From the segment that established the connection; missing if timestamps were not negotiated.
     // SAFETY: a helper that checks the length; the buffer is longer.
     if unsafe { bpf_load_hdr_opt(context, option.as_mut_ptr().cast(), TIMESTAMPS_LENGTH, 0) } > 0 {
         flags |= HAS_TIMESTAMPS;
-        // The value stands two bytes into the option.
+        // The value starts at the option's third byte.
         write!(handshake, ts_recent = u32::from_be((option[0] >> 16) | (option[1] << 16)));
     }
     let peer_agreed = is_active && answer & (ECE | CWR) == ECE;

@@ -1,12 +1,12 @@
-//! The flow tier in tc: packets of handed-over connections are rewritten and redirected, and never reach a
-//! socket. Not here: who is handed over and when, which is the daemon's.
+//! The flow tier at tc: rewrites the packets of handed-over connections and redirects them past the sockets. The daemon
+//! decides which connections are handed over, and when.
 //!
-//! - `ingress_l2`, `ingress_l3` carry the packets of flows (Ethernet; devices without a link header);
-//! - `egress_l2`, `egress_l3` keep the local stack from answering for them, and shape the SYN to a backend so
-//!   that it offers what the client offered;
-//! - `established` (`sock_ops`) notes the numbers that every connection of the daemon starts with.
+//! - `ingress_l2` and `ingress_l3` forward the packets of flows (devices with and without an Ethernet header);
+//! - `egress_l2` and `egress_l3` drop what the local stack sends for a flow's addresses, and make the SYN to a backend
+//!   offer what the client offered;
+//! - `established` (`sock_ops`) records the initial numbers of every connection of the daemon.
 //!
-//! Kernel 6.1: `bpf_loop` and atomic fetch need 5.17, tc links (tcx) 6.6; without them clsact serves.
+//! Minimum kernel: 6.1 (`bpf_loop` 5.17). tc links (tcx) need 6.6; before that the programs are filters of clsact.
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "packet bytes and map values are raw pointers that the verifier checks")]
@@ -16,8 +16,8 @@
     clippy::cast_possible_wrap,
     clippy::cast_ptr_alignment,
     clippy::needless_pass_by_value,
-    reason = "calls share 512 bytes of stack; headers are taken apart by cutting numbers; the structures are \
-              aligned by their representation; aya's attributes ask for contexts by value"
+    reason = "all calls together have 512 bytes of stack; header fields are cut out of words; map values are \
+              aligned by their representation; aya's attributes pass contexts by value"
 )]
 
 mod checksum;
@@ -43,9 +43,9 @@ use edge_ebpf::headers::ETHERNET_HEADER;
 
 edge_ebpf::program!();
 
-/// The verdict on what is no flow's, and on what the stack is to have: whoever comes behind this program decides. That
-/// may be the programs of an older layout, which still carry their flows, or somebody else's. `TC_ACT_UNSPEC` of a
-/// filter, `TCX_NEXT` of a link (`linux/pkt_cls.h`, `linux/bpf.h`).
+/// The verdict on packets of no flow, and on packets for the local stack: the next program at this hook decides. That
+/// may be one of an older layout, which still carries flows, or another application's. `TC_ACT_UNSPEC` of a filter,
+/// `TCX_NEXT` of a link (`linux/pkt_cls.h`, `linux/bpf.h`).
 const PASS: i32 = -1;
 
 #[classifier]
@@ -71,6 +71,6 @@ fn egress_l3(context: TcContext) -> i32 {
 #[sock_ops]
 fn established(context: SockOpsContext) -> u32 {
     handshake::note(context.ops);
-    // The answer of a sock_ops program is its reply field; 1 says that all is well.
+    // A sock_ops program answers through its reply field; the return value 1 means success.
     1
 }

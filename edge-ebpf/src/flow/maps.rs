@@ -1,4 +1,4 @@
-//! The maps of the flow tier, and what is said through them.
+//! The maps of the flow tier: lookups, counters and events.
 
 use core::{ffi::c_void, ptr::null_mut};
 
@@ -24,33 +24,34 @@ static FLOWS: HashMap<FlowKey, Flow, { FLOW_ENTRIES as usize }, { BPF_F_NO_PREAL
 #[btf_map]
 static FLOW_EVENTS: RingBuf<(), { FLOW_EVENT_BYTES as usize }> = RingBuf::new();
 
-/// Packets by [`FlowReason`].
+/// Packet counts by [`FlowReason`].
 #[btf_map]
 static FLOW_REASONS: PerCpuArray<u64, { FlowReason::ROOM as usize }> = PerCpuArray::new();
 
-/// What is known of a socket's handshake, kept with the socket.
+/// What the programs recorded about a socket, stored with the socket.
 #[btf_map]
 static HANDSHAKES: SkStorage<Handshake> = SkStorage::new();
 
-/// How many connections the daemon compares with the wire just now. Packets are looked at only while it is not 0.
+/// How many connections the daemon compares with the wire right now. While it is 0, packets of no flow are not
+/// inspected.
 #[btf_map]
 static FLOW_COMPARING: Array<u32, 1> = Array::new();
 
-/// Flows whose hand-over is not finished, by id, written by the daemon and pinned with the rest. A daemon that finds
-/// one at its start knows that the other died in the middle of it.
+/// Unfinished hand-overs by flow id, written by the daemon. A daemon that finds one at its start knows that its
+/// predecessor died in the middle of it.
 #[btf_map]
 static FLOWS_PENDING: HashMap<u64, Pending, { PENDING_FLOWS as usize }, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
 
-/// What the daemon knows of flows beside their packets, by [`Flow::label`]; pinned with the rest.
+/// Descriptions of flows for lists and the access log, by [`Flow::label`]. Only the daemon reads and writes them.
 #[btf_map]
 static FLOW_LABELS: HashMap<u32, Label, { LABELS as usize }, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 /// The entry for packets with this key.
 ///
-/// Only programs change an entry; the daemon inserts and deletes whole ones. A program may still work with an entry when
-/// another processor deletes it, and even when its memory has become another flow's (see [`Shared`]). Its packet can
-/// then leave with addresses and numbers of both flows, which a receiver accepts no sooner than a forged one, and a
+/// Only programs change an entry; the daemon inserts and deletes whole ones. A program may still work with an entry
+/// when another processor deletes it, and even when its memory has become another flow's (see [`Shared`]). Its packet
+/// can then leave with addresses and numbers of both flows, which a receiver accepts no sooner than a forged one, and a
 /// number or flag can land in the wrong flow. That takes a deletion and an insertion within one run of the program, for
 /// a flow whose packets still arrive; but flows are deleted when they have ended, or when the operator says so.
 #[inline(always)]
@@ -76,24 +77,24 @@ pub(crate) fn is_comparing() -> bool {
 
 #[inline(always)]
 pub(crate) fn delete_flow(key: &FlowKey) {
-    // That it is gone already is as good.
+    // An entry that is gone already is no error.
     let _ = FLOWS.remove(key);
 }
 
 #[inline(always)]
 pub(crate) fn count(reason: FlowReason) {
     if let Some(counter) = FLOW_REASONS.get_ptr_mut(reason as u32) {
-        // SAFETY: the slot is this CPU's own, and tc programs are not interrupted by one another.
+        // SAFETY: the slot belongs to this CPU, and tc programs do not interrupt each other.
         unsafe { *counter += 1 }
     }
 }
 
-/// Sends an event, written where it goes: the stack has no room for it.
+/// Sends an event. It is written in the ring buffer itself: the stack has no room for it.
 #[inline(always)]
 pub(crate) fn report(write: impl FnOnce(&mut FlowEvent)) {
     match FLOW_EVENTS.reserve_untyped::<FlowEvent>(0) {
         Some(mut entry) => {
-            // SAFETY: reserved with this size; `write` sets every field before anybody reads one.
+            // SAFETY: reserved with this size; `write` sets every field, and nobody reads one before.
             write(unsafe { entry.assume_init_mut() });
             entry.submit(0);
         }
@@ -101,7 +102,7 @@ pub(crate) fn report(write: impl FnOnce(&mut FlowEvent)) {
     }
 }
 
-/// What is noted of a socket's handshake. `flags` are those of `bpf_sk_storage_get`.
+/// The record of a socket. `flags` are those of `bpf_sk_storage_get`.
 ///
 /// # Safety
 ///
@@ -109,6 +110,7 @@ pub(crate) fn report(write: impl FnOnce(&mut FlowEvent)) {
 #[inline(always)]
 pub(crate) unsafe fn handshake(socket: *mut c_void, flags: u32) -> Option<Shared<Handshake>> {
     let map = (&raw const HANDSHAKES).cast_mut().cast();
-    // SAFETY: promised by the caller; the values of this map are handshakes, and the storage lives as long as the socket.
+    // SAFETY: promised by the caller; the values of this map are handshakes, and the storage lives as long as the
+    // socket.
     unsafe { Shared::new(bpf_sk_storage_get(map, socket, null_mut(), flags.into()).cast()) }
 }

@@ -1,7 +1,8 @@
-//! TCP options that are not the usual timestamps: in any order, through a buffer, one step at a time.
+//! Rewrites TCP options other than the usual timestamps, in any order: copies them into a buffer, walks it, and writes
+//! them back. Not for the common path.
 //!
-//! Not for the common path. The loop is `bpf_loop`'s and the length goes through `black_box`: unrolled steps
-//! under `if offset < end` are merged by LLVM into what the verifier refuses.
+//! The loop is `bpf_loop` and the length passes through `black_box`, because LLVM merges unrolled steps under
+//! `if offset < end` into code that the verifier rejects.
 
 use core::{hint::black_box, mem::MaybeUninit};
 
@@ -13,9 +14,9 @@ use edge_common::flow::{NO_SACK, NO_TIMESTAMPS, NO_WINDOW_SCALE};
 
 use crate::checksum::Sum;
 
-/// The most that a TCP header has room for (RFC 9293 §3.1).
+/// Bytes of options that fit in a TCP header (RFC 9293 §3.1).
 const MOST: u32 = 40;
-/// Steps for the worst case: 40 NOPs, or four SACK blocks of two edges with an option's step before them.
+/// Steps for the worst case: 40 NOPs, or the SACK option and its four blocks of two edges.
 const STEPS: u32 = 48;
 
 const END: u8 = 0;
@@ -31,7 +32,7 @@ pub(crate) struct Change {
     pub(crate) tsval: u32,
     pub(crate) tsecr: u32,
     pub(crate) ack: u32,
-    /// [`NO_TIMESTAMPS`] and its kind: overwritten with NOPs.
+    /// [`NO_TIMESTAMPS`] …: the options to overwrite with NOPs.
     pub(crate) blank: u32,
 }
 
@@ -39,7 +40,7 @@ pub(crate) struct Change {
 #[repr(C, align(8))]
 struct Walk {
     bytes: [u8; 64],
-    /// Behind the last option.
+    /// The end of the options.
     end: u32,
     blank: u32,
     tsval: u32,
@@ -47,7 +48,7 @@ struct Walk {
     ack: u32,
     /// The next option.
     at: u32,
-    /// SACK edges still to be moved, and where the next is.
+    /// SACK edges still to be rewritten, and the offset of the next.
     edges: u32,
     edge: u32,
 }
@@ -76,7 +77,7 @@ impl Walk {
 
     #[inline(always)]
     fn sum(&self, mut sum: Sum, remove: bool) -> Sum {
-        // Beyond the options are zeros, which count for nothing or, removed and added, cancel out.
+        // The bytes behind the options are zero: they add nothing, or cancel out when removed and added.
         let words = self.bytes.as_ptr().cast::<u32>();
         macro_rules! each {
             ($($at:literal)*) => { $(
@@ -92,7 +93,7 @@ impl Walk {
 
 /// One step of the walk; 1 ends it.
 extern "C" fn step(_index: u32, walk: *mut Walk) -> i64 {
-    // SAFETY: `rewrite` hands its own buffer through the kernel.
+    // SAFETY: `rewrite_apart` passes its own buffer through the kernel.
     let walk = unsafe { &mut *walk };
     if walk.edges != 0 {
         let (edge, delta) = (walk.edge, walk.ack);
@@ -128,7 +129,7 @@ extern "C" fn step(_index: u32, walk: *mut Walk) -> i64 {
         };
         if blank & wanted != 0 {
             let mut covered = 0;
-            // No option that is blanked is longer than the timestamps.
+            // None of these options is longer than the timestamps.
             while covered < 10 {
                 if covered < length {
                     walk.set(at + covered, NOP);
@@ -147,23 +148,23 @@ extern "C" fn step(_index: u32, walk: *mut Walk) -> i64 {
     0
 }
 
-/// Zero, which the verifier takes for any number: before 6.7 it looks at the first step of a loop alone, and removes
-/// what only later ones reach.
+/// Zero, as a number that the verifier does not know. Before 6.7 it examines only the first step of a `bpf_loop`, with
+/// the initial values, and removes code that only later steps reach.
 #[inline(always)]
 fn hidden_zero() -> u32 {
     // SAFETY: a helper without arguments.
     let since_boot = unsafe { bpf_ktime_get_coarse_ns() };
-    // The sign of a time that 292 years make negative.
+    // The sign of the time since boot, which is negative after 292 years.
     (since_boot.cast_signed() >> 63) as u32
 }
 
-/// The options could not be read or written: they are not all there, or the kernel has no memory.
+/// The packet ends before its options do, or the kernel is out of memory.
 #[derive(Clone, Copy)]
 pub(crate) struct Refused;
 
-/// Rewrites the options of `length` bytes at `offset`; adds to `sum` what it changed.
+/// Rewrites `length` bytes of options at `offset`, and adds the difference to `sum`.
 ///
-/// No packet pointer is good after it.
+/// Packet pointers are invalid afterwards.
 #[inline(always)]
 pub(crate) fn rewrite(
     skb: *mut __sk_buff,
@@ -172,16 +173,16 @@ pub(crate) fn rewrite(
     change: Change,
     sum: &mut Sum,
 ) -> Result<(), Refused> {
-    // A function returns one register here.
+    // A BPF function returns one register.
     if rewrite_apart(skb, offset as u32, length, &change, sum) == 0 { Ok(()) } else { Err(Refused) }
 }
 
-/// A function of its own: its stack is not the common path's.
+/// A function of its own, so that its buffer is not on the common path's stack.
 #[inline(never)]
 fn rewrite_apart(skb: *mut __sk_buff, offset: u32, length: u32, change: &Change, sum: &mut Sum) -> u32 {
     let Change { tsval, tsecr, ack, blank } = *change;
     let mut walk = MaybeUninit::<Walk>::uninit();
-    // Cleared word by word: LLVM makes more than a few at once a call of memset, which goes byte by byte.
+    // Word by word: LLVM turns a larger clearing into a call of `memset`, which stores single bytes.
     let words = walk.as_mut_ptr().cast::<u64>();
     macro_rules! clear {
         ($($at:literal)*) => { $(
@@ -195,7 +196,7 @@ fn rewrite_apart(skb: *mut __sk_buff, offset: u32, length: u32, change: &Change,
     (walk.end, walk.blank) = (length, blank);
     (walk.tsval, walk.tsecr, walk.ack) = (tsval, tsecr, ack);
     (walk.at, walk.edges, walk.edge) = (hidden_zero(), hidden_zero(), hidden_zero());
-    // Less one, so that a single comparison bounds it at both ends: before 6.8 the verifier learns nothing from `!= 0`.
+    // Minus one, so that one comparison bounds it on both sides: before 6.8 the verifier learns nothing from `!= 0`.
     let load = black_box(length.wrapping_sub(1));
     if load >= MOST {
         return 1;
@@ -205,7 +206,7 @@ fn rewrite_apart(skb: *mut __sk_buff, offset: u32, length: u32, change: &Change,
         return 1;
     }
     let before = walk.sum(*sum, true);
-    // SAFETY: `step` takes what is handed to it here.
+    // SAFETY: `step` gets the buffer that is passed here.
     unsafe { bpf_loop(STEPS, step as *mut _, (&raw mut *walk).cast(), 0) };
     *sum = walk.sum(before, false);
     let store = black_box(length.wrapping_sub(1));

@@ -1,13 +1,12 @@
 //! Path MTU: "fragmentation needed" (RFC 792, 1191) and "packet too big" (RFC 4443 §3.2).
 //!
-//! - [`answer`]: a packet does not fit the device it should leave through; its sender is told, as a router
-//!   would tell it.
-//! - [`translate`]: a router beyond the edge says so about a packet that the edge rewrote; the message goes on
-//!   to who really sent it, with the numbers it knows.
+//! - [`answer`]: a packet does not fit its egress device. Its sender gets the message that a router would send.
+//! - [`translate`]: a router beyond the edge reports a packet that the edge rewrote. The message is forwarded to the
+//!   original sender, with that sender's addresses and numbers.
 //!
-//! Messages are made anew: the edge's own address as the sender sees it, the first 20 bytes of the segment
-//! inside. Other ICMP errors about flows are left to the stack, which has no socket for them: they are hints
-//! that TCP may ignore (RFC 5461).
+//! Messages are built from scratch: they come from the edge's address that the sender knows, and quote the first 20
+//! bytes of its segment. Other ICMP errors about flows go to the stack, which has no socket for them; TCP may ignore
+//! such errors (RFC 5461).
 
 use core::mem::MaybeUninit;
 
@@ -20,7 +19,7 @@ use aya_ebpf::{
 };
 use edge_common::flow::{FlowKey, FlowReason, MAPPED, Tuple};
 use edge_ebpf::{
-    headers::{ICMP_HEADER, IPV6_GROWTH, IPV6_HEADER},
+    headers::{ICMP_HEADER, IPV4_HEADER, IPV6_GROWTH, IPV6_HEADER},
     read,
 };
 
@@ -33,15 +32,15 @@ use crate::{
     redirect::redirect,
 };
 
-/// Type and code in the first half of the first ICMP word.
+/// Type and code, in the first half of the first ICMP word.
 const FRAGMENTATION_NEEDED: u32 = 0x0304_0000_u32.to_be();
 const PACKET_TOO_BIG: u32 = 0x0200_0000_u32.to_be();
 const TYPE_AND_CODE: u32 = 0xffff_0000_u32.to_be();
 
-/// DSCP CS6, network control, as the kernel's own ICMP errors have.
+/// DSCP CS6, network control, like the kernel's own ICMP errors.
 const NETWORK_CONTROL: u8 = 0xc0;
 const HOP_LIMIT: u8 = 64;
-/// The least MTU of IPv6: what to say where an old router says none (RFC 7915 §4.2).
+/// The minimum MTU of IPv6, announced if an old router announces none (RFC 7915 §4.2).
 const LEAST_IPV6: u32 = 1280;
 
 /// Length of the whole message.
@@ -58,12 +57,12 @@ struct Message<const IP_WORDS: usize> {
     segment: [u32; 5],
 }
 
-/// A packet that was too big, as its sender sent it.
+/// The packet that was too big, as its sender sent it.
 struct Offender {
     tuple: Tuple,
     /// Network order.
     seq: u32,
-    /// Of the whole packet, bytes.
+    /// Bytes of the whole packet.
     length: u32,
     mtu: u32,
 }
@@ -86,7 +85,7 @@ impl Offender {
 
     #[inline(always)]
     fn message_v4(&self) -> Message<5> {
-        let inner = ipv4_header(0, self.length.wrapping_sub(20), HOP_LIMIT, TCP, &self.tuple);
+        let inner = ipv4_header(0, self.length.wrapping_sub(IPV4_HEADER as u32), HOP_LIMIT, TCP, &self.tuple);
         let segment = self.segment();
         let mut icmp = [FRAGMENTATION_NEEDED, self.mtu.to_be()];
         let sum = Sum::ZERO.add_all(&icmp).add_all(&inner).add_all(&segment).folded();
@@ -98,7 +97,7 @@ impl Offender {
 
     #[inline(always)]
     fn message_v6(&self) -> Message<10> {
-        let inner = ipv6_header(0, self.length.wrapping_sub(40), HOP_LIMIT, TCP, &self.tuple);
+        let inner = ipv6_header(0, self.length.wrapping_sub(IPV6_HEADER as u32), HOP_LIMIT, TCP, &self.tuple);
         let segment = self.segment();
         let mut icmp = [PACKET_TOO_BIG, self.mtu.to_be()];
         let payload = (message(true) - ip_header(true)) as u32;
@@ -127,7 +126,7 @@ impl Offender {
     }
 }
 
-/// Turns a packet that was not rewritten yet into the message to its sender.
+/// Turns a packet that has not been rewritten yet into the message to its sender.
 #[inline(never)]
 pub(crate) fn answer<const L2: usize, const V6: bool>(
     skb: *mut __sk_buff,
@@ -139,8 +138,8 @@ pub(crate) fn answer<const L2: usize, const V6: bool>(
     let offender = Offender { tuple: *tuple, seq, length, mtu };
     let kept = (L2 + ip_header(V6) + TCP_HEADER) as u32;
     let room = (ip_header(V6) + ICMP_HEADER) as i32;
-    // The segment stays where it is relative to the mark for its checksum: cut behind it, grow before it.
-    // SAFETY: helpers that check their arguments, and the context of the program.
+    // The kernel remembers where the checksum to be completed is, relative to the segment: cut behind it, grow before
+    // it. SAFETY: helpers that check their arguments, and the context of the program.
     let device = unsafe {
         if bpf_skb_change_tail(skb, kept, 0) != 0 || bpf_skb_adjust_room(skb, room, BPF_ADJ_ROOM_MAC, 0) != 0
         {
@@ -154,8 +153,8 @@ pub(crate) fn answer<const L2: usize, const V6: bool>(
     redirect::<L2>(skb, device)
 }
 
-/// What a router's message must have: its own two words, the header of the packet it is about, and of that
-/// packet's payload the eight bytes that every router returns.
+/// What every router's message contains: two ICMP words, the IP header of the packet that it reports, and eight bytes
+/// of that packet's payload.
 #[repr(C)]
 struct Report<const IP_WORDS: usize> {
     icmp: [u32; 2],
@@ -165,7 +164,7 @@ struct Report<const IP_WORDS: usize> {
 }
 
 impl<const IP_WORDS: usize> Report<IP_WORDS> {
-    /// `None` where the packet is too short or about something else.
+    /// `None` if the packet is too short or of another kind.
     #[inline(always)]
     fn load(skb: *mut __sk_buff, offset: u32, kind: u32) -> Option<Self> {
         let mut report = MaybeUninit::<Self>::uninit();
@@ -181,12 +180,12 @@ impl<const IP_WORDS: usize> Report<IP_WORDS> {
     }
 }
 
-/// A message from a router beyond the edge. The checksum is not verified: what a damaged message says counts
-/// only if it names a flow and a number that is in flight, and the receiver checks both again.
+/// Forwards a message from a router beyond the edge. The checksum is not verified: a damaged message counts only if it
+/// names a flow and a number in flight, and its receiver verifies both again.
 #[inline(never)]
 pub(crate) fn translate<const L2: usize, const V6: bool>(skb: *mut __sk_buff) -> i32 {
     let offset = (L2 + ip_header(V6)) as u32;
-    // The tuple of the packet that did not fit, as it left the edge.
+    // The packet that did not fit, as it left the edge.
     let (sent, seq, length, mtu) = if V6 {
         let Some(report) = Report::<10>::load(skb, offset, PACKET_TOO_BIG) else { return PASS };
         let ip = &report.ip;
@@ -211,7 +210,7 @@ pub(crate) fn translate<const L2: usize, const V6: bool>(skb: *mut __sk_buff) ->
         let tuple = Tuple { source, destination, ports: report.ports };
         (tuple, report.seq, first & 0xffff, u32::from_be(report.icmp[1]) & 0xffff)
     };
-    // The entry of the other direction goes to who sent it.
+    // The entry of the other direction leads to its sender.
     let Some(flow) = find(&FlowKey::of(sent.reversed(), TCP)) else { return PASS };
     let number = u32::from_be(seq);
     // SAFETY: the context of the program.

@@ -1,9 +1,9 @@
-//! Whether the wire shows of a connection what its socket believes: the same addresses and numbers, arriving and
-//! leaving. A flow is found by what the wire shows, so only such a connection may become one. Between socket and wire
-//! are NAT (`nf_nat`, other programs of tc), SYNPROXY (which changes sequence numbers) and IPsec.
+//! Compares packets on the wire with the sockets that they belong to: addresses and numbers, arriving and leaving. A
+//! flow is looked up by the addresses on the wire, so a connection may become one only if both agree. Between socket
+//! and wire are NAT (`nf_nat`, other programs of tc), SYNPROXY (which changes sequence numbers) and IPsec.
 //!
-//! A packet is compared by looking for the socket with the packet's own addresses: where NAT changes them, there is
-//! none, or one with other numbers.
+//! The programs look up a socket by the packet's own addresses. If NAT changes them, there is no such socket, or one
+//! with other numbers.
 
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
@@ -14,24 +14,24 @@ use edge_ebpf::{shared::Shared, write};
 
 use crate::{
     maps,
-    socket::{CURRENT_NETNS, sought},
+    socket::{CURRENT_NETNS, lookup_key},
     state::is_after,
 };
 
-/// How far a packet's numbers may be from the socket's: above the largest window, and far below what a SYN cookie or
-/// another stack's initial number differs by.
+/// How far a packet's numbers may be from the socket's: more than the largest window, and far less than the distance
+/// between the initial sequence numbers of two stacks.
 const NEAR: u32 = 1 << 24;
 
-/// The numbers of a packet as the socket names them.
+/// The numbers of a packet, from the socket's point of view.
 #[derive(Clone, Copy)]
 pub(crate) struct Numbers {
-    /// Of the peer's stream.
+    /// The number in the peer's stream.
     pub(crate) theirs: u32,
-    /// Of the socket's own.
+    /// The number in the socket's own stream.
     pub(crate) own: u32,
 }
 
-/// Notes the device on which a packet arrived that is the socket's as it is.
+/// Records the device on which a packet arrived that belongs to a socket unchanged.
 #[inline(always)]
 pub(crate) fn arrives<const V6: bool>(skb: *mut __sk_buff, key: &Tuple, numbers: Numbers) {
     // SAFETY: the context of the program.
@@ -39,7 +39,7 @@ pub(crate) fn arrives<const V6: bool>(skb: *mut __sk_buff, key: &Tuple, numbers:
     look::<V6>(skb, key, &numbers, device);
 }
 
-/// Notes how a packet of the socket left. `key` is of the answers to it, `own` what is noted of the socket.
+/// Records how a packet of a socket left. `key` is that of the answers, `own` the record of the socket.
 #[inline(always)]
 pub(crate) fn leaves<const V6: bool>(
     skb: *mut __sk_buff,
@@ -54,16 +54,16 @@ pub(crate) fn leaves<const V6: bool>(
     // SAFETY: the context of the program.
     let (mark, device) = unsafe { ((*skb).mark, (*skb).ifindex) };
     write!(own, mark = mark);
-    // Last: the daemon looks at the mark once there is a device.
+    // Last: the daemon reads the mark once there is a device.
     write!(own, leaves_by = device);
 }
 
-/// Whether there is a socket that packets with this key are for as they are; notes the `device`, unless it is 0, as
-/// the one by which they arrive.
+/// 1 if packets with this key and these numbers belong to a socket, else 0. Records `device`, unless it is 0, as the
+/// one that they arrive on.
 #[inline(never)]
 fn look<const V6: bool>(skb: *mut __sk_buff, key: &Tuple, numbers: &Numbers, device: u32) -> u32 {
     let v4 = [key.source[3], key.destination[3], key.ports];
-    let (tuple, size) = sought::<V6>(key, &v4);
+    let (tuple, size) = lookup_key::<V6>(key, &v4);
     // SAFETY: helpers that check their arguments. The socket is held until it is released, and read before; its
     // storage lives as long as it.
     unsafe {
