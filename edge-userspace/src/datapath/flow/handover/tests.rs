@@ -1,10 +1,27 @@
 //! The hand-over in a small model: two peers with TCP's rules, a network that loses, delays and repeats, the
 //! kernel's path of packets through tc or into a socket, and a daemon that may die. In any order of events,
 //! either everything arrives or both sides learn of the failure.
+//!
+//! The flow is no model: its entries are those of `agreement`, and what it believes of a segment, and which
+//! acknowledgements it leaves to a socket, is decided by the rules that the packet programs run.
 
+use edge_common::{
+    flow::{DOWN, ESTABLISHED, Flow, Handshake, UP},
+    rules::{
+        self, TCP_ACK,
+        plain::{PlainEntry, PlainFlow},
+    },
+};
 use proptest::{collection::vec, prelude::*, test_runner::Config};
 
 use super::*;
+use crate::{
+    datapath::flow::agreement::{Account, Leg, agree},
+    kernel::tcp::TcpInfo,
+};
+
+/// The window that every receiver announces: more than is ever in flight.
+const WINDOW: u32 = 1 << 20;
 
 /// A piece of a stream, by position.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +34,8 @@ struct Segment {
 /// and the peer that receives. Positions count from the start of the stream; the flow's difference is zero.
 #[derive(Debug, Default)]
 struct Way {
+    /// Of the flow's entry for the sender's segments.
+    direction: u8,
     length: u32,
     /// Of the sender: first position without acknowledgement, next to send.
     unacknowledged: u32,
@@ -36,8 +55,6 @@ struct Way {
     /// Of the receiver: in order, and the pieces beyond.
     arrived: u32,
     beyond: Vec<Segment>,
-    /// The acknowledgement that the flow saw.
-    noted: u32,
 }
 
 /// The network's next action for one direction.
@@ -71,8 +88,13 @@ fn pick(list: &mut Vec<Segment>, index: u8) -> Option<Segment> {
     (!list.is_empty()).then(|| list.remove(usize::from(index) % list.len()))
 }
 
+/// An entry of an installed flow.
+fn entry(flow: &PlainFlow, direction: u8) -> PlainEntry<'_> {
+    flow.entry(direction).unwrap()
+}
+
 impl Way {
-    fn step(&mut self, step: Step, flow: bool, sockets: bool) {
+    fn step(&mut self, step: Step, flow: Option<&PlainFlow>, sockets: bool) {
         match step {
             Step::Send(length) => {
                 let end = (self.next + u32::from(length)).min(self.length);
@@ -89,7 +111,11 @@ impl Way {
             }
             Step::EnterEdge(index) => {
                 let Some(segment) = pick(&mut self.to_edge, index) else { return };
-                if flow { self.to_receiver.push(segment) } else { self.in_path.push(segment) }
+                let Some(flow) = flow else { return self.in_path.push(segment) };
+                let Segment { start: seq, end } = segment;
+                let data = end - seq;
+                rules::note(entry(flow, self.direction), &rules::Segment { seq, data, ..Default::default() });
+                self.to_receiver.push(segment);
             }
             Step::ReachSocket(index) => {
                 let Some(segment) = pick(&mut self.in_path, index) else { return };
@@ -114,23 +140,28 @@ impl Way {
         }
     }
 
-    fn arrive(&mut self, segment: Segment, flow: bool, sockets: bool) {
+    fn arrive(&mut self, segment: Segment, flow: Option<&PlainFlow>, sockets: bool) {
         self.beyond.push(segment);
         while let Some(at) =
             self.beyond.iter().position(|piece| piece.start <= self.arrived && piece.end > self.arrived)
         {
             self.arrived = self.beyond.remove(at).end;
         }
-        // Its acknowledgement takes the packets' current path; the socket gets the ones below the end of its
-        // own data.
-        if flow {
-            self.noted = self.noted.max(self.arrived);
-            self.unacknowledged = self.unacknowledged.max(self.arrived);
-            if sockets && self.arrived < self.written {
+        // Its acknowledgement takes the packets' current path.
+        let Some(flow) = flow else {
+            if sockets {
                 self.heard = self.heard.max(self.arrived);
             }
-        } else if sockets {
-            self.heard = self.heard.max(self.arrived);
+            return;
+        };
+        let receiver = entry(flow, self.direction ^ 1);
+        let (seq, ack) = (rules::sent(receiver), self.arrived);
+        let bare = rules::Segment { seq, ack, window: WINDOW, data: 0, flags: TCP_ACK };
+        rules::note(receiver, &bare);
+        if sockets && rules::is_for_socket(&bare, self.written) {
+            self.heard = self.heard.max(ack);
+        } else {
+            self.unacknowledged = self.unacknowledged.max(ack);
         }
     }
 
@@ -143,12 +174,12 @@ impl Way {
 
     fn flush_path(&mut self, sockets: bool) {
         while !self.in_path.is_empty() {
-            self.step(Step::ReachSocket(0), false, sockets);
+            self.step(Step::ReachSocket(0), None, sockets);
         }
     }
 
     /// Everything in flight arrives and everybody repeats until nothing changes any more.
-    fn settle(&mut self, flow: bool, sockets: bool) {
+    fn settle(&mut self, flow: Option<&PlainFlow>, sockets: bool) {
         loop {
             let numbers = |way: &Self| (way.next, way.unacknowledged, way.received, way.heard, way.arrived);
             let before = numbers(self);
@@ -173,14 +204,15 @@ impl Way {
 struct World {
     up: Way,
     down: Way,
-    flow: bool,
+    flow: Option<PlainFlow>,
     relays: u32,
 }
 
 impl World {
     /// A relay at some moment: what was sent before, `pending` bytes read and not yet written.
     fn new(sent: u32, length: u32, pending: u32) -> Self {
-        let done = Way {
+        let at_rest = |direction| Way {
+            direction,
             length: sent + length,
             unacknowledged: sent,
             next: sent,
@@ -189,33 +221,58 @@ impl World {
             written: sent,
             heard: sent,
             arrived: sent,
-            noted: sent,
             ..Way::default()
         };
-        let up = Way { heard: sent - pending, arrived: sent - pending, noted: sent - pending, ..done };
-        let down = Way {
-            length: sent + length,
-            unacknowledged: sent,
-            next: sent,
-            received: sent,
-            read: sent,
-            written: sent,
-            heard: sent,
-            arrived: sent,
-            noted: sent,
-            ..Way::default()
+        let up = Way { heard: sent - pending, arrived: sent - pending, ..at_rest(UP) };
+        Self { up, down: at_rest(DOWN), flow: None, relays: 0 }
+    }
+
+    /// The entries that the daemon would install now.
+    fn agreed(&self) -> PlainFlow {
+        let handshake = Handshake { flags: ESTABLISHED, ..Handshake::default() };
+        let info = TcpInfo {
+            state: TcpInfo::ESTABLISHED,
+            announced_mss: 1400,
+            path_mtu: 1500,
+            ..TcpInfo::default()
         };
-        Self { up, down, flow: false, relays: 0 }
+        // A leg's peer sends on one way, and what the socket sends to it comes from the other.
+        let leg = |from: &Way, to: &Way, number: u16| Leg {
+            local: ([192, 0, 2, 1], 443 + number).into(),
+            peer: ([198, 51, 100, 1], 443 + number).into(),
+            device: 1,
+            handshake,
+            info,
+            clock: 0,
+            read: from.read.into(),
+            written: to.written.into(),
+            unacknowledged: to.written - to.heard,
+        };
+        let (client, backend) = (leg(&self.up, &self.down, 0), leg(&self.down, &self.up, 1));
+        let (bytes_up, bytes_down) = (self.up.read.into(), self.down.read.into());
+        let account = Account { bytes_up, bytes_down, ..Account::default() };
+        let pair = agree(&client, &backend, &account).unwrap();
+        PlainFlow::new(Some(pair.up), Some(pair.down))
+    }
+
+    /// Both entries as user space reads them, or empty ones before the flow is there.
+    fn entries(&self) -> Sides<Flow> {
+        let Some(flow) = &self.flow else { return Sides::default() };
+        let (mut up, mut down) = (entry(flow, UP).get(), entry(flow, DOWN).get());
+        up.settle(&down);
+        down.settle(&up);
+        Sides { client: up, backend: down }
     }
 
     fn numbers(&self) -> Numbers {
+        let Sides { client: up, backend: down } = self.entries();
         Numbers {
             received: Sides { client: self.up.received, backend: self.down.received },
             acknowledged: Sides {
-                client: self.down.noted.max(self.down.heard),
-                backend: self.up.noted.max(self.up.heard),
+                client: up.acked.max(self.down.heard),
+                backend: down.acked.max(self.up.heard),
             },
-            ended: false,
+            ended: up.is_reset() || down.is_reset(),
             gone: false,
         }
     }
@@ -224,7 +281,7 @@ impl World {
     fn perform(&mut self, action: Action) -> Event {
         match action {
             Action::Install => {
-                self.flow = true;
+                self.flow = Some(self.agreed());
                 Event::Installed
             }
             Action::Relay => {
@@ -265,15 +322,15 @@ fn run(world: &mut World, machine: &mut Handover, script: &Script, actions: usiz
     for turn in 0..actions {
         for &(is_up, step) in script.get(turn).unwrap_or(&calm) {
             let way = if is_up { &mut world.up } else { &mut world.down };
-            way.step(step, world.flow, true);
+            way.step(step, world.flow.as_ref(), true);
         }
         if let Action::End(outcome) = action {
             return Some(outcome);
         }
         // Past the script nothing is lost any more.
         if turn >= script.len() {
-            world.up.settle(world.flow, true);
-            world.down.settle(world.flow, true);
+            world.up.settle(world.flow.as_ref(), true);
+            world.down.settle(world.flow.as_ref(), true);
         }
         let event = world.perform(action);
         action = machine.next(event);
@@ -300,9 +357,15 @@ proptest! {
         // The sockets are gone; the peers alone must be able to finish.
         for way in [&mut world.up, &mut world.down] {
             prop_assert!(way.in_path.is_empty());
-            way.settle(true, false);
+            way.settle(world.flow.as_ref(), false);
             prop_assert_eq!(way.arrived, way.length);
             prop_assert_eq!(way.unacknowledged, way.length);
+        }
+        // And the flow has counted every byte once.
+        let Sides { client: up, backend: down } = world.entries();
+        for (way, sender, receiver) in [(&world.up, up, down), (&world.down, down, up)] {
+            prop_assert_eq!(sender.bytes(), u64::from(way.length));
+            prop_assert_eq!(receiver.acked, way.length);
         }
     }
 
@@ -316,7 +379,7 @@ proptest! {
         // one needs no daemon.
         if outcome == Some(Outcome::Carried) {
             for way in [&mut world.up, &mut world.down] {
-                way.settle(true, false);
+                way.settle(world.flow.as_ref(), false);
                 prop_assert_eq!(way.arrived, way.length);
             }
         } else {
