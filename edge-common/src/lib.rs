@@ -9,6 +9,7 @@ extern crate std;
 
 pub mod flow;
 mod layout;
+#[expect(clippy::inline_always, reason = "calls of the packet programs share 512 bytes of stack")]
 pub mod rules;
 pub mod shield;
 pub mod sockmap;

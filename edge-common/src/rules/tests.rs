@@ -48,7 +48,11 @@ impl Forgery {
 
 fn forgery() -> impl Strategy<Value = Forgery> {
     let flags = (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(fin, rst, ack)| {
-        u8::from(fin) * TCP_FIN | u8::from(rst) * TCP_RST | u8::from(ack) * TCP_ACK
+        [(fin, TCP_FIN), (rst, TCP_RST), (ack, TCP_ACK)]
+            .iter()
+            .filter(|(is_set, _)| *is_set)
+            .map(|(_, flag)| flag)
+            .sum()
     });
     // An acknowledgement far behind is late, not forged; only one far ahead is impossible.
     (0..2_u8, FAR..u32::MAX - FAR, FAR..FAR << 8, 0..1400_u32, 0..1_u32 << 30, flags, any::<bool>()).prop_map(
@@ -96,7 +100,7 @@ proptest! {
     fn an_honest_connection_is_followed_to_its_end(opening in Opening::any(), script in Turn::script()) {
         let mut conversation = Conversation::new(&opening);
         for turn in &script {
-            let before = both(conversation.flow()).map(|entry| entry.get());
+            let before = both(conversation.flow()).map(PlainEntry::get);
             conversation.step(turn);
             for (before, entry) in before.iter().zip(both(conversation.flow())) {
                 let now = entry.get();

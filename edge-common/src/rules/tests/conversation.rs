@@ -113,6 +113,8 @@ struct Side {
     /// The highest position that the other side's window allows.
     allowed: u64,
     received: u64,
+    /// The highest acknowledgement that it has sent.
+    announced: u64,
     /// The position of its FIN, once it has sent that.
     fin: Option<u64>,
     in_flight: Vec<Piece>,
@@ -218,6 +220,7 @@ impl Conversation {
     fn push(&mut self, side: u8, start: u64, data: u32, fin: bool) {
         let own = &mut self.sides[usize::from(side)];
         let ack = own.received;
+        own.announced = ack;
         own.in_flight.push(Piece { start, data, fin, ack });
     }
 
@@ -244,6 +247,11 @@ impl Conversation {
         assert!(!is_new || entry.get().position == piece.end(), "new data of an honest sender: {segment:?}");
 
         let receiver = &mut self.sides[usize::from(side ^ 1)];
+        // Nothing in a segment counts that lies before the window, its acknowledgement neither (RFC 9293 §3.10.7.4;
+        // `tcp_sequence` of `net/ipv4/tcp_input.c`).
+        if piece.end() < receiver.announced {
+            return;
+        }
         if piece.start <= receiver.received {
             receiver.received = receiver.received.max(piece.end());
         }
