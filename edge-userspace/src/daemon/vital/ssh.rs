@@ -53,12 +53,12 @@ fn read() -> BTreeSet<u16> {
     ports.extend(files.into_iter().filter_map(text).flat_map(|text| configured(&text)));
     let units =
         UNIT_DIRECTORIES.iter().flat_map(|directory| UNITS.map(|unit| Path::new(directory).join(unit)));
-    let parts = units.flat_map(|unit| {
+    let settings = units.flat_map(|unit| {
         let mut drop_ins = unit.clone().into_os_string();
         drop_ins.push(".d");
         [unit].into_iter().chain(within(Path::new(&drop_ins)))
     });
-    ports.extend(parts.filter_map(text).flat_map(|text| activated(&text)));
+    ports.extend(settings.filter_map(text).flat_map(|text| activated(&text)));
     ports
 }
 
