@@ -10,7 +10,7 @@ use lab::{
     Context, Edged, Host, Lab, Result,
     certificates::Authority,
     ensure,
-    peers::{Mariadb, Nginx, Postfix, Postgres, Sshd},
+    peers::{Apache, Mariadb, Nginx, Postfix, Postgres, Sshd},
     require::{self, Need},
     service::{self, Service},
     stream,
@@ -207,6 +207,54 @@ fn postfix_behind_proxy_headers_neither_notices_nor_stops_to_greet() -> Result<(
             let mut greeting = [0; 4];
             std::io::Read::read_exact(&mut client, &mut greeting)?;
             ensure!(&greeting == b"220 ", "{version}: {:?}", greeting.escape_ascii().to_string());
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn apache_behind_proxy_headers_sees_clients_and_no_check_of_its_port() -> Result<()> {
+    if !require::all(&[Need::Program("apache2", "apache2-bin"), Need::Program("curl", "curl")]) {
+        return Ok(());
+    }
+    for version in ["v1", "v2"] {
+        case(|lab| {
+            let authority = Authority::new(lab)?;
+            let certificate = authority.issue(lab, &["web.example"])?;
+            let to = lab.home_at(1443);
+            let apache = Apache::behind_proxy(&lab.home, to, &certificate)?;
+            let pool = |kind: &str| {
+                format!(
+                    "[[pool]]\nname = \"web\"\nproxy_protocol = \"{version}\"\n{}\n[[pool.backend]]\nto = \"{to}\"\n\
+                     [[route]]\nhost = \"web.example\"\nto = \"web\"\n",
+                    often(kind)
+                )
+            };
+            let edged = Edged::start(lab, &pool("tcp"))?;
+            until_state(&edged, "web", "up")?;
+            let quiet = apache.log()?;
+            checked(lab, CHECKS)?;
+            ensure!(apache.log()? == quiet, "{version}: {}", apache.log()?);
+            // A check that speaks is a client to it, with a header that it takes.
+            edged.rewrite(&pool("auto"))?;
+            edged.edgectl().text(&["reload"])?;
+            let before = until_state(&edged, "web", "up")?;
+            wait::until_ok("a check in TLS", SOON, || {
+                let backend = backend(&edged, "web")?;
+                ensure!(backend["last_success_at"] != before["last_success_at"], "{backend}");
+                Ok(())
+            })?;
+            ensure!(backend(&edged, "web")?["last_error"].is_null(), "{}", backend(&edged, "web")?);
+            let mut curl = std::process::Command::new("curl");
+            curl.args(["-sS", "-w", " %{local_ip}", "--cacert"]).arg(&authority.file);
+            curl.args(["--connect-to", &format!("::{}", lab.edge.at(443)), "https://web.example/index.html"]);
+            let answer = lab.client.text_of(curl)?;
+            let client = answer.strip_prefix("from Apache ").with_context(|| answer.clone())?;
+            let seen =
+                wait::until_ok("Apache's log", SOON, || apache.clients()?.pop().context("no request"))?;
+            ensure!(seen == ["/index.html", client, &EDGE_INSIDE.to_string()], "{version}: {seen:?}");
+            ensure!(!apache.log()?.contains("remoteip:error"), "{version}: {}", apache.log()?);
             Ok(())
         })?;
     }

@@ -1,6 +1,11 @@
 //! No block cuts off home, a tunnel or an operator by accident.
 
-use lab::{Context, Edged, Result, ensure, service};
+use lab::{
+    Context, Edged, Result, ensure,
+    peers::Sshd,
+    require::{self, Need},
+    service,
+};
 
 use crate::{
     case, echo_once,
@@ -30,6 +35,21 @@ fn an_operator_who_is_logged_in_by_ssh_is_not_blocked() -> Result<()> {
         ensure!(edgectl.list("block")?.is_empty(), "something is blocked");
         edgectl.text(&["block", "add", &v4.to_string(), "--force"])?;
         edgectl.text(&["block", "remove", &v4.to_string()])?;
+        Ok(())
+    })
+}
+
+#[test]
+fn an_sshd_with_a_file_of_its_own_is_found_by_its_command_line() -> Result<()> {
+    if !require::all(&[Need::Program("sshd", "openssh-server")]) {
+        return Ok(());
+    }
+    case(|lab| {
+        let _sshd = Sshd::start(&lab.edge, lab.edge.at(2022))?;
+        let daemon = edged(lab, "")?;
+        let _session = lab.client.connect(lab.edge.at(2022))?;
+        let complaint = daemon.edgectl().refused(1, &["block", "add", &lab.client.v4.to_string()])?;
+        ensure!(complaint.contains("an SSH session (port 2022)"), "{complaint}");
         Ok(())
     })
 }

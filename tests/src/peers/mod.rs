@@ -1,5 +1,6 @@
 //! Real servers and proxies that run on hosts of the lab, each with a configuration written for the case.
 
+mod apache;
 mod caddy;
 mod haproxy;
 mod lego;
@@ -11,6 +12,7 @@ mod postgres;
 mod prometheus;
 mod sshd;
 
+pub use apache::Apache;
 pub use caddy::Caddy;
 pub use haproxy::Haproxy;
 pub use lego::Lego;

@@ -1,12 +1,28 @@
-//! By which ports operators log in: sshd's own file says it. Whose a socket is, the kernel does not tell a daemon without
-//! rights.
+//! By which ports operators log in: as sshd's own files say, its command line, and the units of systemd that listen for
+//! it. Whose a socket is, the kernel does not tell a daemon without rights.
+//!
+//! Other programs' command lines are hidden from a service with `ProtectProc=invisible`, as edged.service has it.
 
-use std::{collections::BTreeSet, fs, path::PathBuf, sync::OnceLock};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
 
 /// What sshd listens on where nothing else is said, and what other SSH servers do.
 const USUAL: u16 = 22;
 const FILE: &str = "/etc/ssh/sshd_config";
 const DIRECTORY: &str = "/etc/ssh/sshd_config.d";
+/// Units of socket activation, and where systemd looks for them and for their drop-ins (systemd.unit(5)).
+const UNITS: [&str; 2] = ["ssh.socket", "sshd.socket"];
+const UNIT_DIRECTORIES: [&str; 5] = [
+    "/etc/systemd/system",
+    "/run/systemd/system",
+    "/run/systemd/generator",
+    "/usr/lib/systemd/system",
+    "/lib/systemd/system",
+];
 
 /// The ports as read with root's rights: some distributions keep the file to root.
 static AT_START: OnceLock<BTreeSet<u16>> = OnceLock::new();
@@ -26,9 +42,77 @@ pub(super) fn ports() -> BTreeSet<u16> {
 
 fn read() -> BTreeSet<u16> {
     let mut files = vec![PathBuf::from(FILE)];
-    files.extend(fs::read_dir(DIRECTORY).into_iter().flatten().flatten().map(|entry| entry.path()));
-    let texts = files.iter().filter_map(|file| fs::read_to_string(file).ok());
-    texts.flat_map(|text| configured(&text)).collect()
+    files.extend(within(Path::new(DIRECTORY)));
+    let mut ports = BTreeSet::new();
+    for command in commands() {
+        let Started { given, file } = started(&command);
+        ports.extend(given);
+        files.extend(file);
+    }
+    let text = |file: PathBuf| fs::read_to_string(file).ok();
+    ports.extend(files.into_iter().filter_map(text).flat_map(|text| configured(&text)));
+    let units =
+        UNIT_DIRECTORIES.iter().flat_map(|directory| UNITS.map(|unit| Path::new(directory).join(unit)));
+    let settings = units.flat_map(|unit| {
+        let mut drop_ins = unit.clone().into_os_string();
+        drop_ins.push(".d");
+        [unit].into_iter().chain(within(Path::new(&drop_ins)))
+    });
+    ports.extend(settings.filter_map(text).flat_map(|text| activated(&text)));
+    ports
+}
+
+/// The entries of a directory; none if it cannot be read.
+fn within(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+/// The command lines of sshd, as far as they are to be seen.
+fn commands() -> Vec<String> {
+    let of = |process: PathBuf| {
+        let is_sshd = fs::read_to_string(process.join("comm")).is_ok_and(|name| name.trim_end() == "sshd");
+        is_sshd.then(|| fs::read(process.join("cmdline")).ok())?
+    };
+    let text = |line: Vec<u8>| String::from_utf8_lossy(&line).into_owned();
+    within(Path::new("/proc")).filter_map(of).map(text).collect()
+}
+
+/// What sshd was started with.
+#[derive(Debug, Default, PartialEq)]
+struct Started {
+    given: Vec<u16>,
+    file: Option<PathBuf>,
+}
+
+/// `-p`, `-o` and `-f` of sshd(8), each with its value attached or in the next word. A listening sshd shows its words with
+/// spaces between them, in a title of its own.
+fn started(command: &str) -> Started {
+    let mut found = Started::default();
+    let mut words = command.split(['\0', ' ']);
+    while let Some(word) = words.next() {
+        let Some((option, attached)) = word.split_at_checked(2) else { continue };
+        let mut value =
+            || if attached.is_empty() { words.next().map(str::to_owned) } else { Some(attached.to_owned()) };
+        match option {
+            "-p" => found.given.extend(value().and_then(|port| port.parse::<u16>().ok())),
+            "-o" => found.given.extend(value().iter().flat_map(|line| configured(line))),
+            "-f" => found.file = value().map(PathBuf::from),
+            _ => {}
+        }
+    }
+    found
+}
+
+/// `ListenStream` of systemd.socket(5): a port, or an address with one.
+fn activated(text: &str) -> Vec<u16> {
+    let port = |line: &str| {
+        let (key, value) = line.trim().split_once('=')?;
+        let value = value.trim();
+        let is_other = value.starts_with(['/', '@']) || value.starts_with("vsock:");
+        let port = value.rsplit_once(':').map_or(value, |(_, port)| port);
+        (key.trim() == "ListenStream" && !is_other).then(|| port.parse().ok())?
+    };
+    text.lines().filter_map(port).collect()
 }
 
 /// `Port` and `ListenAddress` of `sshd_config(5)`.
@@ -58,5 +142,23 @@ mod tests {
         let text = "#Port 21\nPort 2222\n  port=\"2200\"\nListenAddress 192.0.2.1:2201\nListenAddress [2001:db8::1]:2202\n\
                     ListenAddress 2001:db8::1\nListenAddress 0.0.0.0\nListenAddress host:2203 rdomain x\nPort\nPort x\n";
         assert_eq!(configured(text), [2222, 2200, 2201, 2202, 2203]);
+    }
+
+    #[test]
+    fn a_command_line_says_more_than_the_file() {
+        let line = "sshd: /usr/sbin/sshd -D -p 2222 -p2223 -o Port=2224 -oPort=2225 -f /etc/other [listener] 0 of 10-100 startups";
+        for line in [line.to_owned(), line.replace(' ', "\0")] {
+            let found = started(&line);
+            assert_eq!((found.given, found.file), (vec![2222, 2223, 2224, 2225], Some("/etc/other".into())));
+        }
+        assert_eq!(started("sshd: root@pts/0"), Started::default());
+        assert_eq!(started("sshd -p"), Started::default());
+    }
+
+    #[test]
+    fn units_that_listen_for_sshd_are_read() {
+        let text = "[Socket]\nListenStream=\nListenStream=2222\n ListenStream = 0.0.0.0:2223\nListenStream=[::]:2224\n\
+                    ListenStream=/run/ssh.sock\nListenStream=vsock::22\nAccept=no\n#ListenStream=9\n";
+        assert_eq!(activated(text), [2222, 2223, 2224]);
     }
 }
