@@ -52,7 +52,7 @@ static PEERS: SockHash<u64, { MAX_LEGS as usize }> = SockHash::new();
 static SOURCES: SockHash<u64, { MAX_LEGS as usize }> = SockHash::new();
 /// Cookies of legs whose flags have changed.
 #[btf_map]
-static NOTICES: RingBuf<u64, { NOTICE_BYTES as usize }> = RingBuf::new();
+static NOTICES: RingBuf<(), { NOTICE_BYTES as usize }> = RingBuf::new();
 #[btf_map]
 static BEGINNINGS: SkStorage<Beginning> = SkStorage::new();
 
@@ -165,7 +165,7 @@ fn break_off(leg: Shared<Leg>, cookie: u64) -> u32 {
 #[inline(always)]
 fn notify(cookie: u64) {
     // The ring has room for a notice of every leg.
-    let _ = NOTICES.output(cookie, 0);
+    let _ = NOTICES.output_untyped::<u64>(cookie, 0);
 }
 
 #[sock_ops]

@@ -1,8 +1,13 @@
 //! The daemon without the kernel's help, and the state that it leaves in the kernel when it is killed.
 
-use std::net::TcpStream;
+use std::{net::TcpStream, path::Path, process::Command};
 
-use lab::{Edged, Lab, Result, ensure, hello::ClientHello, service, stream};
+use lab::{
+    Context, Edged, Lab, Result, ensure,
+    hello::ClientHello,
+    require::{self, Need, find},
+    service, stream,
+};
 
 use crate::{case, echo_once, greeting};
 
@@ -25,6 +30,35 @@ fn without_the_rights_for_bpf_it_serves_on_sockets() -> Result<()> {
         ensure!(log.contains("CAP_BPF"), "the log does not say what is missing: {log}");
         Ok(())
     })
+}
+
+#[test]
+fn bpftool_loads_every_object() -> Result<()> {
+    if !require::all(&[Need::Namespaces, Need::Program("bpftool", "bpftool")]) {
+        return Ok(());
+    }
+    let objects = Path::new(env!("CARGO_MANIFEST_DIR")).join("../edge-userspace/bpf");
+    let pins = format!("/sys/fs/bpf/edge-lab-{}", std::process::id());
+    let bpftool = find("bpftool").context("no bpftool")?;
+    let mut loaded = 0;
+    for object in std::fs::read_dir(&objects)? {
+        let object = object?.path();
+        if object.extension().is_none_or(|extension| extension != "o") {
+            continue;
+        }
+        let mut command = Command::new(&bpftool);
+        let output = command.args(["prog", "loadall"]).arg(&object).arg(&pins).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if let Err(error) = std::fs::remove_dir_all(&pins)
+            && output.status.success()
+        {
+            return Err(error).context(pins);
+        }
+        ensure!(output.status.success(), "{}: {said}", object.display());
+        loaded += 1;
+    }
+    ensure!(loaded == 3, "{loaded} objects");
+    Ok(())
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod newer;
 /// Debian packages with the peers that the lab and the demo talk to.
 const PACKAGES: &[&str] = &[
     "apache2-bin",
+    "bpftool",
     "ca-certificates",
     "caddy",
     "chromium",
