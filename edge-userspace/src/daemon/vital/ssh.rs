@@ -1,11 +1,13 @@
-//! By which ports operators log in: as sshd's own files say, its command line, and the units of systemd that listen for
-//! it. Whose a socket is, the kernel does not tell a daemon without rights.
+//! The ports on which operators log in: from sshd's configuration files, its command line, and the systemd units that
+//! listen for it. Without privileges edged cannot find out which program a socket belongs to.
 //!
-//! Other programs' command lines are hidden from a service with `ProtectProc=invisible`, as edged.service has it.
+//! Under edged.service other programs' command lines are hidden (`ProtectProc=invisible`).
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs::{self, OpenOptions},
+    io::Read as _,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::OnceLock,
 };
@@ -23,6 +25,9 @@ const UNIT_DIRECTORIES: [&str; 5] = [
     "/usr/lib/systemd/system",
     "/lib/systemd/system",
 ];
+
+/// Configuration files of sshd are shorter.
+const LONGEST: u64 = 1 << 20;
 
 /// The ports as read with root's rights: some distributions keep the file to root.
 static AT_START: OnceLock<BTreeSet<u16>> = OnceLock::new();
@@ -49,7 +54,6 @@ fn read() -> BTreeSet<u16> {
         ports.extend(given);
         files.extend(file);
     }
-    let text = |file: PathBuf| fs::read_to_string(file).ok();
     ports.extend(files.into_iter().filter_map(text).flat_map(|text| configured(&text)));
     let units =
         UNIT_DIRECTORIES.iter().flat_map(|directory| UNITS.map(|unit| Path::new(directory).join(unit)));
@@ -62,19 +66,36 @@ fn read() -> BTreeSet<u16> {
     ports
 }
 
+/// The text of a plain file. Never waits: the name may be that of a pipe or a device.
+fn text(path: PathBuf) -> Option<String> {
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).ok()?;
+    let mut text = String::new();
+    file.metadata().ok()?.is_file().then(|| file.take(LONGEST).read_to_string(&mut text).ok())??;
+    Some(text)
+}
+
 /// The entries of a directory; none if it cannot be read.
 fn within(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
-/// The command lines of sshd, as far as they are to be seen.
+/// The command lines of root's sshd processes that edged can see. Any user may give a program that name.
 fn commands() -> Vec<String> {
     let of = |process: PathBuf| {
         let is_sshd = fs::read_to_string(process.join("comm")).is_ok_and(|name| name.trim_end() == "sshd");
-        is_sshd.then(|| fs::read(process.join("cmdline")).ok())?
+        let is_roots = || fs::read_to_string(process.join("status")).is_ok_and(|status| is_roots(&status));
+        (is_sshd && is_roots()).then(|| fs::read(process.join("cmdline")).ok())?
     };
     let text = |line: Vec<u8>| String::from_utf8_lossy(&line).into_owned();
     within(Path::new("/proc")).filter_map(of).map(text).collect()
+}
+
+/// Whether all four user ids of a process are root's, by its `status` in `/proc` (`proc_pid_status(5)`). The owner of its
+/// directory says less: it is root for every process that may not be traced.
+fn is_roots(status: &str) -> bool {
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    ids.is_some_and(|ids| ids.split_whitespace().all(|id| id == "0"))
 }
 
 /// What sshd was started with.
@@ -84,8 +105,8 @@ struct Started {
     file: Option<PathBuf>,
 }
 
-/// `-p`, `-o` and `-f` of sshd(8), each with its value attached or in the next word. A listening sshd shows its words with
-/// spaces between them, in a title of its own.
+/// `-p`, `-o` and `-f` of sshd(8), each with its value attached or in the next word. A listening sshd replaces its
+/// command line with a title, in which spaces separate the words.
 fn started(command: &str) -> Started {
     let mut found = Started::default();
     let mut words = command.split(['\0', ' ']);
@@ -142,6 +163,24 @@ mod tests {
         let text = "#Port 21\nPort 2222\n  port=\"2200\"\nListenAddress 192.0.2.1:2201\nListenAddress [2001:db8::1]:2202\n\
                     ListenAddress 2001:db8::1\nListenAddress 0.0.0.0\nListenAddress host:2203 rdomain x\nPort\nPort x\n";
         assert_eq!(configured(text), [2222, 2200, 2201, 2202, 2203]);
+    }
+
+    #[test]
+    fn only_roots_sshd_counts() {
+        assert!(is_roots("Name:\tsshd\nUid:\t0\t0\t0\t0\nGid:\t33\t33\t33\t33\n"));
+        assert!(!is_roots("Name:\tsshd\nUid:\t33\t0\t33\t33\n"));
+        assert!(!is_roots("Name:\tsshd\n"));
+    }
+
+    #[test]
+    fn what_is_no_plain_file_is_not_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("sshd_config");
+        fs::write(&path, "Port 2222\n").unwrap();
+        assert_eq!(text(path).as_deref(), Some("Port 2222\n"));
+        for other in ["/dev/zero", "/dev/null", "/proc", "/nowhere"] {
+            assert_eq!(text(other.into()), None, "{other}");
+        }
     }
 
     #[test]
