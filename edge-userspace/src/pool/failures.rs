@@ -1,4 +1,4 @@
-//! How often connecting to a backend failed, by why.
+//! Counts of failed connections to a backend, by reason.
 
 use std::{
     io::ErrorKind,
@@ -18,7 +18,7 @@ pub enum Failure {
     Local,
     /// It refused: nothing listens on its port.
     Refused,
-    /// No way leads there, or something on the way said so.
+    /// No route leads to it, or a router reported it unreachable.
     Unreachable,
     /// It did not answer in time.
     Timeout,
@@ -85,7 +85,7 @@ impl Failures {
         self.0[failure as usize].fetch_add(1, Relaxed);
     }
 
-    /// Those that there were.
+    /// The reasons that have occurred, with their counts.
     pub fn counts(&self) -> impl Iterator<Item = (Failure, u64)> {
         let counts =
             Failure::ALL.into_iter().map(|failure| (failure, self.0[failure as usize].load(Relaxed)));

@@ -7,11 +7,14 @@ use super::{HostName, HostNameError};
 /// What stands for the part of the client's name.
 const PLACE: &str = "{label}";
 
+/// Top-level domains of home networks: nobody can register a name in them (RFC 6762 appendix G, RFC 2606).
+const PRIVATE: [&str; 8] = ["home", "internal", "intranet", "lan", "local", "localdomain", "private", "test"];
+
 /// A name with one `{label}` in front of a fixed suffix.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LabelName {
     before: Arc<str>,
-    /// From behind `{label}` to the end: whatever the client says, the name is below this.
+    /// The text after `{label}`, with the suffix that every name ends in, whatever the client asks for.
     after: Arc<str>,
 }
 
@@ -27,7 +30,7 @@ pub enum LabelNameError {
     #[error("expected one {{label}}, like \"{{label}}.home.arpa:443\"")]
     Braces,
     /// What it makes is no name.
-    #[error("with a label in it, it is no host name: {0}")]
+    #[error("with `{{label}}` replaced, this is not a host name: {0}")]
     Name(#[from] HostNameError),
 }
 
@@ -54,7 +57,10 @@ impl FromStr for LabelName {
         let suffix = after.split_once('.').map_or("", |(_, suffix)| suffix);
         let last = suffix.rsplit('.').next().unwrap_or_default();
         // A name that ends in a number is none, and `{label}.1.2.3` might be an address.
-        if last.bytes().all(|byte| byte.is_ascii_digit()) {
+        let is_number = last.bytes().all(|byte| byte.is_ascii_digit());
+        // Below a public top-level domain a client's owner could register the name.
+        let is_public = last == suffix && !PRIVATE.iter().any(|private| suffix.eq_ignore_ascii_case(private));
+        if is_number || is_public {
             return Err(LabelNameError::NoSuffix);
         }
         let example: HostName = format!("{before}x{after}").parse()?;
@@ -81,15 +87,25 @@ mod tests {
         assert_eq!(plain.name("cloud").unwrap().as_str(), "cloud.home.arpa");
         assert_eq!(plain.name("a.b").unwrap().as_str(), "a.b.home.arpa");
         assert_eq!(plain.name(&"a".repeat(64)), None);
+        assert_eq!(read("{label}.lan").unwrap().name("nas").unwrap().as_str(), "nas.lan");
         let within = read("web-{label}-1.home.arpa").unwrap();
         assert_eq!(within.name("x").unwrap().as_str(), "web-x-1.home.arpa");
-        for text in ["{label}", "{label}x", "x.{label}", "{label}.", "{label}.1.2.3", "{label}.0"] {
+        for text in [
+            "{label}",
+            "{label}x",
+            "x.{label}",
+            "{label}.",
+            "{label}.1.2.3",
+            "{label}.0",
+            "{label}.com",
+            "{label}-edge.com",
+        ] {
             assert_eq!(read(text), Err(LabelNameError::NoSuffix), "{text}");
         }
         for text in ["{name}.home.arpa", "{label}.{label}.arpa", "{label.home.arpa", "{}.home.arpa"] {
             assert_eq!(read(text), Err(LabelNameError::Braces), "{text}");
         }
         assert!(matches!(read("{label}..arpa"), Err(LabelNameError::Name(_))));
-        assert!(matches!(read("a b{label}.arpa"), Err(LabelNameError::Name(_))));
+        assert!(matches!(read("a b{label}.home.arpa"), Err(LabelNameError::Name(_))));
     }
 }

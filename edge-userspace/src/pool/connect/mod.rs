@@ -45,8 +45,8 @@ pub enum ConnectError {
     /// All are drained or have weight 0.
     #[error("every backend of the pool is drained; `edgectl backends ready TO` brings one back")]
     Drained,
-    /// All that are not have as many connections as they may have.
-    #[error("every backend of the pool {0} has as many connections as its `connections` allows")]
+    /// Every backend that is not drained is at its limit of `connections`.
+    #[error("every backend of the pool {0} is at its limit: raise `connections`, or add a backend")]
     Full(Arc<str>),
     /// The name has no address yet.
     #[error("{0} has no address: its name does not resolve")]
@@ -151,7 +151,7 @@ impl ConnectError {
         )
     }
 
-    /// Whether clients can cause it with any name that they make up: nothing to be warned of each time.
+    /// Whether any client can cause it with an invented name; then it is not worth a warning each time.
     pub fn is_clients_choice(&self) -> bool {
         matches!(self, Self::NoLabel { .. })
     }
@@ -207,7 +207,7 @@ impl Pool {
             .map_err(|gave_up| gave_up.error)
     }
 
-    /// The same, with a word before each attempt. One that was ready beforehand has heard none.
+    /// The same, with `preparation` of the socket before each attempt. A warm connection is used unprepared.
     pub async fn connect_prepared(
         &self,
         wanted: Wanted<'_>,
@@ -275,7 +275,7 @@ impl Pool {
                     }
                     tracing::debug!(pool = &**self.name(), backend = %backend.id(), %error, "connecting failed");
                     let is_own = backend.labels().is_none();
-                    let first = backend.addresses(default_port).first().copied().filter(|_| is_own);
+                    let first = is_own.then(|| backend.addresses(default_port).first().copied()).flatten();
                     last = Some((error, first.map(SocketName::from)));
                 }
             }

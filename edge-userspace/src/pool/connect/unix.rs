@@ -1,11 +1,11 @@
 //! Connects to a Unix socket, and finds out whether a program has one open without connecting.
 //!
-//! The kernel connects at once or not at all: `connect` says that the file is missing, that no program holds it any
-//! more, or that its mode keeps this user out. When the program's backlog is full it says `EAGAIN` (unix(7)), and there is
-//! no event for its end; such a connection is tried again until its time is over.
+//! `connect` succeeds or fails at once: the file is missing, no program has the socket open any more, or its mode keeps
+//! this user out. If the program's backlog is full, it fails with `EAGAIN` (unix(7)), and no event reports free room;
+//! such a connection is tried again until its time is over.
 //!
-//! The socket is a [`TcpStream`] of tokio as every other backend's: what reads, writes and waits there is the same for
-//! both kinds. Socket options of TCP fail on it, which their callers allow for.
+//! The socket is wrapped in tokio's [`TcpStream`], like every other backend's, so that the same code carries both.
+//! TCP's socket options fail on it; their callers allow for that.
 
 use std::{io, time::Duration};
 
@@ -37,9 +37,9 @@ pub(super) async fn connect(path: &UnixPath, limit: Duration) -> Result<TcpStrea
     }
 }
 
-/// Whether a program has the socket open and this user may connect to it. The program sees nothing of it: a datagram
-/// socket that connects to a stream socket gets as far as the comparison of their types (`unix_find_other` in
-/// `net/unix/af_unix.c`), and is told `EPROTOTYPE` instead of what a stream socket would have been told.
+/// Whether a program has the socket open and this user may connect to it. The program does not notice: when a
+/// datagram socket connects to a stream socket, the kernel checks path and permission as for a connection, and then
+/// fails with `EPROTOTYPE` because the types differ (`unix_find_other` in `net/unix/af_unix.c`).
 pub fn look(path: &UnixPath) -> Result<(), ConnectError> {
     let failed = |error| ConnectError::Unix { path: path.clone(), error };
     let socket = Socket::new(Domain::UNIX, Type::DGRAM.nonblocking(), None).map_err(failed)?;
@@ -65,8 +65,8 @@ pub(super) fn explain(error: &io::Error) -> String {
                                              search permission (x) on every directory of the path, for example as a member \
                                              of the socket's group (`usermod -aG GROUP edge`, then restart edged)"
             .to_owned(),
-        Some(libc::EAGAIN) => "its program accepts no connections: the backlog is full".to_owned(),
-        Some(libc::EPROTOTYPE) => "it is a socket of another type; edge needs a stream socket".to_owned(),
+        Some(libc::EAGAIN) => "its backlog is full: restart its program or raise its backlog".to_owned(),
+        Some(libc::EPROTOTYPE) => "it is of another type: let its program use a stream socket".to_owned(),
         _ => error.to_string(),
     }
 }

@@ -10,7 +10,8 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::{pool::Endpoint, source::source_of, spec::HostName};
 
-/// Names remembered for one target. More than a home has; the one that was not used for longest makes room.
+/// Names remembered for one target, more than a home has. Names without an address make room first, then the least
+/// recently used.
 pub(super) const MAX_NAMES: usize = 1024;
 /// Lookups at once for one target.
 pub(super) const MAX_LOOKUPS: usize = 64;

@@ -12,6 +12,7 @@ use std::{
 
 use tokio::{
     runtime::Handle,
+    sync::Notify,
     time::{Instant, timeout},
 };
 
@@ -25,20 +26,22 @@ use crate::{
     spec::{HostName, LabelName},
 };
 
-/// How long a lookup may take: longer than the resolver's own patience with two silent servers.
+/// How long a lookup may take: longer than the resolver waits for two silent servers.
 const LONGEST: Duration = Duration::from_secs(15);
 
 /// The names of one target.
 pub(in crate::pool) struct Labels {
     template: LabelName,
     desk: Mutex<Desk>,
+    /// A lookup has ended: one client that waits for its turn may look again.
+    room: Notify,
     /// Who looks up, and where; `None` until [`Labels::set_resolver`].
     resolver: Mutex<Option<(Arc<Resolver>, Handle)>>,
 }
 
 impl Labels {
     pub(in crate::pool) fn new(template: LabelName) -> Self {
-        Self { template, desk: Mutex::default(), resolver: Mutex::default() }
+        Self { template, desk: Mutex::default(), room: Notify::new(), resolver: Mutex::default() }
     }
 
     /// Looks names up by this resolver from now on, on the runtime that this is called in.
@@ -54,13 +57,14 @@ impl Labels {
     /// the name servers do.
     pub(in crate::pool) async fn resolve(self: &Arc<Self>, label: &str, client: IpAddr) -> Answer {
         let Some(name) = self.template.name(label) else {
-            return Err("the name would be longer than names are".into());
+            return Err("with this label the name is longer than DNS allows".into());
         };
         loop {
             let look = lock(&self.desk).look(&name, client, Instant::now());
             match look {
                 Look::Answer(answer) => return answer,
-                Look::Busy => return Err(format!("{name}: too many names are being looked up").into()),
+                // Others are under way, and the end of each makes room for one.
+                Look::Busy => self.room.notified().await,
                 Look::Ask => self.ask(&name),
                 Look::Wait(asked) => {
                     let mut asked = pin!(asked.notified());
@@ -82,7 +86,7 @@ impl Labels {
     fn ask(self: &Arc<Self>, name: &HostName) {
         let Some((resolver, handle)) = lock(&self.resolver).clone() else {
             let outcome = Outcome::Failed("names are not looked up yet".to_owned());
-            return lock(&self.desk).settle(name, outcome, Instant::now());
+            return self.settle(name, outcome);
         };
         let (labels, name) = (Arc::clone(self), name.clone());
         handle.spawn(async move {
@@ -92,8 +96,13 @@ impl Labels {
                 Ok(Err(error)) => Outcome::Failed(error),
                 Err(_) => Outcome::Failed("the name servers do not answer".to_owned()),
             };
-            lock(&labels.desk).settle(&name, outcome, Instant::now());
+            labels.settle(&name, outcome);
         });
+    }
+
+    fn settle(&self, name: &HostName, outcome: Outcome) {
+        lock(&self.desk).settle(name, outcome, Instant::now());
+        self.room.notify_one();
     }
 }
 
