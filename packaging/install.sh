@@ -1,13 +1,13 @@
 #!/bin/sh
-# Installs edge: the Debian package where there is apt, else the static programs and the systemd unit. Checks what it
-# downloads against the release's SHA256SUMS first. To be run again for an upgrade.
+# Installs edge: the Debian package where there is apt, else the static programs and the systemd unit. First verifies
+# the downloaded file against the release's SHA256SUMS. Run it again to upgrade.
 #
 #   sh install.sh                      as root
 #   sh install.sh --archive            the static programs, on Debian too
 #   EDGE_URL=https://… sh install.sh   another place with the files of a release
 #   EDGE_ROOT=/mnt sh install.sh --archive   into another root: nothing is started there
 #
-# Everything is in functions and the last line calls the first: a script that was cut on its way does nothing.
+# Everything is in functions, and the last line calls `main`: a script that was only half downloaded does nothing.
 set -eu
 
 URL=${EDGE_URL:-@URL@}
@@ -38,7 +38,7 @@ download() {
     fi || fail "downloading $URL/$1 failed; nothing was changed"
 }
 
-# The release's file whose name ends like this, by the list of checksums.
+# The name of the release's file that ends with this regular expression, from SHA256SUMS.
 name_of() {
     names=$(sed -n "s/^[0-9a-f]\{64\}  \([A-Za-z0-9._+~-]*$1\)\$/\1/p" "$FOLDER/SHA256SUMS")
     case $names in
@@ -87,7 +87,7 @@ install_archive() {
         systemctl daemon-reload
         # A file that this version does not understand must not end an edge that works.
         if systemctl --quiet is-active edged; then
-            edged --check || fail "the version before runs on: mend the file, then run \`systemctl restart edged\`"
+            "$ROOT/usr/local/bin/edged" --check || fail "the previous version keeps running: fix /etc/edge/edge.toml, then run \`systemctl restart edged\`"
             systemctl restart edged
         fi
     fi

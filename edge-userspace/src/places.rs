@@ -1,7 +1,7 @@
-//! Whether there may be one more connection on a route, or at a backend.
+//! Limits on the concurrent connections of a route or a backend.
 //!
-//! A [`Tally`](crate::tally) shows how many there are, of flows as of the last look at the kernel's table; a limit needs a count
-//! that is exact at every moment.
+//! A [`Tally`](crate::tally) is not enough: it counts flows as of the last scan of the kernel's table, and a limit
+//! needs a count that is exact at every moment.
 
 #![forbid(unsafe_code)]
 
@@ -31,7 +31,7 @@ pub struct Places {
 pub struct Place(Arc<Places>);
 
 impl Places {
-    /// Changes the limit, 0 for none; connections above a lower one go on.
+    /// Changes the limit; 0 means no limit. Connections above a lower limit stay.
     pub fn set_limit(&self, limit: usize) {
         self.limit.store(limit, Relaxed);
     }
@@ -55,7 +55,7 @@ impl Places {
             .then(|| Place(Arc::clone(self)))
     }
 
-    /// One for a connection that lives already, whatever the limit.
+    /// Takes a place for a connection that already exists, whatever the limit.
     pub fn occupy(self: &Arc<Self>) -> Place {
         self.taken.fetch_add(1, AcqRel);
         Place(Arc::clone(self))

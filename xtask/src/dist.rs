@@ -2,7 +2,7 @@
 //! Debian package, a container image and a list of the crates inside; once `install.sh`, `compose.yaml` and
 //! the checksums of all.
 //!
-//! The files of a commit are identical wherever the same tool-chain made them.
+//! Builds are reproducible: the same commit and tool-chain give identical files.
 
 mod archive;
 mod bill;
@@ -39,7 +39,7 @@ pub(crate) struct Dist {
     /// Only for this target
     #[arg(long, value_name = "TRIPLE")]
     target: Vec<String>,
-    /// Where the files of the release will be: install.sh downloads from there unless it is told otherwise
+    /// The URL of the release's files, from which install.sh downloads unless `EDGE_URL` is set
     #[arg(long, value_name = "URL")]
     url: Option<String>,
     /// Then try the package and the image of this machine's architecture, as `cargo xtask test` does

@@ -36,7 +36,7 @@ impl Host {
     }
 }
 
-/// `host`: a name or a list of names. `.example.com` makes two of it.
+/// `host`: a name or a list of names. `.example.com` stands for two hosts.
 pub(super) fn hosts(value: &Value<'_>) -> Option<Vec<Host>> {
     const EXPECTED: &str = r#"a host such as "cloud.example.com", "*.example.com" or "*""#;
     let DeValue::Array(_) = value.get() else {
@@ -91,7 +91,7 @@ impl Seen {
         self.0.is_empty()
     }
 
-    /// Whether no route before has these conditions. If one has, the place of the second is refused.
+    /// Whether no earlier route has these conditions. If one has, reports an error at the second.
     pub(super) fn is_new(
         &mut self,
         table: &Section<'_>,

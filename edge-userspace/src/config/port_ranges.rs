@@ -11,7 +11,8 @@ use super::{
     value::{Value, quoted},
 };
 
-/// The most ports of one range: each takes a socket of every worker, and the service manager keeps 1024 of them.
+/// The most ports of one range. Every worker opens a socket for each port, and systemd keeps at most 1024 sockets
+/// (`FileDescriptorStoreMax` of the unit).
 const MOST_PORTS: usize = 128;
 
 /// An address with a port, or with a range of them such as `[::]:25565-25575`.
@@ -35,7 +36,7 @@ pub(super) fn bind_all(value: &Value<'_>) -> Option<Vec<SocketAddr>> {
                 quoted(text),
                 ports.len()
             ))
-            .hint("each port takes a socket of every worker: name those that are used"),
+            .hint("name only the ports that you use: every worker opens a socket for each"),
         );
     }
     Some(ports.map(|port| SocketAddr::new(ip, port)).collect())

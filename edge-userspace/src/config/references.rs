@@ -172,10 +172,10 @@ impl References {
             (Redirect::Https, _) => "`redirect` changes nothing: this route takes no requests in clear text",
         };
         Err(Refusal::new(message)
-            .hint("leave it out, or write it in the route that takes them from an http listener"))
+            .hint("leave it out, or set it on a route that takes requests on an http listener"))
     }
 
-    /// What `{label}` stands for has to be in the name of every client of the route.
+    /// Refuses a `{label}` target where a host of the route has no `*.` that the label could come from.
     pub(super) fn label<'h>(
         to: &Target,
         hosts: impl IntoIterator<Item = &'h HostPattern>,
@@ -183,14 +183,14 @@ impl References {
         let without = |host: &&HostPattern| !matches!(host, HostPattern::Below(_));
         match hosts.into_iter().find(without) {
             Some(host) if to.has_label() => Err(Refusal::new(format!(
-                "`{{label}}` is what a host like \"*.example.com\" matched, and \"{host}\" has none"
+                "`{{label}}` is what the `*` of a host like \"*.example.com\" matches; \"{host}\" has none"
             ))
             .hint("write the other hosts in a [[route]] of their own")),
             _ => Ok(()),
         }
     }
 
-    /// Tiers that are forced have to be able to carry what comes from the target.
+    /// Refuses a forced tier that cannot carry connections to the target.
     pub(super) fn datapath(&self, forced: Choice, to: &Target) -> Result<(), Refusal> {
         let is_unix = |address: &BackendAddress| address.unix().is_some();
         let leads_to_unix = match to {

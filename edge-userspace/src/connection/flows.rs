@@ -89,7 +89,7 @@ struct Book {
     accounted: HashSet<u64>,
     /// Last counts of flows that were accounted for since the last sweep, by label.
     settled: Vec<(u32, FlowSum)>,
-    /// Places among the connections of a source, where these are limited, of flows that linger too.
+    /// The flows' places in the limit per source, if there is one. Lingering flows keep theirs.
     sources: HashMap<u64, SourceSlot>,
     /// Places on the route and at the backend, of flows that have not ended.
     places: HashMap<u64, [Place; 2]>,
@@ -115,7 +115,7 @@ impl Flows {
         &self.tier
     }
 
-    /// The places of a connection go along with the flow.
+    /// Keeps the places that a connection has taken until its flow ends.
     pub(super) fn keep_places(&self, id: u64, TakenPlaces { source, route, backend }: TakenPlaces) {
         let mut book = lock(&self.book);
         if source.is_counted() {
@@ -128,8 +128,8 @@ impl Flows {
     }
 
     /// Takes over what an earlier daemon left. To be called before connections are accepted; reports that it has not
-    /// read are in `events`. Where connections of a source are limited, its flows take places in `admission`. Each takes its places
-    /// of a route and a backend, limited or not: a reload may set a limit.
+    /// read are in `events`. With `admission`, flows count against the limit per source. Each flow takes a
+    /// place on its route and at its backend even without a limit, since a reload may set one.
     pub fn adopt(
         &self,
         admission: Option<&Arc<Admission>>,

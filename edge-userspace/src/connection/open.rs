@@ -66,7 +66,8 @@ pub(super) struct Opened {
     pub(super) datapath: Choice,
 }
 
-/// What a connection holds of limited numbers. Boxed, since it lives as long as the connection.
+/// The places that a connection takes in the limits of its source, route and backend. Boxed, to keep the future of a
+/// long-lived connection small.
 #[derive(Debug)]
 pub(super) struct TakenPlaces {
     pub(super) source: SourceSlot,
@@ -197,7 +198,7 @@ impl<'a> Opening<'a> {
         Ok((Asking { asked: connection.asks(asked), whole_alpn, tls_version }, received))
     }
 
-    /// Finds where it leads, and its place there; or where the client is sent instead.
+    /// Picks the route and takes a place on it. For a redirect the error has the `location`.
     fn route(&self, asking: &Asking<'_>, received: &Received) -> Result<(Arc<Destination>, Place), Refused> {
         let source = self.connection.client().ip();
         let destination =

@@ -41,9 +41,9 @@ pub enum Outcome {
     DeniedByRoute,
     /// Its route sent it to https.
     Redirected,
-    /// Its route has as many connections as it may have.
+    /// Its route is at the limit of its `connections`.
     RouteLimit,
-    /// The backends of its route have as many connections as they may have.
+    /// Every usable backend of its route is at the limit of the pool's `connections`.
     BackendLimit,
     /// No backend could be connected.
     ConnectFailed,
@@ -104,7 +104,7 @@ impl Failure {
             Outcome::Rejected(rejection) => Some(rejection.to_string()),
             Outcome::DeniedByRoute => Some("the route does not admit the client's address".to_owned()),
             Outcome::RouteLimit => {
-                Some("the route has as many connections as its `connections` allows".to_owned())
+                Some("the route is at the limit of connections that its `connections` sets".to_owned())
             }
             _ => Some("the route refuses every client".to_owned()),
         };

@@ -1,5 +1,5 @@
-//! One connection as the operator sees it, on sockets or as a flow: while it lives, in the list; when it has ended, in the access
-//! log.
+//! One connection, on sockets or as a flow, as the operator sees it: in the list while it lives, and in the access log
+//! when it has ended.
 
 use std::{
     net::SocketAddr,

@@ -1,5 +1,5 @@
-//! Settings come into force: at the start, at a reload, and what the operator changes at run time. Everything that can fail
-//! comes first and changes nothing; what follows cannot fail.
+//! Puts settings in force: at the start, at a reload, and when the operator changes routes at run time. `prepare` takes
+//! every step that can fail and changes nothing; `commit` cannot fail.
 
 use std::{path::Path, sync::Arc};
 
@@ -51,7 +51,7 @@ impl Daemon {
             Ok(Applied { listeners, pools, routes, .. }) => {
                 tracing::info!(listeners, pools, routes, "configuration reloaded");
             }
-            Err(error) => tracing::error!("the configuration is not reloaded, the old one goes on: {error}"),
+            Err(error) => tracing::error!("the configuration was not reloaded, the old one stays: {error}"),
         }
         outcome
     }
@@ -196,7 +196,7 @@ fn drop_repeated(settings: &Settings, state: &mut State) -> bool {
         any = true;
         tracing::info!(
             host = %route.conditions.host, to = %route.to,
-            "a route that was added at run time is in the configuration file now: the one of the file stays"
+            "dropped a route that was added at run time: the configuration file now has the same route"
         );
     }
     any

@@ -54,8 +54,8 @@ impl Shielding {
         }
     }
 
-    /// Puts the operator's blocks of before in force, except those that would cut off what must stay reachable now and were
-    /// not forced. To be called before connections are accepted.
+    /// Puts the operator's stored blocks in force, except those that were not forced and would now cut off an address
+    /// that must stay reachable. To be called before connections are accepted.
     pub(super) fn restore(&self, blocks: &[state::Block], vital: &[Vital]) {
         let now = SystemTime::now();
         let blocks = blocks.iter().filter(|block| !block.has_ended(now));

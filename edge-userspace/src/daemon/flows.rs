@@ -54,8 +54,8 @@ pub(super) fn take(
 }
 
 /// Takes over the flows of an earlier daemon and looks after all flows from now on, in tasks of the control runtime. To be
-/// called before connections are accepted. Where connections of a source are limited, its flows count in `admission`; each takes
-/// its `places` of a route and a backend.
+/// called before connections are accepted. With `admission`, flows count against the limit per source; each takes
+/// its `places` on a route and at a backend.
 pub(super) fn adopt(
     flows: &Arc<Flows>,
     mut reports: Reports,

@@ -378,7 +378,7 @@ fn not_removable(steering: &Steering, route: &RemoveRoute, host: &HostPattern) -
 }
 
 fn ambiguous(host: &HostPattern, routes: usize) -> Refusal {
-    Refusal::new(RefusalKind::Conflict, "several_routes", format!("{routes} routes for {host} fit"))
+    Refusal::new(RefusalKind::Conflict, "several_routes", format!("{routes} routes for {host} match"))
         .hint("say which one with --listener, --protocol, --alpn or --from")
 }
 

@@ -40,7 +40,7 @@ async fn walk(backend: &Arc<Backend>, plan: &Plan) -> Probe {
     let mut steps = Vec::new();
     match address {
         _ if backend.to().has_label() => {
-            let message = "each client's name is looked up when it comes: see the access log for its backend";
+            let message = "edge looks up a name for each client; the access log has the address";
             steps.push(step("address", CheckStatus::Skip, message));
         }
         None if backend.to().unix().is_some() => steps.extend(talk(backend, plan).await),

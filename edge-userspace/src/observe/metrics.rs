@@ -174,7 +174,7 @@ impl Collector for Snapshot {
         let help = "Round trip to a backend, smoothed";
         gauge(e, "edge_backend_rtt_seconds", help)?
             .values(self.backends(|backend| backend.rtt.map(|rtt| rtt.as_secs_f64())))?;
-        let help = "When a WireGuard peer last shook hands, in seconds since the epoch";
+        let help = "Time of the last handshake with a WireGuard peer, in seconds since the epoch";
         gauge(e, "edge_tunnel_last_handshake_seconds", help)?.values(self.handshakes())?;
         counter(e, "edge_rejected", "Clients that were refused, by reason")?.counts(self.rejected())?;
         let help = "Packets of blocked sources that were dropped";

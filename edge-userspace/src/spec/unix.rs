@@ -15,7 +15,7 @@ pub struct UnixPath(Arc<str>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnixPathError {
     /// An empty or a relative path.
-    #[error("a Unix socket is named by its absolute path, like \"unix:/run/caddy/caddy.sock\"")]
+    #[error("expected the absolute path of a Unix socket, like \"unix:/run/caddy/caddy.sock\"")]
     Relative,
     /// `unix:@name`.
     #[error(
@@ -27,7 +27,7 @@ pub enum UnixPathError {
     #[error("the path of a Unix socket has at most {} bytes", UnixPath::MAX_BYTES)]
     TooLong,
     /// A directory, or a path with a NUL or a control character.
-    #[error("the path of a Unix socket names a file, without control characters")]
+    #[error("expected the path of a socket, without a slash at its end and without control characters")]
     NoFile,
 }
 

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{PROGRAMS, Parts, Release, debian_name, digest, gzip, place, write};
 use crate::{command::output, setup};
 
-/// Whom the programs run as by default: a number that is nobody on the host.
+/// The user that the programs run as by default: an id that no user of the host has.
 const USER: u32 = 65532;
 const PASSWD: &str = "root:x:0:0:root:/:/sbin/nologin\nedge:x:65532:65532:edge:/var/lib/edge:/sbin/nologin\n";
 const GROUP: &str = "root:x:0:\nedge:x:65532:\n";
@@ -36,11 +36,12 @@ pub(super) fn make(release: &Release, parts: &Parts) -> Result<PathBuf> {
         "layers": [layer],
     });
     let manifest = blob(&blobs, &manifest, "application/vnd.oci.image.manifest.v1+json")?;
-    let tag = format!("edge:{}", release.version);
+    // As compose.yaml names it: podman would add the host by itself, Docker would not.
+    let tag = format!("localhost/edge:{}", release.version);
     let mut named = manifest;
     named["annotations"] = json!({
         "org.opencontainers.image.ref.name": release.version,
-        "io.containerd.image.name": format!("localhost/{tag}"),
+        "io.containerd.image.name": tag,
     });
     let index = json!({
         "schemaVersion": 2,

@@ -176,7 +176,7 @@ impl Drop for Debian {
     }
 }
 
-/// Serves from the image's root as its user, in a network of its own, until it is told to end.
+/// Runs edged from the image's root, as the image's user, in a network namespace of its own, and ends it.
 fn image(release: &Release, parts: &Parts) -> Result<()> {
     let name = format!("edge-{}-{}.oci.tar", release.version, debian_name(parts.target)?);
     let layout = release.folder("image")?;
@@ -223,6 +223,6 @@ fn image(release: &Release, parts: &Parts) -> Result<()> {
     ended?;
     ensure!(end.success(), "edged ended with {end}");
     fs::remove_dir_all(&layout)?;
-    println!("image: serves as the user edge, without a right");
+    println!("image: serves as the user edge, without capabilities");
     Ok(())
 }

@@ -91,7 +91,8 @@ const CHOICES: &[Choice] = &[
             "carrying::splice::bytes",
             "carrying::sockmap::bytes",
             "carrying::flow::bytes",
-            // Many kernels for virtual machines, such as those of CI, have neither VLANs nor bonds: `vlans::` too.
+            // These and `vlans::` are run here because many kernels of virtual machines, such as CI's, have neither
+            // VLANs nor bonds.
             "devices::",
             "flow::",
             "kernel::",

@@ -255,8 +255,8 @@ impl Flows {
         live
     }
 
-    /// Gives back the places of flows that the table did not have at this look and the one before: reports of their end
-    /// may be lost.
+    /// Gives back the places of flows that were missing from the table in two such scans in a row: the report of their
+    /// end was lost.
     fn forget_places(&self, sweep: &mut Sweep, missing: HashSet<u64>) {
         if !(sweep.count + 1).is_multiple_of(LABEL_SWEEPS) {
             return;

@@ -1,8 +1,8 @@
 //! PostgreSQL begins in clear text: client and server agree on TLS before the ClientHello that names the
 //! server. The edge agrees on both sides, and carries data from the ClientHello on.
 //!
-//! The way of a connection calls [`welcome`] before it reads the hello, and [`ready`] before it sends one to a backend.
-//! Neither does anything for other protocols.
+//! `open` calls [`welcome`] before it reads the hello, and [`ready`] before the hello is sent to a backend. Both do
+//! nothing for other protocols.
 
 mod cancel;
 mod sessions;
@@ -62,8 +62,8 @@ pub(super) async fn welcome(
     }
 }
 
-/// Readies a backend for the ClientHello, which is all that is left of `preread`. Whether a session of PostgreSQL begins, which
-/// a `CancelRequest` may follow, and which may be silent for long.
+/// Prepares a backend for the ClientHello, which is all that is left of `preread`. Returns whether a PostgreSQL session
+/// begins: it may be silent for long, and a `CancelRequest` may refer to it.
 pub(super) async fn ready(
     Opening { edge, connection, .. }: &Opening<'_>,
     asking: &Asking<'_>,

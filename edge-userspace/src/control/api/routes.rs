@@ -114,7 +114,8 @@ pub struct AddRoute {
     /// Matches when the client is in any of these; none means always.
     #[serde(default, deserialize_with = "fields::prefixes")]
     pub from: Vec<IpNet>,
-    // This field and the next two, and `proxy_tlvs`, are left out where empty: an earlier daemon does not know them.
+    // `allow`, `deny`, `redirect`, `connections` and `proxy_tlvs` are left out where empty: earlier daemons do not know
+    // them.
     /// Sources that may use it; none means all. The others are refused and never fall through to another route.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "fields::prefixes")]
     pub allow: Vec<IpNet>,

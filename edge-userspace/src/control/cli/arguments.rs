@@ -76,21 +76,21 @@ pub(super) enum Command {
     Config(Config),
     /// Makes the daemon read its configuration again (the same as `config reload`)
     Reload,
-    /// Prints a script for the shell that completes arguments, names of the running daemon included
+    /// Prints a shell's completion script, which also completes names of the running daemon
     #[command(after_help = "Bash, in ~/.bashrc:         source <(edgectl completions bash)\n\
                       zsh, in ~/.zshrc:           source <(edgectl completions zsh)\n\
                       fish, in config.fish:       edgectl completions fish | source\n\
-                      The Debian package has them installed.")]
+                      The Debian package installs these scripts.")]
     Completions {
         /// The shell
         shell: ShellArg,
-        /// Whose arguments
+        /// The program whose arguments the script completes
         #[arg(default_value = "edgectl")]
         program: Program,
     },
     /// Writes the manual pages of edgectl and edged into a directory
     Man {
-        /// The directory, like /usr/local/share/man/man1
+        /// The directory, such as ./man; `man` looks for the pages in man1 and man8 of /usr/local/share/man
         directory: PathBuf,
     },
 }
@@ -123,10 +123,10 @@ pub(super) struct AddRoute {
     /// Clients in this prefix are refused (may be given again)
     #[arg(long, value_name = "CIDR", value_parser = parse_prefix)]
     pub(super) deny: Vec<IpNet>,
-    /// `https`: requests in clear text are answered with a redirect, except for ACME challenges
+    /// `https` redirects requests in clear text, except for ACME challenges
     #[arg(long, value_name = "SCHEME", default_value = "off")]
     pub(super) redirect: RedirectArg,
-    /// How many connections it may have at the same time; 0 = no limit
+    /// The most connections at the same time; 0 = no limit
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     pub(super) connections: usize,
     /// The PROXY header for a target that is an address

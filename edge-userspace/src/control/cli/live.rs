@@ -1,6 +1,6 @@
-//! What the running daemon has, as the shell completes it: hosts, backends, connections, blocks.
+//! Candidates for shell completion from the running daemon: hosts, backends, connections, blocks.
 //!
-//! A completion is no place for errors: without a daemon, or with a slow one, there is nothing to offer.
+//! Errors are not shown: if the daemon does not answer in time, there are no candidates.
 
 use std::{collections::BTreeSet, ffi::OsString, path::PathBuf, time::Duration};
 
@@ -94,7 +94,7 @@ fn ask<T: DeserializeOwned>(path: &str) -> Option<T> {
     runtime.block_on(async { tokio::time::timeout(PATIENCE, answer).await }).ok()?.ok()
 }
 
-/// The control socket that a command line names; clap parses none that is not complete yet.
+/// The control socket that a command line names. clap cannot parse the line, which is incomplete.
 fn socket(arguments: impl Iterator<Item = OsString>) -> PathBuf {
     let mut arguments = arguments.map(|argument| argument.to_string_lossy().into_owned());
     while let Some(argument) = arguments.next() {

@@ -14,7 +14,7 @@ Signals: SIGHUP reads the configuration again; SIGTERM stops accepting, waits fo
 daemon.drain_timeout, and exits with 0; a second SIGTERM exits at once.
 
 Files: /etc/edge/edge.toml, the configuration; /var/lib/edge, routes and blocks that edgectl added; \
-/run/edge/control.sock, where edgectl asks; /sys/fs/bpf/edge, what is kept in the kernel.
+/run/edge/control.sock, the socket of the control API; /sys/fs/bpf/edge, pinned BPF programs and maps.
 
 See also: edgectl(1); /usr/share/doc/edge/guide.md, for every setting.";
 

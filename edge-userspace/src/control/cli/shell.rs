@@ -57,8 +57,8 @@ pub(super) fn answer(arguments: &[OsString]) -> Result<bool, clap::Error> {
     CompleteEnv::with_factory(Arguments::command).var(VARIABLE).try_complete(arguments, directory.as_deref())
 }
 
-/// Prints the script that completes a program's arguments. Edgectl's asks edgectl at each completion, which asks the
-/// daemon; edged has flags only, and its script knows them.
+/// Prints the script that completes a program's arguments. The script for edgectl runs edgectl at each completion,
+/// which queries the daemon. edged has only flags, and its script contains them.
 pub(super) fn completions(shell: ShellArg, program: Program, mut edged: clap::Command) -> io::Result<()> {
     let mut script = Vec::new();
     match program {

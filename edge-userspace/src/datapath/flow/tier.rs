@@ -276,7 +276,8 @@ impl FlowTier {
             return false;
         }
         let asked = ask_peer(&standing, timestamp.filter(|_| with_timestamp));
-        // The probe has left, and no answer comes this way: thousands of idle flows must not fill the table.
+        // The probe has left, and its answer passes below conntrack. Otherwise the entries of thousands of idle flows
+        // would fill the table.
         self.tracks.forget(&[ends]);
         match asked {
             Ok(()) => true,

@@ -88,12 +88,12 @@ impl Tracks {
         }
     }
 
-    /// Has the firewall let a reset or a question of a flow's pass. `false` if the table has no room for it: the
-    /// firewall then drops the packet.
+    /// Makes the firewall pass a reset or a keepalive probe of a flow. `false` if the table is full: the firewall then
+    /// drops the packet.
     pub(super) fn admit(&self, ends: &Ends) -> bool {
         let admitted = lock(&self.tracker).as_mut().map_or(Ok(()), |open| open.admit(ends));
         let Err(error) = admitted else { return true };
-        tracing::debug!(%error, "the firewall may drop what a flow's peer is told");
+        tracing::debug!(%error, "the firewall may drop a reset or a keepalive probe of a flow");
         !Fill::now().is_some_and(Fill::is_full)
     }
 

@@ -44,7 +44,7 @@ pub enum LogError {
     Format(String),
 }
 
-/// Starts the log as the environment says it: [`LEVEL`], [`FORMAT`].
+/// Starts the log as the environment variables [`LEVEL`] and [`FORMAT`] configure it.
 ///
 /// # Errors
 ///
@@ -57,7 +57,7 @@ pub fn start() -> Result<(), LogError> {
     Ok(())
 }
 
-/// The last words of a daemon that gives up, whether or not the log has started.
+/// Prints the error with which the daemon exits, whether or not the log has started.
 pub fn give_up(error: &dyn Display) {
     let words = format!("edged: {error}");
     if journal::reads_stderr() {

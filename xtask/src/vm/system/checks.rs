@@ -18,7 +18,7 @@ const MANY: usize = 5000;
 const CONNTRACK_MAX: usize = 1024;
 /// How many clients open them at the same time.
 const AT_ONCE: usize = 8;
-/// How long the machine may take for something that takes a second. It is emulated, and its host has other work.
+/// Time limit for a step that takes a second on real hardware: the machine is emulated, perhaps on a busy host.
 const SOON: Duration = Duration::from_mins(6);
 /// `systemd-analyze security` rates the unit below this, from 0 (confined) to 10 (not at all).
 const MAX_EXPOSURE: f32 = 2.0;

@@ -93,7 +93,7 @@ fn start(
     let net = format!("tap,id=net,ifname={TAP},script=no,downscript=no,queues={QUEUES},vhost=off");
     qemu.args(["-netdev", &net]);
     let vectors = 2 * QUEUES + 2;
-    // Without code to boot from the network, which Debian's qemu for aarch64 does not come with.
+    // An empty `romfile`: Debian's qemu for aarch64 does not come with the option ROM for network boot.
     let card = format!("virtio-net-pci,netdev=net,mq=on,vectors={vectors},host_mtu=9000,romfile=");
     qemu.args(["-device", &card]);
     qemu.args([

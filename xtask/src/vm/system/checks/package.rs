@@ -1,5 +1,5 @@
 //! The Debian package on a machine that runs systemd: installed over the configuration that is there, upgraded
-//! and rolled back below live connections, removed and purged.
+//! and rolled back with live connections, removed and purged.
 
 use anyhow::{Result, ensure};
 
@@ -44,7 +44,7 @@ pub(super) fn check(visit: &mut Visit) -> Result<String> {
     let before = visit.run("systemctl show -P MainPID edged")?;
     visit.run("echo 'hots = 1' >>/etc/edge/edge.toml")?;
     let said = install(visit, NEXT)?;
-    ensure!(said.contains("the version before runs on"), "{said}");
+    ensure!(said.contains("the previous version keeps running"), "{said}");
     ensure!(
         before == visit.run("systemctl show -P MainPID edged")?,
         "edged was restarted into a broken file"
