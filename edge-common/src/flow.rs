@@ -29,8 +29,8 @@ pub const FLOW_ENTRIES: u32 = 1 << 19;
 /// Bytes of the ring buffer of [`FlowEvent`]s: room for 6,900, more than the flows that end within a second.
 pub const FLOW_EVENT_BYTES: u32 = 1 << 20;
 
-/// Hand-overs that may be under way at once. One takes a few round trips. Past the limit a connection stays on its
-/// sockets for now.
+/// Hand-overs that may be under way at once. One takes a few round trips. Past the limit a connection keeps its
+/// sockets until there is room.
 pub const PENDING_FLOWS: u32 = 1 << 14;
 
 /// Distinct [`Label`]s at once.

@@ -1,4 +1,4 @@
-//! What the shield and the daemon exchange: blocked prefixes, the limit on new connections, counters.
+//! Data that the shield and the daemon exchange: blocked prefixes, the limit on new connections, counters.
 //!
 //! Addresses are 16 octets in network order. IPv4 is mapped into `::ffff:0:0/96`, so that one trie holds both families;
 //! an IPv4 prefix of n bits has a length of 96 + n.

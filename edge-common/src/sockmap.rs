@@ -9,7 +9,7 @@ pub const MAX_LEGS: u32 = 65_536;
 /// Octets of the ring of notices: every leg sends at most one, which takes 16.
 pub const NOTICES: u32 = MAX_LEGS * 16;
 
-/// What a segment costs in credit beyond its octets: about the memory of a small one, so that a flood of single octets
+/// The credit that a segment costs beyond its octets: about the memory of a small one, so that a flood of single octets
 /// is bounded as well.
 pub const SEGMENT_COST: u64 = 2048;
 

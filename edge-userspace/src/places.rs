@@ -88,6 +88,13 @@ impl KnownPlaces {
         places
     }
 
+    /// Those of another identity, also for this one from now on.
+    pub fn shared(&self, identity: u64, with: u64) -> Arc<Places> {
+        let places = self.of(with);
+        lock(&self.0).insert(identity, Arc::downgrade(&places));
+        places
+    }
+
     /// Forgets those that nobody has any more.
     pub fn forget_unused(&self) {
         lock(&self.0).retain(|_, places| places.strong_count() > 0);

@@ -80,6 +80,34 @@ fn a_route_has_no_more_connections_than_it_may() -> Result<()> {
 }
 
 #[test]
+fn the_hosts_of_a_route_share_its_limit() -> Result<()> {
+    case(|lab| {
+        let _service = service::echo(&lab.home, lab.home_at(443))?;
+        let body = format!(
+            "[[route]]\nhost = [\"other.example\", \"{NAME}\"]\nto = \"{}\"\nconnections = 2\n",
+            lab.home_address()
+        );
+        let edged = Edged::plan(lab, &body).daemon("datapath = \"flow\"").start()?;
+        let mut other = lab.client.connect(lab.edge.at(443))?;
+        echo_once(&mut other, &ClientHello::new("other.example").records())?;
+        let _live = open(lab)?;
+        is_refused(lab)?;
+        // The next daemon counts them together, too.
+        edged.edgectl().until(&["connections", "list"], |list| {
+            let flows = list.as_array().into_iter().flatten().filter(|it| it["datapath"] == "flow");
+            ensure!(flows.count() == 2, "{list}");
+            Ok(())
+        })?;
+        edged.kill()?;
+        let _edged = Edged::plan(lab, &body).daemon("datapath = \"flow\"").start()?;
+        is_refused(lab)?;
+        drop(other);
+        let _next = open_soon(lab)?;
+        Ok(())
+    })
+}
+
+#[test]
 fn a_route_added_at_run_time_has_its_limit_too() -> Result<()> {
     case(|lab| {
         let _service = service::echo(&lab.home, lab.home_at(443))?;

@@ -48,11 +48,11 @@ pub struct Flow {
     pub acked: u32,
     /// The window that the sender has advertised, in bytes from there.
     pub window: u32,
-    /// What the receiver had acknowledged when the rules last read the other entry.
+    /// The receiver's acknowledgement when the rules last read the other entry.
     pub floor: u32,
     /// The right edge of the receiver's window then. A sequence number past it is not believed.
     pub ceiling: u32,
-    /// What the receiver had sent then. An acknowledgement past it is not believed.
+    /// The end of what the receiver had sent then. An acknowledgement past it is not believed.
     pub ack_ceiling: u32,
     /// Segments whose data had all been sent before: the sender's retransmissions. A statistic: two processors that
     /// count at the same moment may count one.

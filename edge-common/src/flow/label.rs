@@ -1,6 +1,6 @@
 //! The description of a flow, for lists and the access log.
 
-/// What the daemon knows about a connection, for lists and the access log. Flows of the same route, backend and host
+/// The daemon's description of a connection, for lists and the access log. Flows of the same route, backend and host
 /// share a label; when labels are scarce, all flows of a route and backend do.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -28,7 +28,7 @@ static FLOW_EVENTS: RingBuf<(), { FLOW_EVENT_BYTES as usize }> = RingBuf::new();
 #[btf_map]
 static FLOW_REASONS: PerCpuArray<u64, { FlowReason::ROOM as usize }> = PerCpuArray::new();
 
-/// What the programs recorded about a socket, stored with the socket.
+/// The programs' record of a socket, stored with the socket.
 #[btf_map]
 static HANDSHAKES: SkStorage<Handshake> = SkStorage::new();
 

@@ -336,7 +336,10 @@ fn distinct(
 pub(super) fn routes(top: &mut Section<'_>, references: Option<&References>) -> Vec<RouteSpec> {
     let mut seen = Seen::default();
     let routes = top.sections("route", "[[route]]", |table| {
-        let (hosts, route) = route(table, references)?;
+        let (hosts, mut route) = route(table, references)?;
+        if route.connections != 0 && hosts.len() > 1 {
+            route.shares_limit_with = hosts.first().map(|host| host.pattern.clone());
+        }
         let first = seen.is_empty();
         let mut routes = Vec::with_capacity(hosts.len());
         for Host { pattern, place } in hosts {
@@ -445,6 +448,7 @@ fn route(table: &mut Section<'_>, references: Option<&References>) -> Option<(Ve
         access,
         redirect,
         connections,
+        shares_limit_with: None,
         proxy_protocol,
         proxy_tlvs,
         datapath,

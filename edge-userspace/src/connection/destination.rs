@@ -7,7 +7,7 @@ use crate::{
     hash::fnv1a,
     places::Places,
     pool::Pool,
-    spec::{Choice, HostName, HostPattern, ProxyProtocol, RouteSpec, Spoken, Target},
+    spec::{Choice, Conditions, HostName, HostPattern, ProxyProtocol, RouteSpec, Spoken, Target},
     tally::Tally,
 };
 
@@ -75,8 +75,13 @@ impl Destination {
 /// The identity of a route's destination by its conditions, of a tcp listener's by its name.
 pub fn identity_of(route: Option<&RouteSpec>, listener: &str) -> u64 {
     match route {
-        // Nothing in it fails to serialise.
-        Some(route) => fnv1a(&serde_json::to_string(&route.conditions).unwrap_or_default()),
+        Some(route) => identity_of_conditions(&route.conditions),
         None => fnv1a(&format!("listener {listener}")),
     }
+}
+
+/// The identity of a route's destination.
+pub fn identity_of_conditions(conditions: &Conditions) -> u64 {
+    // Nothing in it fails to serialise.
+    fnv1a(&serde_json::to_string(conditions).unwrap_or_default())
 }

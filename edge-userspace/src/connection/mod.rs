@@ -27,7 +27,7 @@ mod view;
 
 pub use accept::accept;
 pub use account::Connection;
-pub use destination::{Destination, Source, identity_of};
+pub use destination::{Destination, Source, identity_of, identity_of_conditions};
 pub use edge::Edge;
 pub use flows::{Flows, LiveFlow};
 pub use hello_memory::HelloMemory;

@@ -9,7 +9,9 @@ use std::{
 use super::limits::{connection_limit, share_of_a_source};
 use crate::{
     config::{Questions, Settings, Uses},
-    connection::{Destination, ListenerState, Passport, Running, Source, identity_of},
+    connection::{
+        Destination, ListenerState, Passport, Running, Source, identity_of, identity_of_conditions,
+    },
     places::{KnownPlaces, Places},
     pool::{Backend, Backends, Pool, check::Plan},
     route::{Rule, Table},
@@ -69,7 +71,13 @@ pub(super) fn build(settings: &Settings, runtime: &[RouteSpec], kept: &mut Kept)
         // Of two routes with the same conditions the second is never used: it has its own counters, which
         // stay 0.
         let identity = identity_of(Some(spec), "");
-        let places = pools.kept.places.of(identity);
+        let places = match spec.shares_limit_with.clone() {
+            Some(host) => {
+                let first = Conditions { host, ..spec.conditions.clone() };
+                pools.kept.places.shared(identity, identity_of_conditions(&first))
+            }
+            None => pools.kept.places.of(identity),
+        };
         let counter = match counters.entry(spec.conditions.clone()) {
             Entry::Occupied(_) => Arc::default(),
             Entry::Vacant(free) => {

@@ -132,6 +132,9 @@ pub struct RouteSpec {
     /// Connections at the same time; 0 means no limit.
     #[serde(skip_serializing_if = "is_default")]
     pub connections: usize,
+    /// The first host of the `[[route]]`, where that has several and a limit: all of them share it.
+    #[serde(skip)]
+    pub shares_limit_with: Option<HostPattern>,
     /// The PROXY header for a `to` that is an address or a list of addresses.
     #[serde(skip_serializing_if = "is_default")]
     pub proxy_protocol: ProxyProtocol,
@@ -159,6 +162,7 @@ impl RouteSpec {
             access: Access::default(),
             redirect: Redirect::Off,
             connections: 0,
+            shares_limit_with: None,
             proxy_protocol: ProxyProtocol::Off,
             proxy_tlvs: ProxyTlvs::default(),
             datapath: Choice::Auto,

@@ -10,7 +10,7 @@ use super::{
     Flow,
 };
 
-/// What a connection starts with.
+/// The numbers at the start of a connection.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Opening {
     /// The first sequence number of each side, client first.

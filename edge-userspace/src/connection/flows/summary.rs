@@ -55,7 +55,7 @@ impl FlowEnd {
     }
 }
 
-/// What the kernel knows of a flow. Times are `CLOCK_MONOTONIC` nanoseconds.
+/// A flow as the kernel has it. Times are `CLOCK_MONOTONIC` nanoseconds.
 #[derive(Debug)]
 pub(super) struct Summary {
     id: u64,

@@ -160,6 +160,7 @@ impl AddRoute {
             access: Access { allow: self.allow.clone(), deny: self.deny.clone() }.normalised(),
             redirect: self.redirect,
             connections: self.connections,
+            shares_limit_with: None,
             proxy_protocol: self.proxy_protocol,
             proxy_tlvs: self.proxy_tlvs.iter().copied().collect(),
             datapath: self.datapath,

@@ -112,7 +112,7 @@ pub(super) struct AddRoute {
     /// A name, `*.suffix` for every name below, `.suffix` for both, or `*`
     #[arg(value_parser = hosts)]
     pub(super) host: Hosts,
-    /// A pool, an address, several addresses that make a pool of their own, or `refuse`
+    /// A pool, an address, `unix:/PATH`, `{label}.suffix`, several addresses that make a pool of their own, or `refuse`
     #[arg(required = true, add = ArgValueCandidates::new(live::targets))]
     pub(super) to: Vec<String>,
     #[command(flatten)]
@@ -159,7 +159,7 @@ pub(super) struct RemoveRoute {
     pub(super) close: bool,
 }
 
-/// What a host on the command line stands for: `.suffix` for two.
+/// The hosts that an argument stands for: `.suffix` for two.
 #[derive(Clone, Debug)]
 pub(super) struct Hosts(pub(super) Vec<HostPattern>);
 

@@ -35,7 +35,7 @@ fn hosts(wanted: impl Fn(&Route) -> bool) -> Vec<CompletionCandidate> {
     distinct(wanted.map(|route| (route.host.to_string(), format!("to {}", route.to))))
 }
 
-/// What a route may lead to: the pools and the backends that are there.
+/// The targets for a route: the pools and the backends that are there.
 pub(super) fn targets() -> Vec<CompletionCandidate> {
     let mut all = pools();
     all.extend(backends());

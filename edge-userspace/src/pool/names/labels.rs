@@ -135,4 +135,18 @@ mod tests {
         assert!(labels.resolve(&"a".repeat(64), client).await.is_err());
         assert_eq!(labels.endpoints().len(), 1);
     }
+
+    #[tokio::test]
+    async fn more_names_than_may_be_looked_up_at_once_wait_their_turn() {
+        let (server, zone) = server().await;
+        let labels = Arc::new(Labels::new("{label}.home.arpa".parse().unwrap()));
+        labels.set_resolver(&Arc::new(Resolver::with_patience(&[server], [], None, IMPATIENT)));
+        let names: Vec<_> = (0..30).map(|number| format!("n{number}")).collect();
+        for name in &names {
+            address(&zone, &format!("{name}.home.arpa."), "10.0.0.7");
+        }
+        let all = names.iter().map(|name| labels.resolve(name, ip("192.0.2.1")));
+        let all = timeout(LONGEST, futures_util::future::join_all(all)).await.unwrap();
+        assert!(all.iter().all(Result::is_ok), "{all:?}");
+    }
 }
