@@ -137,7 +137,7 @@ fn a_route_that_is_said_twice_is_counted_once() -> Result<()> {
         // Written differently, and the same route.
         edged.rewrite(&route(lab, 1001).replace("a.example", "A.example"))?;
         edgectl.text(&["reload"])?;
-        edged.wait_for_log("the one of the file stays")?;
+        edged.wait_for_log("the configuration file now has the same route")?;
         let listed = edgectl.list("routes")?;
         ensure!(listed.len() == 1 && listed[0]["source"] == "file", "{listed:?}");
         let state = fs::read_to_string(edged.state().join("state.toml"))?;
