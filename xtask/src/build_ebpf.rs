@@ -4,7 +4,7 @@
 //! stale object. `edge::kernel` loads the objects.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     env, fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use object::{
+    Object as _, ObjectSection as _,
     build::elf::{Builder, SectionData},
     elf::SHT_STRTAB,
 };
@@ -52,7 +53,15 @@ impl BuildEbpf {
             objects.insert(format!("{program}.bpf.o"), object);
         }
         let directory = root.join(OBJECTS);
-        if self.check { compare(&directory, &objects) } else { write(&directory, &objects) }
+        if !self.check {
+            return write(&directory, &objects);
+        }
+        let compared = compare(&directory, &objects);
+        if compared.is_err() {
+            // The next check builds them from nothing.
+            fs::remove_dir_all(&built).with_context(|| format!("removing {}", built.display()))?;
+        }
+        compared
     }
 }
 
@@ -97,11 +106,17 @@ fn linker_path(target: &Path) -> Result<std::ffi::OsString> {
     let tools = target.join("tools");
     let bin = tools.join("bin");
     if !pinned(&bin.join("bpf-linker")) {
-        let mut install = Command::new("rustup");
-        install.args(["run", TOOLCHAIN, "cargo", "install", "--locked", "--force", "--root"]).arg(&tools);
-        install.arg(format!("bpf-linker@{BPF_LINKER}"));
-        without_caller_settings(&mut install);
-        run(&mut install).with_context(|| format!("installing bpf-linker {BPF_LINKER}"))?;
+        let install = |more: &[&str]| {
+            let mut install = Command::new("rustup");
+            install.args(["run", TOOLCHAIN, "cargo", "install", "--locked", "--force", "--root"]).arg(&tools);
+            install.args(more).arg(format!("bpf-linker@{BPF_LINKER}"));
+            without_caller_settings(&mut install);
+            run(&mut install)
+        };
+        // Without the registry, which may be out of reach, if this machine has installed it before.
+        install(&["--offline"])
+            .or_else(|_| install(&[]))
+            .with_context(|| format!("installing bpf-linker {BPF_LINKER}"))?;
     }
     Ok(env::join_paths(std::iter::once(bin).chain(env::split_paths(&path)))?)
 }
@@ -240,7 +255,7 @@ fn compare(directory: &Path, objects: &BTreeMap<String, Vec<u8>>) -> Result<()> 
     for (name, object) in objects {
         match fs::read(directory.join(name)) {
             Ok(found) if found == *object => {}
-            Ok(_) => wrong.push(format!("{name} is stale")),
+            Ok(found) => wrong.push(format!("{name} is stale in {}", differences(&found, object))),
             Err(error) => wrong.push(format!("{name}: {error}")),
         }
     }
@@ -255,6 +270,27 @@ fn compare(directory: &Path, objects: &BTreeMap<String, Vec<u8>>) -> Result<()> 
         return Ok(());
     }
     bail!("{OBJECTS}: {}; run `cargo xtask build-ebpf` and commit the result", wrong.join(", "))
+}
+
+/// The sections in which two objects differ, or that only one of them has.
+fn differences(committed: &[u8], built: &[u8]) -> String {
+    let sections = |bytes: &[u8]| -> Option<BTreeMap<String, Vec<u8>>> {
+        let elf = object::File::parse(bytes).ok()?;
+        let section = |section: object::Section<'_, '_>| {
+            Some((section.name().ok()?.to_owned(), section.data().ok()?.to_vec()))
+        };
+        Some(elf.sections().filter_map(section).collect())
+    };
+    let (Some(committed), Some(built)) = (sections(committed), sections(built)) else {
+        return "all of it: it is no object".into();
+    };
+    let names: BTreeSet<_> = committed.keys().chain(built.keys()).collect();
+    let other: Vec<_> = names
+        .into_iter()
+        .filter(|name| committed.get(*name) != built.get(*name))
+        .map(String::as_str)
+        .collect();
+    if other.is_empty() { "its headers".into() } else { other.join(" ") }
 }
 
 /// The names of the objects that are there.

@@ -47,10 +47,18 @@ const EMULATED: &[&str] = &["hellos::", "carrying::copy::bytes", "carrying::spli
 struct Tally {
     passed: u64,
     failed: u64,
-    steps: Vec<(String, bool, Duration)>,
+    steps: Vec<Step>,
     /// The output of failed tests, including those that passed when they were repeated.
     said: Vec<String>,
     unsteady: Vec<String>,
+}
+
+/// A step that was run.
+struct Step {
+    name: String,
+    took: Duration,
+    /// What it failed with.
+    error: Option<String>,
 }
 
 /// The useful parts of the output of Rust's test runner.
@@ -91,7 +99,7 @@ impl Test {
             tally.tests("unit tests", &mut units);
             tally.step("licences and sources", dependencies::check);
             tally.step("Miri", miri::check);
-            tally.step("BPF objects", || BuildEbpf { check: true }.run());
+            tally.step_with_registry("BPF objects", || BuildEbpf { check: true }.run());
         }
         // The lab drives the programs as they are shipped.
         let built = tally.step("release build", build);
@@ -145,12 +153,26 @@ impl Tally {
     fn step(&mut self, name: &str, step: impl FnOnce() -> Result<()>) -> bool {
         println!("\n== {name}");
         let started = Instant::now();
-        let outcome = step();
-        if let Err(error) = &outcome {
-            eprintln!("{name}: {error:#}");
+        let error = step().err().map(|error| format!("{error:#}"));
+        if let Some(error) = &error {
+            eprintln!("{name}: {error}");
         }
-        self.steps.push((name.to_owned(), outcome.is_ok(), started.elapsed()));
-        outcome.is_ok()
+        let good = error.is_none();
+        self.steps.push(Step { name: name.to_owned(), took: started.elapsed(), error });
+        good
+    }
+
+    /// Runs a step that needs the crates registry once more if it fails. If it then passes, the end of the run
+    /// lists it, with what it had failed with.
+    fn step_with_registry(&mut self, name: &str, step: impl Fn() -> Result<()>) {
+        if self.step(name, &step) {
+            return;
+        }
+        let first = self.steps.pop().and_then(|step| step.error).unwrap_or_default();
+        if self.step(name, &step) {
+            self.said.push(format!("{name}: {first}"));
+            self.unsteady.push(name.to_owned());
+        }
     }
 
     fn tests(&mut self, name: &str, command: &mut Command) {
@@ -210,7 +232,7 @@ impl Tally {
     fn documented(&mut self) -> Result<()> {
         for documented in documented::tasks()? {
             let words = &documented.words;
-            let has_run = |name: &str| self.steps.iter().any(|(done, ..)| done == name);
+            let has_run = |name: &str| self.steps.iter().any(|step| step.name == name);
             match documented.rehearsal() {
                 Rehearsal::Shorter(name, _) if has_run(&name) => {}
                 Rehearsal::Shorter(name, task) => {
@@ -241,10 +263,20 @@ impl Tally {
         for name in &self.unsteady {
             println!("UNSTEADY {name}: failed at first, passed when run again");
         }
-        for (name, good, took) in &self.steps {
-            println!("{} {name} ({:.0} s)", if *good { "ok    " } else { "FAILED" }, took.as_secs_f64());
+        for Step { name, took, error } in &self.steps {
+            println!(
+                "{} {name} ({:.0} s)",
+                if error.is_none() { "ok    " } else { "FAILED" },
+                took.as_secs_f64()
+            );
         }
-        let broken = self.steps.iter().filter(|(_, good, _)| !good).count() as u64;
+        // Once more, since these lines are the ones that a cut-off output still has.
+        for Step { name, error, .. } in &self.steps {
+            if let Some(error) = error {
+                println!("{name}: {error}");
+            }
+        }
+        let broken = self.steps.iter().filter(|step| step.error.is_some()).count() as u64;
         // A step that failed without a failed test, such as a lint, counts as one.
         let failed = self.failed.max(broken);
         println!("{} passed, {failed} failed", self.passed);
