@@ -6,7 +6,7 @@ use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use edge::{
     config::Settings,
     route::{Query, Rule, Table},
-    spec::{AlpnList, Conditions, HostName, Spoken},
+    spec::{AlpnList, ClientProtocol, Conditions, HostName},
 };
 
 const ROUTES: usize = 100_000;
@@ -61,7 +61,8 @@ fn route(bench: &mut Criterion) {
                 name.replace('%', &tail).replace('@', &(nth / 100).to_string()).parse().ok()
             })
             .collect();
-        let query = |host| Query { host, protocol: Spoken::Tls, alpn: &alpn, source, listener: "https" };
+        let query =
+            |host| Query { host, protocol: ClientProtocol::Tls, alpn: &alpn, source, listener: "https" };
         let found = names.iter().filter(|name| table.find(&query(Some(*name))).is_some()).count();
         assert_eq!(found, if what.starts_with("none") { 0 } else { names.len() });
         let mut turn = names.iter().cycle();

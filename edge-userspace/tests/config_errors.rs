@@ -6,7 +6,8 @@ use edge::{
     config::{ConfigError, Settings},
     observe::access_log::AccessLogTarget,
     spec::{
-        Balance, Choice, HealthKind, HealthSpec, HostPattern, Protocol, ProxyProtocol, Spoken, Target, Warm,
+        Balance, Choice, ClientProtocol, HealthKind, HealthSpec, HostPattern, Protocol, ProxyProtocol,
+        Target, Warm,
     },
 };
 
@@ -194,13 +195,13 @@ fn every_value_can_be_another_than_its_default() {
     assert_eq!(pg.to, Some(Target::Many(vec!["db1:5432".parse().unwrap(), "db2:5432".parse().unwrap()])));
     assert_eq!((pg.idle_timeout, pg.connect_timeout), (Some(Duration::ZERO), Some(Duration::from_secs(1))));
     let all = &settings.listeners[2];
-    assert_eq!(all.speaks(), [Spoken::Tls, Spoken::Ssh]);
+    assert_eq!(all.speaks(), [ClientProtocol::Tls, ClientProtocol::Ssh]);
     assert_eq!(all.silence_timeout, Duration::from_millis(900));
     assert_eq!((all.hello_timeout, all.idle_timeout), (Some(Duration::from_secs(1)), None));
     let route = &settings.routes[0];
     assert_eq!(
         (&route.conditions.host, &*route.conditions.protocols),
-        (&HostPattern::Any, &[Spoken::Ssh][..])
+        (&HostPattern::Any, &[ClientProtocol::Ssh][..])
     );
     assert_eq!(route.idle_timeout, Some(Duration::from_hours(24)));
     let pool = &settings.pools[0];

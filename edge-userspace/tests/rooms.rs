@@ -82,7 +82,7 @@ fn arrows_are_seen_wherever_they_are_written() {
     let text = "\
 use crate::{
     pool::{self, Backend}, // crate::comment
-    spec::Spoken as S,
+    spec::ClientProtocol as S,
 };
 //! [`crate::comment`]
 pub(crate) use crate::route;

@@ -17,7 +17,7 @@ use super::{
     tables::{access, target, unique},
     value::{Value, duration, duration_or_zero, list},
 };
-use crate::spec::{ListenerSpec, Protocol, Spoken, Target};
+use crate::spec::{ClientProtocol, ListenerSpec, Protocol, Target};
 
 /// All listeners; the two that everyone needs where none is written.
 pub(super) fn listeners(
@@ -113,8 +113,9 @@ fn listener(
 }
 
 /// The protocols of a listener that tells them by the first bytes.
-fn protocols(value: &Value<'_>, protocol: Option<Protocol>) -> Option<Vec<Spoken>> {
-    let mut protocols = list("protocols such as [\"tls\", \"ssh\", \"http\"]", spoken_name::<Spoken>)(value)?;
+fn protocols(value: &Value<'_>, protocol: Option<Protocol>) -> Option<Vec<ClientProtocol>> {
+    let mut protocols =
+        list("protocols such as [\"tls\", \"ssh\", \"http\"]", spoken_name::<ClientProtocol>)(value)?;
     if protocol.is_some() {
         return value.refuse(
             Refusal::new("`protocol` says already what is spoken there")
@@ -128,11 +129,11 @@ fn protocols(value: &Value<'_>, protocol: Option<Protocol>) -> Option<Vec<Spoken
 
 fn silence_timeout(
     value: &Value<'_>,
-    protocols: Option<&[Spoken]>,
+    protocols: Option<&[ClientProtocol]>,
     hello_timeout: Duration,
 ) -> Option<Duration> {
     let time = duration(value)?;
-    if !protocols.is_some_and(|protocols| protocols.contains(&Spoken::Ssh)) {
+    if !protocols.is_some_and(|protocols| protocols.contains(&ClientProtocol::Ssh)) {
         return value.refuse(
             Refusal::new("only a client of SSH waits for its server, and this listener takes none")
                 .hint("add \"ssh\" to `protocols`, or leave this out"),

@@ -9,8 +9,8 @@ use super::{
     value::quoted,
 };
 use crate::spec::{
-    Access, BackendAddress, BackendHost, Choice, Conditions, HealthKind, HostPattern, ListenerSpec,
-    ProxyProtocol, ProxyTlvs, Redirect, RouteSpec, Spoken, Target,
+    Access, BackendAddress, BackendHost, Choice, ClientProtocol, Conditions, HealthKind, HostPattern,
+    ListenerSpec, ProxyProtocol, ProxyTlvs, Redirect, RouteSpec, Target,
 };
 
 /// The pools and listeners that a configuration has.
@@ -20,14 +20,14 @@ pub(super) struct References {
     /// Those of the pools that have a backend on a Unix socket.
     pub(super) on_unix_sockets: HashSet<Arc<str>>,
     /// With what is spoken there; nothing on a tcp listener.
-    pub(super) listeners: Vec<(Arc<str>, Vec<Spoken>)>,
+    pub(super) listeners: Vec<(Arc<str>, Vec<ClientProtocol>)>,
     /// The kinds of health checks that are written, the pools they are for and where they stand.
     pub(super) checks: Vec<(Arc<str>, HealthKind, usize)>,
 }
 
 impl References {
     /// A listener, as routes see it.
-    pub(super) fn of(listener: &ListenerSpec) -> (Arc<str>, Vec<Spoken>) {
+    pub(super) fn of(listener: &ListenerSpec) -> (Arc<str>, Vec<ClientProtocol>) {
         (listener.name.clone(), listener.routed().collect())
     }
 
@@ -96,21 +96,21 @@ impl References {
     }
 
     /// The protocols of any of these listeners, or of all listeners if the list is empty.
-    fn spoken(&self, listeners: &[Arc<str>]) -> Vec<Spoken> {
+    fn client_protocol(&self, listeners: &[Arc<str>]) -> Vec<ClientProtocol> {
         let among =
             self.listeners.iter().filter(|(name, _)| listeners.is_empty() || listeners.contains(name));
         among.flat_map(|(_, speaks)| speaks.iter().copied()).collect()
     }
 
     /// A condition on ALPN needs a listener on which clients offer some, and a protocol in which they do.
-    pub(super) fn alpn(&self, listeners: &[Arc<str>], protocols: &[Spoken]) -> Result<(), Refusal> {
-        let offers = |protocol: &Spoken| protocol.offers_alpn();
+    pub(super) fn alpn(&self, listeners: &[Arc<str>], protocols: &[ClientProtocol]) -> Result<(), Refusal> {
+        let offers = |protocol: &ClientProtocol| protocol.offers_alpn();
         if !protocols.is_empty() && !protocols.iter().any(offers) {
             return Err(Refusal::new("this route can never match: in these protocols no client offers ALPN")
                 .hint("leave `alpn` or `protocol` out"));
         }
-        let spoken = self.spoken(listeners);
-        if !spoken.is_empty() && !spoken.iter().any(offers) {
+        let client_protocol = self.client_protocol(listeners);
+        if !client_protocol.is_empty() && !client_protocol.iter().any(offers) {
             return Err(Refusal::new(
                 "this route can never match: on an http listener no client offers ALPN",
             )
@@ -120,9 +120,13 @@ impl References {
     }
 
     /// A condition on the protocol needs a listener on which one of them is spoken.
-    pub(super) fn protocols(&self, listeners: &[Arc<str>], protocols: &[Spoken]) -> Result<(), Refusal> {
-        let spoken = self.spoken(listeners);
-        if protocols.is_empty() || protocols.iter().any(|protocol| spoken.contains(protocol)) {
+    pub(super) fn protocols(
+        &self,
+        listeners: &[Arc<str>],
+        protocols: &[ClientProtocol],
+    ) -> Result<(), Refusal> {
+        let client_protocol = self.client_protocol(listeners);
+        if protocols.is_empty() || protocols.iter().any(|protocol| client_protocol.contains(protocol)) {
             return Ok(());
         }
         let names: Vec<_> = protocols.iter().map(|protocol| protocol.name()).collect();
@@ -130,7 +134,7 @@ impl References {
         let (none, which) =
             if listeners.is_empty() { ("no listener", "a") } else { ("none of its listeners", "its") };
         let message = format!("this route can never match: {none} takes {}", names.join(" or "));
-        let hint = if protocols == [Spoken::Any] {
+        let hint = if protocols == [ClientProtocol::Any] {
             format!(
                 "write for example protocols = [\"tls\", \"ssh\"] in {which} [[listener]]: \"any\" is for bytes that none of \
                  them begins with"
@@ -159,10 +163,10 @@ impl References {
         conditions: &Conditions,
         to: &Target,
     ) -> Result<(), Refusal> {
-        let takes_http = conditions.take(Spoken::Http)
+        let takes_http = conditions.take(ClientProtocol::Http)
             // Such a client offers none.
             && conditions.alpn.is_empty()
-            && self.spoken(&conditions.listeners).contains(&Spoken::Http);
+            && self.client_protocol(&conditions.listeners).contains(&ClientProtocol::Http);
         let message = match (redirect, to) {
             (Redirect::Off, _) => return Ok(()),
             (Redirect::Https, Target::Refuse) => {

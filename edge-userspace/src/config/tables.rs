@@ -25,8 +25,8 @@ use super::{
 use crate::{
     observe::access_log::AccessLogTarget,
     spec::{
-        Access, BackendAddress, BackendSpec, Choice, Conditions, HealthKind, HealthSpec, HostPattern,
-        ListenerSpec, PoolSpec, ProxyProtocol, ProxyTlv, ProxyTlvs, Redirect, RouteSpec, Spoken, Target,
+        Access, BackendAddress, BackendSpec, Choice, ClientProtocol, Conditions, HealthKind, HealthSpec,
+        HostPattern, ListenerSpec, PoolSpec, ProxyProtocol, ProxyTlv, ProxyTlvs, Redirect, RouteSpec, Target,
         TunnelSpec, Warm,
     },
 };
@@ -361,7 +361,7 @@ pub(super) fn routes(top: &mut Section<'_>, references: Option<&References>) -> 
 /// A route and the hosts that it is for; the host in its conditions is one of them.
 fn route(table: &mut Section<'_>, references: Option<&References>) -> Option<(Vec<Host>, RouteSpec)> {
     let protocols =
-        table.or("protocol", Vec::new(), list("protocols such as [\"ssh\"]", spoken_name::<Spoken>));
+        table.or("protocol", Vec::new(), list("protocols such as [\"ssh\"]", spoken_name::<ClientProtocol>));
     let names_no_host = !protocols.is_empty() && !protocols.iter().any(|protocol| protocol.names_a_host());
     let hosts = if names_no_host {
         table.or("host", Some(Host::any()), |value| {

@@ -4,13 +4,13 @@
 use std::collections::HashMap;
 
 use super::{problem::Refusal, settings::Settings};
-use crate::spec::{Ask, HealthKind, HostName, HostPattern, ListenerSpec, RouteSpec, Spoken, Target};
+use crate::spec::{Ask, ClientProtocol, HealthKind, HostName, HostPattern, ListenerSpec, RouteSpec, Target};
 
 /// One way for clients to a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Use {
     /// Their protocol; `None` on a tcp listener, where it is unknown.
-    spoken: Option<Spoken>,
+    client_protocol: Option<ClientProtocol>,
     /// The port they come to.
     port: u16,
     /// The name they ask for, where it is one alone.
@@ -47,21 +47,25 @@ impl<'s> Uses<'s> {
             };
             let met = |listener: &&ListenerSpec| conditions.hear(&listener.name);
             let ways = listeners.iter().filter(met).flat_map(|listener| {
-                listener.routed().filter(|spoken| conditions.take(*spoken)).map(|spoken| Use {
-                    // Nobody knows what it is.
-                    spoken: Some(spoken).filter(|spoken| *spoken != Spoken::Any),
-                    port: port(listener),
-                    host: host.filter(|_| spoken.names_a_host()).cloned(),
-                })
+                listener.routed().filter(|client_protocol| conditions.take(*client_protocol)).map(
+                    |client_protocol| Use {
+                        // Nobody knows what it is.
+                        client_protocol: Some(client_protocol)
+                            .filter(|client_protocol| *client_protocol != ClientProtocol::Any),
+                        port: port(listener),
+                        host: host.filter(|_| client_protocol.names_a_host()).cloned(),
+                    },
+                )
             });
-            let (last, first): (Vec<_>, Vec<_>) =
-                ways.partition(|way| way.spoken.is_some_and(|spoken| route.redirects(spoken)));
+            let (last, first): (Vec<_>, Vec<_>) = ways.partition(|way| {
+                way.client_protocol.is_some_and(|client_protocol| route.redirects(client_protocol))
+            });
             uses.0.entry(&route.to).or_default().extend(first);
             redirected.push((&route.to, last));
         }
         for listener in listeners {
             if let Some(to) = &listener.to {
-                let way = Use { spoken: None, port: port(listener), host: None };
+                let way = Use { client_protocol: None, port: port(listener), host: None };
                 uses.0.entry(to).or_default().push(way);
             }
         }
@@ -82,9 +86,12 @@ impl<'s> Uses<'s> {
         let ways = self.0.get(target).map_or(&[][..], Vec::as_slice);
         let wanted = wanted(kind);
         // Any port shows whether it listens.
-        let spoken = wanted.filter(|ask| *ask != Ask::Connect);
-        let fits =
-            |way: &&Use| spoken.is_none_or(|ask| way.spoken.is_none_or(|spoken| Ask::of(spoken) == ask));
+        let client_protocol = wanted.filter(|ask| *ask != Ask::Connect);
+        let fits = |way: &&Use| {
+            client_protocol.is_none_or(|ask| {
+                way.client_protocol.is_none_or(|client_protocol| Ask::of(client_protocol) == ask)
+            })
+        };
         let first = ways.iter().find(fits).or(ways.first());
         let port = first.map_or(443, |way| way.port);
         let there = || ways.iter().filter(fits).filter(|way| own_port || way.port == port);
@@ -92,7 +99,7 @@ impl<'s> Uses<'s> {
             (HealthKind::Off, _) => Vec::new(),
             (_, Some(ask)) => vec![ask],
             _ => {
-                let mut asks: Vec<_> = there().filter_map(|way| way.spoken).map(Ask::of).collect();
+                let mut asks: Vec<_> = there().filter_map(|way| way.client_protocol).map(Ask::of).collect();
                 asks.retain(|ask| *ask != Ask::Connect);
                 let mut seen = Vec::new();
                 asks.retain(|ask| {
@@ -111,11 +118,13 @@ impl<'s> Uses<'s> {
     pub(super) fn fit(&self, target: &Target, kind: HealthKind) -> Result<(), Refusal> {
         let ways = self.0.get(target).map_or(&[][..], Vec::as_slice);
         let Some(ask) = wanted(kind).filter(|ask| *ask != Ask::Connect) else { return Ok(()) };
-        let passes = |way: &Use| way.spoken.is_none_or(|spoken| Ask::of(spoken) == ask);
+        let passes =
+            |way: &Use| way.client_protocol.is_none_or(|client_protocol| Ask::of(client_protocol) == ask);
         if ways.is_empty() || ways.iter().any(passes) {
             return Ok(());
         }
-        let mut names: Vec<_> = ways.iter().filter_map(|way| way.spoken).map(Spoken::name).collect();
+        let mut names: Vec<_> =
+            ways.iter().filter_map(|way| way.client_protocol).map(ClientProtocol::name).collect();
         names.sort_unstable();
         names.dedup();
         let names = names.join(" and ");

@@ -15,7 +15,7 @@ use crate::{
         RawName,
         proxy_header::{ProxyHeader, ProxySource},
     },
-    spec::{AlpnList, HostName, SocketName, Spoken},
+    spec::{AlpnList, ClientProtocol, HostName, SocketName},
 };
 
 /// One connection. Shared by its task and its observers.
@@ -37,16 +37,16 @@ pub struct Connection {
     pub stop: Stop,
     announced: OnceLock<Box<ProxyHeader>>,
     // Boxed, as small pieces: those fill the gaps between what the runtime aligns to 128 bytes for each connection.
-    asked: OnceLock<Box<Asked>>,
-    way: OnceLock<Box<Way>>,
+    request: OnceLock<Box<ClientRequest>>,
+    upstream: OnceLock<Box<Upstream>>,
     ledger: Mutex<Ledger>,
 }
 
 /// The client's request.
 #[derive(Debug, Default)]
-pub struct Asked {
+pub struct ClientRequest {
     /// The client's protocol; `None` on a tcp listener.
-    pub protocol: Option<Spoken>,
+    pub protocol: Option<ClientProtocol>,
     /// The SNI or the Host.
     pub host: Option<HostName>,
     /// The server name in SNI, if it cannot be a host name.
@@ -59,7 +59,7 @@ pub struct Asked {
 
 /// Where it goes.
 #[derive(Debug)]
-pub struct Way {
+pub struct Upstream {
     /// The route's destination.
     pub destination: Arc<Destination>,
     /// The backend, counted there while this lives.
@@ -93,8 +93,8 @@ impl Connection {
             meter: Meter::default(),
             stop: Stop::default(),
             announced: OnceLock::new(),
-            asked: OnceLock::new(),
-            way: OnceLock::new(),
+            request: OnceLock::new(),
+            upstream: OnceLock::new(),
             ledger: Mutex::new(Ledger { up: 0, down: 0, moved_at: accepted }),
         }
     }
@@ -119,28 +119,28 @@ impl Connection {
     }
 
     /// The client's request, once known.
-    pub fn asked(&self) -> Option<&Asked> {
-        self.asked.get().map(|asked| &**asked)
+    pub fn request(&self) -> Option<&ClientRequest> {
+        self.request.get().map(|request| &**request)
     }
 
     /// Where it goes, once it is connected.
-    pub fn way(&self) -> Option<&Way> {
-        self.way.get().map(|way| &**way)
+    pub fn upstream(&self) -> Option<&Upstream> {
+        self.upstream.get().map(|upstream| &**upstream)
     }
 
     pub(super) fn is_announced(&self, header: ProxyHeader) -> &ProxyHeader {
         self.announced.get_or_init(|| Box::new(header))
     }
 
-    pub(super) fn asks(&self, asked: Asked) -> &Asked {
-        self.asked.get_or_init(|| Box::new(asked))
+    pub(super) fn set_request(&self, request: ClientRequest) -> &ClientRequest {
+        self.request.get_or_init(|| Box::new(request))
     }
 
-    pub(super) fn goes(&self, way: Way) -> &Way {
-        self.way.get_or_init(|| {
-            way.destination.counters.began();
-            way.destination.counters.entered();
-            Box::new(way)
+    pub(super) fn set_upstream(&self, upstream: Upstream) -> &Upstream {
+        self.upstream.get_or_init(|| {
+            upstream.destination.counters.began();
+            upstream.destination.counters.entered();
+            Box::new(upstream)
         })
     }
 
@@ -152,9 +152,9 @@ impl Connection {
         if (up, down) == (ledger.up, ledger.down) {
             return now.saturating_duration_since(ledger.moved_at);
         }
-        if let Some(way) = self.way() {
-            way.destination.counters.carried(up - ledger.up, down - ledger.down);
-            way.lease.carried(up - ledger.up, down - ledger.down);
+        if let Some(upstream) = self.upstream() {
+            upstream.destination.counters.carried(up - ledger.up, down - ledger.down);
+            upstream.lease.carried(up - ledger.up, down - ledger.down);
         }
         *ledger = Ledger { up, down, moved_at: now };
         Duration::ZERO
@@ -164,15 +164,15 @@ impl Connection {
     pub(super) fn hand_counts_on(&self) {
         self.settle(Instant::now());
         let ledger = lock(&self.ledger);
-        if let Some(way) = self.way() {
-            way.destination.counters.became_flow(ledger.up, ledger.down);
-            way.lease.backend().tally().became_flow(ledger.up, ledger.down);
+        if let Some(upstream) = self.upstream() {
+            upstream.destination.counters.became_flow(ledger.up, ledger.down);
+            upstream.lease.backend().tally().became_flow(ledger.up, ledger.down);
         }
     }
 
     /// The idle limit in force, where `limit` is the global one; `None` means unlimited.
     pub(super) fn idle_timeout(&self, limit: Option<Duration>) -> Option<Duration> {
-        let own = self.way().and_then(|way| way.idle_timeout);
+        let own = self.upstream().and_then(|upstream| upstream.idle_timeout);
         patience(own, limit, self.meter.half_closed())
     }
 
@@ -202,7 +202,7 @@ pub(super) fn patience(
     wanted.or(is_half_closed.then_some(HALF_CLOSED))
 }
 
-impl Drop for Way {
+impl Drop for Upstream {
     fn drop(&mut self) {
         self.destination.counters.left();
     }

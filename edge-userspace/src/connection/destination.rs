@@ -2,12 +2,12 @@
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use super::Outcome;
+use super::CloseReason;
 use crate::{
     hash::fnv1a,
     places::Places,
     pool::Pool,
-    spec::{Choice, Conditions, HostName, HostPattern, ProxyProtocol, RouteSpec, Spoken, Target},
+    spec::{Choice, ClientProtocol, Conditions, HostName, HostPattern, ProxyProtocol, RouteSpec, Target},
     tally::Tally,
 };
 
@@ -53,10 +53,10 @@ impl Destination {
     }
 
     /// Why a client from here is refused although the route is for it; `None` where it may pass.
-    pub fn refuses(&self, source: IpAddr) -> Option<Outcome> {
+    pub fn refuses(&self, source: IpAddr) -> Option<CloseReason> {
         match self.route.as_ref()? {
-            RouteSpec { to: Target::Refuse, .. } => Some(Outcome::Refused),
-            route => (!route.access.admits(source)).then_some(Outcome::DeniedByRoute),
+            RouteSpec { to: Target::Refuse, .. } => Some(CloseReason::Refused),
+            route => (!route.access.admits(source)).then_some(CloseReason::DeniedByRoute),
         }
     }
 
@@ -67,7 +67,7 @@ impl Destination {
     }
 
     /// Whether clients that speak this are sent to https, except for ACME challenges.
-    pub fn redirects(&self, protocol: Option<Spoken>) -> bool {
+    pub fn redirects(&self, protocol: Option<ClientProtocol>) -> bool {
         self.route.as_ref().zip(protocol).is_some_and(|(route, protocol)| route.redirects(protocol))
     }
 }

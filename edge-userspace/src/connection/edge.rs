@@ -10,7 +10,7 @@ use std::{
 use arc_swap::ArcSwap;
 
 use super::{
-    Connection, Destination, Flows, HelloMemory, LiveFlow, Outcome, Registry, Running, Sessions,
+    CloseReason, Connection, Destination, Flows, HelloMemory, LiveFlow, Registry, Running, Sessions,
     open::TakenPlaces, outcome::Ended, passport::Passport,
 };
 use crate::{
@@ -120,7 +120,7 @@ impl Edge {
         self.stop(
             StopReason::Denied,
             |connection| {
-                let identity = connection.way().map(|way| way.destination.identity);
+                let identity = connection.upstream().map(|upstream| upstream.destination.identity);
                 is_denied(&connection.listener, identity, connection.client().ip())
             },
             |flow| is_denied(&flow.passport.listener, Some(flow.passport.destination), flow.client.ip()),
@@ -136,7 +136,7 @@ impl Edge {
                 listener: Arc::clone(listener),
                 route: None,
                 datapath: None,
-                result: Outcome::Blocked.label(),
+                result: CloseReason::Blocked.label(),
                 refused: true,
             });
         }

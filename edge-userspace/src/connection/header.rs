@@ -44,7 +44,7 @@ pub(super) fn proxy_header(
         (_, Ok(local)) => ProxySource::Client { source: connection.client(), destination: local },
         (_, Err(_)) => ProxySource::Local,
     };
-    let asked = connection.asked();
+    let request = connection.request();
     let unique_id = edge.unique_id(connection);
     let pool = &destination.pool;
     let Header { bytes, left_out } = write(
@@ -52,7 +52,7 @@ pub(super) fn proxy_header(
         source,
         &Tlvs {
             wanted: pool.proxy_tlvs(),
-            authority: asked.and_then(|asked| asked.host.as_ref()),
+            authority: request.and_then(|request| request.host.as_ref()),
             alpn,
             unique_id: Some(unique_id.as_bytes()),
             received: announced.map_or(&[], |header| &header.tlvs),

@@ -2,23 +2,22 @@
 
 use tokio::{net::TcpStream, time::timeout};
 
-use super::{ListenerState, account::Asked, received::Received};
+use super::{ListenerState, account::ClientRequest, received::Received};
 use crate::{
     sniff::{
-        Rejection, Sniff,
+        Rejection, Sniff, client_protocol,
         http::RequestHeadReader,
         proxy_header::{ProxyHeader, proxy_header},
-        spoken,
         tls::{ClientHelloReader, alert},
     },
-    spec::{AlpnList, Spoken},
+    spec::{AlpnList, ClientProtocol},
 };
 
 /// The hello, and every byte read so far: they go to the backend unchanged.
 #[derive(Debug)]
 pub(super) struct Hello {
-    pub(super) asked: Asked,
-    /// The whole ALPN list, where `asked` has its start only.
+    pub(super) request: ClientRequest,
+    /// The whole ALPN list, where `request` has its start only.
     pub(super) whole_alpn: Option<AlpnList>,
     pub(super) received: Received,
     /// The version that an alert to this client carries.
@@ -53,19 +52,19 @@ pub(super) async fn read_protocol(
     client: &TcpStream,
     listener: &ListenerState,
     received: &mut Received,
-) -> Result<Option<Spoken>, NoHello> {
+) -> Result<Option<ClientProtocol>, NoHello> {
     let ListenerState { spec, takes_any, .. } = listener;
     if spec.protocols.is_empty() {
-        return Ok(spec.protocol.spoken());
+        return Ok(spec.protocol.client_protocol());
     }
-    if received.bytes.is_empty() && spec.protocols.contains(&Spoken::Ssh) {
+    if received.bytes.is_empty() && spec.protocols.contains(&ClientProtocol::Ssh) {
         match timeout(spec.silence_timeout, received.read(client)).await {
             Ok(read) => read?,
-            Err(_) => return Ok(Some(Spoken::Ssh)),
+            Err(_) => return Ok(Some(ClientProtocol::Ssh)),
         }
     }
-    match read_until(client, received, |bytes| spoken(bytes, &spec.protocols)).await {
-        Err(NoHello::Rejected { .. }) if *takes_any => Ok(Some(Spoken::Any)),
+    match read_until(client, received, |bytes| client_protocol(bytes, &spec.protocols)).await {
+        Err(NoHello::Rejected { .. }) if *takes_any => Ok(Some(ClientProtocol::Any)),
         told => told.map(Some),
     }
 }
@@ -74,13 +73,13 @@ pub(super) async fn read_protocol(
 /// `received` holds what is there already.
 pub(super) async fn read(
     client: &TcpStream,
-    protocol: Option<Spoken>,
+    protocol: Option<ClientProtocol>,
     max_bytes: usize,
     mut received: Received,
 ) -> Result<Hello, NoHello> {
-    let mut asked = Asked { protocol, ..Asked::default() };
+    let mut request = ClientRequest { protocol, ..ClientRequest::default() };
     let (mut tls_version, mut whole_alpn) = (0, None);
-    if protocol.is_some_and(Spoken::offers_alpn) {
+    if protocol.is_some_and(ClientProtocol::offers_alpn) {
         let mut reader = ClientHelloReader::new(max_bytes);
         let hello = read_until(client, &mut received, |bytes| reader.read(bytes)).await?;
         let alpn = match hello.alpn.start() {
@@ -91,13 +90,13 @@ pub(super) async fn read(
             None => hello.alpn,
         };
         let (host, raw_name) = (hello.server_name, hello.raw_name);
-        asked = Asked { host, raw_name, alpn, ech: hello.ech, ..asked };
+        request = ClientRequest { host, raw_name, alpn, ech: hello.ech, ..request };
         tls_version = hello.legacy_version;
-    } else if protocol.is_some_and(Spoken::names_a_host) {
+    } else if protocol.is_some_and(ClientProtocol::names_a_host) {
         let mut reader = RequestHeadReader::new(max_bytes);
-        asked.host = read_until(client, &mut received, |bytes| reader.read(bytes)).await?.host;
+        request.host = read_until(client, &mut received, |bytes| reader.read(bytes)).await?.host;
     }
-    Ok(Hello { asked, whole_alpn, received, tls_version })
+    Ok(Hello { request, whole_alpn, received, tls_version })
 }
 
 /// Reads until `sniff` has an answer. It bounds what is kept: it rejects what grows too large.

@@ -31,7 +31,7 @@ pub use destination::{Destination, Source, identity_of, identity_of_conditions};
 pub use edge::Edge;
 pub use flows::{Flows, LiveFlow};
 pub use hello_memory::HelloMemory;
-pub use outcome::Outcome;
+pub use outcome::CloseReason;
 pub use passport::Passport;
 pub use postgres::Sessions;
 pub use refusal::told;

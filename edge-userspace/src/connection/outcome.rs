@@ -12,7 +12,7 @@ use crate::{
 
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum CloseReason {
     /// It was carried.
     Carried(End),
     /// Its source is blocked.
@@ -54,15 +54,15 @@ pub enum Outcome {
 /// How a connection ended, and what the access log has to say of it beside that.
 #[derive(Debug)]
 pub(super) struct Ended {
-    pub(super) outcome: Outcome,
+    pub(super) outcome: CloseReason,
     /// The error of a connection that had a route but got no backend.
     pub(super) failure: Option<Box<Failure>>,
     /// The client sent no byte and was given no answer.
     pub(super) is_empty: bool,
 }
 
-impl From<Outcome> for Ended {
-    fn from(outcome: Outcome) -> Self {
+impl From<CloseReason> for Ended {
+    fn from(outcome: CloseReason) -> Self {
         Self { outcome, failure: None, is_empty: false }
     }
 }
@@ -98,12 +98,12 @@ pub(super) struct Failure {
 
 impl Failure {
     /// A client that its route does not lead to a backend, with this outcome.
-    pub(super) fn of_route(route: Arc<str>, outcome: Outcome) -> Self {
+    pub(super) fn of_route(route: Arc<str>, outcome: CloseReason) -> Self {
         let error = match outcome {
-            Outcome::Redirected => None,
-            Outcome::Rejected(rejection) => Some(rejection.to_string()),
-            Outcome::DeniedByRoute => Some("the route does not admit the client's address".to_owned()),
-            Outcome::RouteLimit => {
+            CloseReason::Redirected => None,
+            CloseReason::Rejected(rejection) => Some(rejection.to_string()),
+            CloseReason::DeniedByRoute => Some("the route does not admit the client's address".to_owned()),
+            CloseReason::RouteLimit => {
                 Some("the route is at the limit of connections that its `connections` sets".to_owned())
             }
             _ => Some("the route refuses every client".to_owned()),
@@ -116,7 +116,7 @@ impl Failure {
 const BLOCKED: &str = "blocked";
 const DENIED: &str = "denied";
 
-impl Outcome {
+impl CloseReason {
     /// `close` in the access log.
     pub fn label(self) -> &'static str {
         match self {

@@ -7,7 +7,7 @@ use edge_common::flow::LABEL_BYTES;
 use serde::{Deserialize, Serialize};
 
 use super::Connection;
-use crate::spec::{AlpnList, HostName, Spoken};
+use crate::spec::{AlpnList, ClientProtocol, HostName};
 
 /// The description of a connection that became a flow. Keys are short: all of it must fit into a
 /// [`Label`](edge_common::flow::Label).
@@ -27,7 +27,7 @@ pub struct Passport {
     pub backend: u64,
     /// The client's protocol, if its first bytes showed it.
     #[serde(rename = "p", default, skip_serializing_if = "Option::is_none")]
-    pub protocol: Option<Spoken>,
+    pub protocol: Option<ClientProtocol>,
     /// The SNI or the Host.
     #[serde(rename = "h", default, skip_serializing_if = "Option::is_none")]
     pub host: Option<HostName>,
@@ -46,7 +46,7 @@ pub struct Passport {
     /// The name that another proxy gave the connection.
     #[serde(rename = "u", default, skip_serializing_if = "Option::is_none")]
     pub unique_id: Option<String>,
-    /// [`Way::idle_timeout`](super::account::Way::idle_timeout), in milliseconds.
+    /// [`Upstream::idle_timeout`](super::account::Upstream::idle_timeout), in milliseconds.
     #[serde(rename = "i", default, skip_serializing_if = "Option::is_none")]
     idle_timeout: Option<u64>,
     /// Makes the numbers of the daemon that handed it over unique.
@@ -57,22 +57,22 @@ pub struct Passport {
 impl Passport {
     /// Of a connection that has a way; `unique_id` where another proxy gave it one.
     pub fn of(connection: &Connection, unique_id: Option<String>, run: u64) -> Self {
-        let asked = connection.asked();
-        let way = connection.way();
+        let request = connection.request();
+        let upstream = connection.upstream();
         Self {
             listener: Arc::clone(&connection.listener),
-            route: way.map(|way| Arc::clone(&way.destination.label)).unwrap_or_default(),
-            destination: way.map_or(0, |way| way.destination.identity),
-            backend: way.map_or(0, |way| way.lease.backend().id().key()),
-            protocol: asked.and_then(|asked| asked.protocol),
-            host: asked.and_then(|asked| asked.host.clone()),
-            raw_name: asked.and_then(|asked| asked.raw_name.as_ref()).map(ToString::to_string),
-            alpn: asked.map_or_else(Vec::new, |asked| asked.alpn.to_strings()),
-            ech: asked.is_some_and(|asked| asked.ech),
+            route: upstream.map(|upstream| Arc::clone(&upstream.destination.label)).unwrap_or_default(),
+            destination: upstream.map_or(0, |upstream| upstream.destination.identity),
+            backend: upstream.map_or(0, |upstream| upstream.lease.backend().id().key()),
+            protocol: request.and_then(|request| request.protocol),
+            host: request.and_then(|request| request.host.clone()),
+            raw_name: request.and_then(|request| request.raw_name.as_ref()).map(ToString::to_string),
+            alpn: request.map_or_else(Vec::new, |request| request.alpn.to_strings()),
+            ech: request.is_some_and(|request| request.ech),
             client: connection.announced().map(|_| connection.client()),
             unique_id,
-            idle_timeout: way
-                .and_then(|way| way.idle_timeout)
+            idle_timeout: upstream
+                .and_then(|upstream| upstream.idle_timeout)
                 .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
             run,
         }

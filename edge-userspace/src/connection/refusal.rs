@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::net::{Shutdown, shutdown};
 use tokio::{net::TcpStream, time::timeout};
 
-use super::Outcome;
+use super::CloseReason;
 use crate::{
     datapath,
     receive::receive,
@@ -14,7 +14,7 @@ use crate::{
         Rejection, http, postgres,
         tls::alert::{self, AlertDescription},
     },
-    spec::Spoken,
+    spec::ClientProtocol,
 };
 
 /// How long a refused client may take to read the answer and close.
@@ -34,7 +34,7 @@ enum Answer {
 }
 
 /// The answer to a refused client that speaks this, in words.
-pub fn told(outcome: Outcome, protocol: Spoken) -> String {
+pub fn told(outcome: CloseReason, protocol: ClientProtocol) -> String {
     match answer(outcome, Some(protocol)) {
         Answer::Alert(description) => format!("the client gets the TLS alert {}", description.as_str()),
         Answer::Text(text) => match http::status_of(text) {
@@ -47,31 +47,36 @@ pub fn told(outcome: Outcome, protocol: Spoken) -> String {
     }
 }
 
-fn answer(outcome: Outcome, protocol: Option<Spoken>) -> Answer {
+fn answer(outcome: CloseReason, protocol: Option<ClientProtocol>) -> Answer {
     let http = |status| Answer::Text(http::response(status));
-    let speaks_tls = protocol.is_some_and(Spoken::answers_in_tls);
+    let speaks_tls = protocol.is_some_and(ClientProtocol::answers_in_tls);
     match (outcome, protocol) {
-        (Outcome::Rejected(Rejection::PostgresWithoutTls), _) => Answer::Text(postgres::TLS_REQUIRED),
-        (Outcome::Rejected(rejection), _) => {
+        (CloseReason::Rejected(Rejection::PostgresWithoutTls), _) => Answer::Text(postgres::TLS_REQUIRED),
+        (CloseReason::Rejected(rejection), _) => {
             let (tls, http) =
                 (rejection.alert().map(Answer::Alert), rejection.http_answer().map(Answer::Text));
             let told = if speaks_tls { tls.or(http) } else { http.or(tls) };
             told.unwrap_or(Answer::Reset)
         }
         // A client that a route refuses cannot tell whether the route exists.
-        (Outcome::NoRoute | Outcome::Refused | Outcome::DeniedByRoute, _) if speaks_tls => {
+        (CloseReason::NoRoute | CloseReason::Refused | CloseReason::DeniedByRoute, _) if speaks_tls => {
             Answer::Alert(AlertDescription::UnrecognizedName)
         }
-        (Outcome::NoRoute | Outcome::Refused | Outcome::DeniedByRoute, Some(Spoken::Http)) => http(404),
-        (Outcome::Redirected, _) => Answer::Redirect,
-        (Outcome::ConnectFailed | Outcome::RouteLimit | Outcome::BackendLimit, _) if speaks_tls => {
+        (
+            CloseReason::NoRoute | CloseReason::Refused | CloseReason::DeniedByRoute,
+            Some(ClientProtocol::Http),
+        ) => http(404),
+        (CloseReason::Redirected, _) => Answer::Redirect,
+        (CloseReason::ConnectFailed | CloseReason::RouteLimit | CloseReason::BackendLimit, _)
+            if speaks_tls =>
+        {
             Answer::Alert(AlertDescription::InternalError)
         }
-        (Outcome::ConnectFailed, Some(Spoken::Http)) => http(502),
-        (Outcome::RouteLimit | Outcome::BackendLimit, Some(Spoken::Http)) => http(503),
+        (CloseReason::ConnectFailed, Some(ClientProtocol::Http)) => http(502),
+        (CloseReason::RouteLimit | CloseReason::BackendLimit, Some(ClientProtocol::Http)) => http(503),
         (
             // A CancelRequest that was passed on.
-            Outcome::Carried(_) | Outcome::HelloTimeout | Outcome::Gone | Outcome::Stopped(_),
+            CloseReason::Carried(_) | CloseReason::HelloTimeout | CloseReason::Gone | CloseReason::Stopped(_),
             _,
         ) => Answer::Close,
         _ => Answer::Reset,
@@ -81,8 +86,8 @@ fn answer(outcome: Outcome, protocol: Option<Spoken>) -> Answer {
 /// Refuses the client, or sends it to `location`. Returns when it has closed, or has had the time to.
 pub(super) async fn refuse(
     client: TcpStream,
-    outcome: Outcome,
-    protocol: Option<Spoken>,
+    outcome: CloseReason,
+    protocol: Option<ClientProtocol>,
     tls_version: u16,
     location: Option<String>,
 ) {

@@ -71,7 +71,7 @@ impl Registry {
                 let quiet = connection.settle(now);
                 // A connection without a backend has time limits of its own.
                 let limit = connection.idle_timeout(idle);
-                if connection.way().is_some() && limit.is_some_and(|limit| quiet >= limit) {
+                if connection.upstream().is_some() && limit.is_some_and(|limit| quiet >= limit) {
                     connection.stop.order(StopReason::Idle);
                 } else if connection.accepted.elapsed() >= OLD_ENOUGH {
                     connection.stop.nudge();

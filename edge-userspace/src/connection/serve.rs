@@ -10,7 +10,7 @@ use futures_util::future::{Either, FutureExt as _};
 use tokio::net::TcpStream;
 
 use super::{
-    Connection, Edge, ListenerState, Outcome,
+    CloseReason, Connection, Edge, ListenerState,
     open::{Opened, Refused, open},
     outcome::Ended,
     refusal,
@@ -19,7 +19,7 @@ use crate::{
     accounts::Slot,
     datapath::{self, Fate, Pair, Passenger, StopReason, Ticket},
     kernel::{monotonic, tcp},
-    spec::Spoken,
+    spec::ClientProtocol,
 };
 
 /// A client's connection, as accepted.
@@ -57,11 +57,11 @@ pub fn serve(
             biased;
             opened = Box::pin(open(edge, connection, &listener, port, &mut client)) => opened,
             reason = connection.stop.ordered_end() => Err(match reason {
-                StopReason::HelloMemory => Outcome::HelloMemory.into(),
-                reason => Outcome::Stopped(reason).into(),
+                StopReason::HelloMemory => CloseReason::HelloMemory.into(),
+                reason => CloseReason::Stopped(reason).into(),
             }),
         };
-        let ended = finish(opened, client, &registered, listener.spec.protocol.spoken()).await;
+        let ended = finish(opened, client, &registered, listener.spec.protocol.client_protocol()).await;
         if let Some(ended) = ended {
             edge.account(connection, ended);
         }
@@ -75,18 +75,18 @@ fn finish(
     opened: Result<Opened, Refused>,
     client: TcpStream,
     registered: &Registered,
-    listener: Option<Spoken>,
+    listener: Option<ClientProtocol>,
 ) -> impl Future<Output = Option<Ended>> + Send {
     let Registered { edge, connection, .. } = registered;
     match opened {
-        Ok(Opened { backend, preread, places, kept, datapath: choice }) => {
+        Ok(Opened { backend, preread, places, guard, datapath: choice }) => {
             let pair = Pair { client, backend };
             let (meter, stop) = (&connection.meter, &connection.stop);
             let carried = datapath::carry(pair, preread, choice, &edge.tiers, registered, meter, stop);
             Either::Left(carried.map(move |fate| {
-                drop(kept);
+                drop(guard);
                 match fate {
-                    Fate::Ended(end) => Some(Outcome::Carried(end).into()),
+                    Fate::Ended(end) => Some(CloseReason::Carried(end).into()),
                     Fate::HandedOver => {
                         edge.became_flow(connection, *places);
                         None
@@ -121,7 +121,7 @@ impl Passenger for Registered {
             id: connection.id,
             label: edge.passport(connection).text(),
             accepted: monotonic().saturating_sub(age),
-            connect_time: connection.way().map_or(0, |way| microseconds(way.connect_time)),
+            connect_time: connection.upstream().map_or(0, |upstream| microseconds(upstream.connect_time)),
         }
     }
 

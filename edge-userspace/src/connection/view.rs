@@ -10,7 +10,7 @@ use std::{
 use super::Connection;
 use crate::{
     observe::access_log::Record,
-    spec::{AlpnList, HostName, SocketName, Spoken, Tier},
+    spec::{AlpnList, ClientProtocol, HostName, SocketName, Tier},
 };
 
 /// One connection as the operator sees it.
@@ -25,7 +25,7 @@ pub struct View {
     /// The listener that accepted it.
     pub listener: Arc<str>,
     /// The client's protocol, once known.
-    pub protocol: Option<Spoken>,
+    pub protocol: Option<ClientProtocol>,
     /// The SNI or the Host.
     pub host: Option<HostName>,
     /// The server name in SNI, if it cannot be a host name; escaped.
@@ -57,26 +57,26 @@ pub struct View {
 impl View {
     /// A connection on sockets.
     pub fn of(connection: &Connection) -> Self {
-        let (asked, way) = (connection.asked(), connection.way());
+        let (request, upstream) = (connection.request(), connection.upstream());
         Self {
             id: connection.id,
             client: connection.client(),
             local: connection.local,
             listener: Arc::clone(&connection.listener),
-            protocol: asked.and_then(|asked| asked.protocol),
-            host: asked.and_then(|asked| asked.host.clone()),
-            raw_name: asked.and_then(|asked| asked.raw_name.as_ref()).map(ToString::to_string),
-            alpn: asked.map(|asked| asked.alpn.clone()).unwrap_or_default(),
-            ech: asked.is_some_and(|asked| asked.ech),
-            route: way.map(|way| Arc::clone(&way.destination.label)),
-            backend: way.map(|way| way.address.clone()),
-            datapath: way.map(|_| connection.meter.tier()),
+            protocol: request.and_then(|request| request.protocol),
+            host: request.and_then(|request| request.host.clone()),
+            raw_name: request.and_then(|request| request.raw_name.as_ref()).map(ToString::to_string),
+            alpn: request.map(|request| request.alpn.clone()).unwrap_or_default(),
+            ech: request.is_some_and(|request| request.ech),
+            route: upstream.map(|upstream| Arc::clone(&upstream.destination.label)),
+            backend: upstream.map(|upstream| upstream.address.clone()),
+            datapath: upstream.map(|_| connection.meter.tier()),
             spilled: connection.meter.spilled(),
             bytes_up: connection.meter.up(),
             bytes_down: connection.meter.down(),
             accepted: connection.accepted_at(),
             duration: connection.accepted.elapsed(),
-            connect_time: way.map(|way| way.connect_time),
+            connect_time: upstream.map(|upstream| upstream.connect_time),
         }
     }
 

@@ -4,8 +4,8 @@
 use std::{path::Path, sync::Arc};
 
 use super::{
-    Daemon, DaemonError, Reload, Steering,
-    build::{Built, Kept, build},
+    ControlState, Daemon, DaemonError, Reload,
+    build::{Built, Retained, build},
     flows::Reports,
     limits::connection_limit,
     operate,
@@ -39,9 +39,9 @@ pub(super) struct Applied {
 impl Daemon {
     /// Reads the configuration file again and puts it in force. A faulty file changes nothing.
     pub(super) async fn reload_file(&self) -> Result<Applied, DaemonError> {
-        let mut steering = self.steering.lock().await;
+        let mut control_state = self.control_state.lock().await;
         let outcome = match self.read_file().await {
-            Ok(settings) => self.reload_settings(&mut steering, settings).await,
+            Ok(settings) => self.reload_settings(&mut control_state, settings).await,
             Err(error) => Err(error),
         };
         self.edge.accounts.access_log().reopen();
@@ -65,11 +65,11 @@ impl Daemon {
 
     async fn reload_settings(
         &self,
-        steering: &mut Steering,
+        control_state: &mut ControlState,
         settings: Settings,
     ) -> Result<Applied, DaemonError> {
-        let mut warnings = needs_restart(&steering.settings, &settings);
-        let mut applied = self.apply(steering, settings, Occasion::Reload).await?;
+        let mut warnings = needs_restart(&control_state.settings, &settings);
+        let mut applied = self.apply(control_state, settings, Occasion::Reload).await?;
         warnings.extend(self.troubles.lines());
         warn(&warnings);
         applied.warnings.extend(warnings);
@@ -79,27 +79,27 @@ impl Daemon {
     /// Puts settings in force, or changes nothing.
     pub(super) async fn apply(
         &self,
-        steering: &mut Steering,
+        control_state: &mut ControlState,
         settings: Settings,
         occasion: Occasion,
     ) -> Result<Applied, DaemonError> {
-        let prepared = self.prepare(steering, &settings, &occasion)?;
-        Ok(self.commit(steering, settings, prepared, occasion).await)
+        let prepared = self.prepare(control_state, &settings, &occasion)?;
+        Ok(self.commit(control_state, settings, prepared, occasion).await)
     }
 
     /// Takes every step that can fail. Connections do not notice any of them.
     fn prepare(
         &self,
-        steering: &mut Steering,
+        control_state: &mut ControlState,
         settings: &Settings,
         occasion: &Occasion,
     ) -> Result<Prepared, DaemonError> {
-        self.provide_tiers(settings, &steering.state.routes)?;
+        self.provide_tiers(settings, &control_state.state.routes)?;
         let demand = match occasion {
             Occasion::Start(_) => Demand::Some,
             Occasion::Reload => Demand::All,
         };
-        Ok(steering.sockets.prepare(&settings.listeners, self.workers.count(), demand)?)
+        Ok(control_state.sockets.prepare(&settings.listeners, self.workers.count(), demand)?)
     }
 
     /// Loads the tiers that these settings and runtime routes request, where they are not loaded yet.
@@ -114,61 +114,61 @@ impl Daemon {
     /// Swaps the running state, and accepts on the prepared sockets afterwards.
     async fn commit(
         &self,
-        steering: &mut Steering,
+        control_state: &mut ControlState,
         settings: Settings,
         prepared: Prepared,
         occasion: Occasion,
     ) -> Applied {
-        let is_state_new = drop_repeated(&settings, &mut steering.state);
-        steering.settings = settings;
-        self.edge.admission.set_limit(connection_limit(steering.settings.limits.connections));
-        self.edge.hello_memory.set_limit(steering.settings.limits.hello_memory);
-        self.edge.accounts.access_log().show_clients(steering.settings.daemon.access_log_clients);
+        let is_state_new = drop_repeated(&settings, &mut control_state.state);
+        control_state.settings = settings;
+        self.edge.admission.set_limit(connection_limit(control_state.settings.limits.connections));
+        self.edge.hello_memory.set_limit(control_state.settings.limits.hello_memory);
+        self.edge.accounts.access_log().show_clients(control_state.settings.daemon.access_log_clients);
         if let Occasion::Reload = occasion {
             self.edge.settle();
         }
-        let warnings = self.swap(steering);
+        let warnings = self.swap(control_state);
         if let Occasion::Start(reports) = occasion {
-            self.take_over(steering, reports).await;
+            self.take_over(control_state, reports).await;
         }
         self.end_denied();
-        steering.sockets.commit(prepared, &self.workers);
-        self.note_listeners(&steering.sockets);
-        self.shielding.follow(&steering.settings, &self.edge);
+        control_state.sockets.commit(prepared, &self.workers);
+        self.note_listeners(&control_state.sockets);
+        self.shielding.follow(&control_state.settings, &self.edge);
         {
             let mut shown = self.shown();
-            shown.settings = steering.settings.clone();
+            shown.settings = control_state.settings.clone();
             shown.loaded = Moment::now();
         }
         if is_state_new {
             // If it fails, `status` shows it; the next save writes the state as well.
-            let _ = steering.store.save(&steering.state).await;
+            let _ = control_state.store.save(&control_state.state).await;
         }
         Applied {
-            listeners: steering.settings.listeners.len(),
-            pools: steering.settings.pools.len(),
-            routes: steering.settings.routes.len() + steering.state.routes.len(),
+            listeners: control_state.settings.listeners.len(),
+            pools: control_state.settings.pools.len(),
+            routes: control_state.settings.routes.len() + control_state.state.routes.len(),
             warnings,
         }
     }
 
     /// Changes the runtime state, which is on disk already, while connections are served.
-    pub(super) fn change(&self, steering: &mut Steering, state: State) {
-        steering.state = state;
+    pub(super) fn change(&self, control_state: &mut ControlState, state: State) {
+        control_state.state = state;
         self.edge.settle();
-        self.swap(steering);
+        self.swap(control_state);
         self.end_denied();
     }
 
     /// Builds the running state from settings and runtime state, and swaps it in. Counters of live connections must have
     /// been settled.
-    fn swap(&self, steering: &mut Steering) -> Vec<String> {
+    fn swap(&self, control_state: &mut ControlState) -> Vec<String> {
         let Built { running, checks, warnings } =
-            build(&steering.settings, &steering.state.routes, &mut steering.kept);
+            build(&control_state.settings, &control_state.state.routes, &mut control_state.retained);
         self.edge.running.store(Arc::new(running));
-        steering.following.set(checks, &steering.settings.resolver, steering.settings.tunnel);
+        control_state.following.set(checks, &control_state.settings.resolver, control_state.settings.tunnel);
         self.segments.outdated();
-        drain(&steering.kept, &steering.state);
+        drain(&control_state.retained, &control_state.state);
         warn(&warnings);
         warnings
     }
@@ -204,8 +204,8 @@ fn drop_repeated(settings: &Settings, state: &mut State) -> bool {
 
 /// Drains the backends that the operator drained earlier: backends that are new to this process do not know
 /// it.
-fn drain(kept: &Kept, state: &State) {
-    for backend in kept.backends.all() {
+fn drain(retained: &Retained, state: &State) {
+    for backend in retained.backends.all() {
         let drained = state.drained.iter().any(|drained| operate::means(drained, backend.id()));
         if drained && backend.state() != BackendState::Drained {
             backend.drain();

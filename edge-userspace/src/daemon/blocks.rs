@@ -12,7 +12,7 @@ use tokio::{
     task::{AbortHandle, spawn_blocking},
 };
 
-use super::{Daemon, Steering, devices, following::Following, operate::not_saved, vital};
+use super::{ControlState, Daemon, devices, following::Following, operate::not_saved, vital};
 use crate::{
     config::{
         Settings,
@@ -34,7 +34,7 @@ pub(super) struct Shielding {
     shield: Arc<Mutex<Shield>>,
     /// Blocks on disk that are not in force since this start, and why.
     held: Mutex<Vec<(IpNet, String)>>,
-    pub(super) stirred: Option<watch::Receiver<()>>,
+    pub(super) network_changed: Option<watch::Receiver<()>>,
     tending: Mutex<Option<AbortHandle>>,
 }
 
@@ -49,7 +49,7 @@ impl Shielding {
         Self {
             shield: Arc::new(Mutex::new(taken.unwrap_or_else(Shield::at_accept))),
             held: Mutex::default(),
-            stirred: following.stirred(),
+            network_changed: following.network_changed(),
             tending: Mutex::default(),
         }
     }
@@ -152,11 +152,11 @@ fn look(shield: &Mutex<Shield>, edge: &Edge) {
 
 /// Saves a state, or restores the one on disk: the last step of a save may fail after the new text is already
 /// there.
-async fn save(steering: &Steering, new: &State) -> Result<(), StateError> {
-    let saved = steering.store.save(new).await;
+async fn save(control_state: &ControlState, new: &State) -> Result<(), StateError> {
+    let saved = control_state.store.save(new).await;
     if saved.is_err() {
         // Where that fails as well, the first error says what is wrong.
-        let _ = steering.store.save(&steering.state).await;
+        let _ = control_state.store.save(&control_state.state).await;
     }
     saved
 }
@@ -206,28 +206,28 @@ impl Daemon {
 
     pub(super) async fn block(&self, mut wanted: AddBlock) -> Result<Block, Refusal> {
         wanted.cidr = plain(wanted.cidr);
-        let mut steering = self.steering.lock().await;
+        let mut control_state = self.control_state.lock().await;
         let until = wanted.duration.map(|duration| SystemTime::now() + duration);
         let mut spare = Vec::new();
         if !wanted.force {
             forbid_sweeping(wanted.cidr).map_err(|error| refused(&error))?;
             let called = wanted.protect.iter();
             spare.extend(called.map(|address| Vital::at(*address, "it is where you come from")));
-            spare.extend(self.vital(&steering.settings).await);
+            spare.extend(self.vital(&control_state.settings).await);
         }
         // A device may have come this moment, and its event not yet.
         self.shielding.look_aside(&self.edge).await;
-        let mut state = steering.state.clone();
+        let mut state = control_state.state.clone();
         state.blocks.retain(|block| block.cidr != wanted.cidr && !block.has_ended(SystemTime::now()));
         state.blocks.push(state::Block { cidr: wanted.cidr, until, forced: wanted.force });
         lasting(
             &self.shielding.shield,
             wanted.cidr,
             |shield| shield.block(wanted.cidr, until, &spare),
-            save(&steering, &state),
+            save(&control_state, &state),
         )
         .await?;
-        steering.state = state;
+        control_state.state = state;
         self.shielding.held().retain(|(held, _)| *held != wanted.cidr);
         let cut = self.edge.stop_blocked();
         tracing::info!(cidr = %wanted.cidr, connections = cut, "blocked");
@@ -236,12 +236,12 @@ impl Daemon {
 
     pub(super) async fn unblock(&self, mut wanted: RemoveBlock) -> Result<Block, Refusal> {
         wanted.cidr = plain(wanted.cidr);
-        let mut steering = self.steering.lock().await;
-        let mut state = steering.state.clone();
+        let mut control_state = self.control_state.lock().await;
+        let mut state = control_state.state.clone();
         state.blocks.retain(|block| block.cidr != wanted.cidr);
-        if let Some(held) = self.held_block(wanted.cidr, &steering.state) {
-            save(&steering, &state).await.map_err(|error| not_saved(&error))?;
-            steering.state = state;
+        if let Some(held) = self.held_block(wanted.cidr, &control_state.state) {
+            save(&control_state, &state).await.map_err(|error| not_saved(&error))?;
+            control_state.state = state;
             self.shielding.held().retain(|(held, _)| *held != wanted.cidr);
             return Ok(held);
         }
@@ -250,10 +250,10 @@ impl Daemon {
             &self.shielding.shield,
             wanted.cidr,
             |shield| shield.unblock(wanted.cidr),
-            save(&steering, &state),
+            save(&control_state, &state),
         )
         .await?;
-        steering.state = state;
+        control_state.state = state;
         if let Some(list) = list {
             tracing::warn!(cidr = %wanted.cidr, list = &*list, "goes on being blocked by a list");
         }

@@ -16,15 +16,15 @@ use crate::{
     pool::{Backend, Backends, Pool, check::Plan},
     route::{Rule, Table},
     spec::{
-        Ask, BackendAddress, BackendSpec, Choice, Conditions, HealthKind, PoolSpec, ProxyProtocol, ProxyTlvs,
-        RouteSpec, Spoken, Target,
+        Ask, BackendAddress, BackendSpec, Choice, ClientProtocol, Conditions, HealthKind, PoolSpec,
+        ProxyProtocol, ProxyTlvs, RouteSpec, Target,
     },
     tally::Tally,
 };
 
 /// The part that survives a reload: backends with their state, and counters.
 #[derive(Debug, Default)]
-pub(super) struct Kept {
+pub(super) struct Retained {
     pub(super) backends: Backends,
     routes: HashMap<Conditions, Arc<Tally>>,
     listeners: HashMap<Arc<str>, Arc<Tally>>,
@@ -32,7 +32,7 @@ pub(super) struct Kept {
     places: KnownPlaces,
 }
 
-impl Kept {
+impl Retained {
     /// The places that a flow has: of its destination, and at its backend.
     pub(super) fn places_of(&self, passport: &Passport) -> [Arc<Places>; 2] {
         [self.places.of(passport.destination), self.backends.places(passport.backend)]
@@ -51,9 +51,9 @@ pub(super) struct Built {
 
 /// Builds the running state. The operator's runtime routes come before those of the file for the same host,
 /// since they are more recent.
-pub(super) fn build(settings: &Settings, runtime: &[RouteSpec], kept: &mut Kept) -> Built {
+pub(super) fn build(settings: &Settings, runtime: &[RouteSpec], retained: &mut Retained) -> Built {
     let uses = settings.uses(runtime);
-    let mut pools = Pools { settings, uses, kept, built: HashMap::new(), checks: Vec::new() };
+    let mut pools = Pools { settings, uses, retained, built: HashMap::new(), checks: Vec::new() };
     let sourced = runtime.iter().map(|spec| (spec, Source::Runtime));
     let sourced = sourced.chain(settings.routes.iter().map(|spec| (spec, Source::File)));
     let mut rules = Vec::new();
@@ -74,16 +74,16 @@ pub(super) fn build(settings: &Settings, runtime: &[RouteSpec], kept: &mut Kept)
         let places = match spec.shares_limit_with.clone() {
             Some(host) => {
                 let first = Conditions { host, ..spec.conditions.clone() };
-                pools.kept.places.shared(identity, identity_of_conditions(&first))
+                pools.retained.places.shared(identity, identity_of_conditions(&first))
             }
-            None => pools.kept.places.of(identity),
+            None => pools.retained.places.of(identity),
         };
         let counter = match counters.entry(spec.conditions.clone()) {
             Entry::Occupied(_) => Arc::default(),
             Entry::Vacant(free) => {
                 places.set_limit(spec.connections);
-                let kept = pools.kept.routes.get(&spec.conditions).cloned().unwrap_or_default();
-                Arc::clone(free.insert(kept))
+                let retained = pools.retained.routes.get(&spec.conditions).cloned().unwrap_or_default();
+                Arc::clone(free.insert(retained))
             }
         };
         let destination = Destination {
@@ -105,8 +105,8 @@ pub(super) fn build(settings: &Settings, runtime: &[RouteSpec], kept: &mut Kept)
     for spec in &settings.listeners {
         let destination = spec.to.as_ref().and_then(|to| {
             let pool = pools.pool(to, (ProxyProtocol::Off, ProxyTlvs::default(), spec.connect_timeout))?;
-            let kept = pools.kept.listeners.get(&spec.name).cloned().unwrap_or_default();
-            listener_counters.insert(Arc::clone(&spec.name), Arc::clone(&kept));
+            let retained = pools.retained.listeners.get(&spec.name).cloned().unwrap_or_default();
+            listener_counters.insert(Arc::clone(&spec.name), Arc::clone(&retained));
             let identity = identity_of(None, &spec.name);
             Some(Arc::new(Destination {
                 label: Arc::clone(&spec.name),
@@ -117,21 +117,23 @@ pub(super) fn build(settings: &Settings, runtime: &[RouteSpec], kept: &mut Kept)
                 route: None,
                 source: Source::File,
                 idle_timeout: None,
-                counters: kept,
-                places: pools.kept.places.of(identity),
+                counters: retained,
+                places: pools.retained.places.of(identity),
             }))
         });
-        let takes_any = spec.takes(Spoken::Any)
-            && rules.iter().any(|rule| rule.conditions.take(Spoken::Any) && rule.conditions.hear(&spec.name));
+        let takes_any = spec.takes(ClientProtocol::Any)
+            && rules
+                .iter()
+                .any(|rule| rule.conditions.take(ClientProtocol::Any) && rule.conditions.hear(&spec.name));
         listeners.insert(
             Arc::clone(&spec.name),
             Arc::new(ListenerState { spec: spec.clone(), destination, takes_any }),
         );
     }
     let checks = pools.checks;
-    kept.routes = counters;
-    kept.listeners = listener_counters;
-    kept.places.forget_unused();
+    retained.routes = counters;
+    retained.listeners = listener_counters;
+    retained.places.forget_unused();
     let limits = &settings.limits;
     let running = Running {
         routes: Table::new(rules),
@@ -160,7 +162,7 @@ type Wants = (ProxyProtocol, ProxyTlvs, Option<Duration>);
 struct Pools<'a> {
     settings: &'a Settings,
     uses: Uses<'a>,
-    kept: &'a mut Kept,
+    retained: &'a mut Retained,
     built: HashMap<(Target, Wants), Arc<Pool>>,
     checks: Vec<(Arc<Backend>, Plan)>,
 }
@@ -193,7 +195,7 @@ impl Pools<'_> {
             // Then a client's connection proves as much as a check.
             spec.health.kind = HealthKind::Tcp;
         }
-        let pool = Arc::new(self.kept.backends.pool(&spec));
+        let pool = Arc::new(self.retained.backends.pool(&spec));
         self.checks.extend(pool.backends().iter().map(|backend| {
             let Questions { asks, port, server_name } = questions(backend.to().is_one_place());
             (Arc::clone(backend), Plan { health: *pool.health(), asks, port, server_name, proxy_protocol })

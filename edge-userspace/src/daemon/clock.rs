@@ -70,8 +70,8 @@ impl Daemon {
     }
 
     async fn settle_blocks(&self) {
-        let mut steering = self.steering.lock().await;
-        let mut state = steering.state.clone();
+        let mut control_state = self.control_state.lock().await;
+        let mut state = control_state.state.clone();
         {
             let mut shield = self.shielding.shield();
             let blocked = shield.blocked().unwrap_or_default();
@@ -96,9 +96,9 @@ impl Daemon {
                 }
             }
         }
-        if state != steering.state {
-            match steering.store.save(&state).await {
-                Ok(()) => steering.state = state,
+        if state != control_state.state {
+            match control_state.store.save(&state).await {
+                Ok(()) => control_state.state = state,
                 Err(error) => tracing::error!(%error, "blocks keep the times of the clock before on disk"),
             }
         }

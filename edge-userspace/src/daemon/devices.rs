@@ -19,7 +19,7 @@ const EVERY: Duration = Duration::from_secs(10);
 impl Daemon {
     /// Follows the devices, for as long as the daemon lives.
     pub(super) async fn follow_devices(&self) {
-        let mut stirred = self.shielding.stirred.clone();
+        let mut network_changed = self.shielding.network_changed.clone();
         loop {
             self.shielding.look_aside(&self.edge).await;
             if let Some(flows) = &self.edge.flows
@@ -27,11 +27,11 @@ impl Daemon {
             {
                 tracing::warn!(error = error.words(), "devices of flows are not followed");
             }
-            match &mut stirred {
+            match &mut network_changed {
                 Some(changes) => {
                     // Nobody is left to say anything: the time alone counts.
                     if matches!(timeout(EVERY, changes.changed()).await, Ok(Err(_))) {
-                        stirred = None;
+                        network_changed = None;
                     }
                 }
                 None => sleep(EVERY).await,

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use crate::{
     config::ResolverSpec,
     pool::{
-        Backend, Names, Resolver, Ways,
+        Backend, Names, Resolver, TunnelPaths,
         check::{Checks, Plan},
     },
     spec::TunnelSpec,
@@ -21,7 +21,7 @@ pub(super) struct Following {
     resolver: ResolverSpec,
     names: Names,
     watcher: Option<Arc<Watcher>>,
-    ways: Option<Ways>,
+    ways: Option<TunnelPaths>,
 }
 
 impl Following {
@@ -35,7 +35,7 @@ impl Following {
             checks: Checks::default(),
             names: names(resolver),
             resolver: resolver.clone(),
-            ways: watcher.clone().map(Ways::new),
+            ways: watcher.clone().map(TunnelPaths::new),
             watcher,
         }
     }
@@ -63,8 +63,8 @@ impl Following {
     }
 
     /// Changes with devices, addresses and routes, whatever it was.
-    pub(super) fn stirred(&self) -> Option<watch::Receiver<()>> {
-        self.watcher.as_ref().map(|watcher| watcher.stirred())
+    pub(super) fn network_changed(&self) -> Option<watch::Receiver<()>> {
+        self.watcher.as_ref().map(|watcher| watcher.network_changed())
     }
 
     /// The state of the tunnels; changes with them.

@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{
     Daemon,
-    segments::stirring,
+    segments::network_change,
     service::{notify, told_to_end},
     troubles::Part,
 };
@@ -29,11 +29,11 @@ impl Daemon {
     /// Retries failed binds and checks which addresses exist, for as long as the daemon lives: on kernel
     /// events about addresses and devices, and periodically.
     pub(super) async fn keep_listening(&self) {
-        let mut stirred = self.segments.stirred();
+        let mut network_changed = self.segments.network_changed();
         loop {
             sleep(REST).await;
             tokio::select! {
-                () = stirring(stirred.as_mut()) => {}
+                () = network_change(network_changed.as_mut()) => {}
                 () = sleep(EVERY) => {}
             }
             self.look_at_listeners().await;
@@ -41,15 +41,15 @@ impl Daemon {
     }
 
     async fn look_at_listeners(&self) {
-        let mut steering = self.steering.lock().await;
+        let mut control_state = self.control_state.lock().await;
         if self.shown().draining {
             return;
         }
-        let steering = &mut *steering;
-        if steering.sockets.retry(&steering.settings.listeners, &self.workers) {
+        let control_state = &mut *control_state;
+        if control_state.sockets.retry(&control_state.settings.listeners, &self.workers) {
             self.announce();
         }
-        self.note_listeners(&steering.sockets);
+        self.note_listeners(&control_state.sockets);
     }
 
     /// Serves `daemon.admin` until `ended`; retries while it cannot be bound. Returns after the first
@@ -59,13 +59,13 @@ impl Daemon {
         let daemon = Arc::clone(self);
         tokio::spawn(async move {
             let mut bound = first;
-            let mut stirred = daemon.segments.stirred();
+            let mut network_changed = daemon.segments.network_changed();
             let listener = loop {
                 if let Some(listener) = bound {
                     break listener;
                 }
                 tokio::select! {
-                    () = stirring(stirred.as_mut()) => sleep(REST).await,
+                    () = network_change(network_changed.as_mut()) => sleep(REST).await,
                     () = sleep(EVERY) => {}
                     () = told_to_end(ended.clone()) => return,
                 }

@@ -44,7 +44,7 @@ pub use prepare::{Options, Prepared, prepare};
 pub use service::run;
 
 use self::{
-    blocks::Shielding, build::Kept, ebb::Ebb, following::Following, segments::Segments, sockets::Sockets,
+    blocks::Shielding, build::Retained, ebb::Ebb, following::Following, segments::Segments, sockets::Sockets,
     state_writer::StateWriter, troubles::Troubles, worker::Workers,
 };
 use crate::{
@@ -104,7 +104,7 @@ pub struct Daemon {
     edge: Arc<Edge>,
     workers: Workers,
     /// Serialises changes, and holds the state that they change.
-    steering: tokio::sync::Mutex<Steering>,
+    control_state: tokio::sync::Mutex<ControlState>,
     shielding: Shielding,
     segments: Segments,
     /// The tunnels of the backends in use, as they were last looked at.
@@ -124,11 +124,11 @@ pub struct Daemon {
 
 /// State that only one change at a time may touch.
 #[derive(Debug)]
-struct Steering {
+struct ControlState {
     settings: Settings,
     store: StateWriter,
     state: State,
-    kept: Kept,
+    retained: Retained,
     sockets: Sockets,
     following: Following,
 }

@@ -52,7 +52,7 @@ impl Observed for Daemon {
             count,
         });
         let active = edge.registry.list().into_iter().map(|connection| {
-            (Arc::clone(&connection.listener), connection.way().map(|_| connection.meter.tier()), 1)
+            (Arc::clone(&connection.listener), connection.upstream().map(|_| connection.meter.tier()), 1)
         });
         let flows = edge.flows.as_ref().map(|flows| flows.census().listeners).unwrap_or_default();
         let flows = flows.into_iter().map(|(listener, count)| (listener, Some(Tier::Flow), count));

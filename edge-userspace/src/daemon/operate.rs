@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc, time::Instant};
 
-use super::{Daemon, DaemonError, Steering, apply::Applied};
+use super::{ControlState, Daemon, DaemonError, apply::Applied};
 use crate::{
     config::state::{Drained, State, StateError},
     connection::{self, Destination, Source, View},
@@ -17,7 +17,7 @@ use crate::{
     datapath::StopReason,
     pool::BackendId,
     route::{Query, Rule},
-    spec::{AlpnList, HostPattern, Protocol, RouteSpec, Spoken, Target},
+    spec::{AlpnList, ClientProtocol, HostPattern, Protocol, RouteSpec, Target},
 };
 
 impl Operator for Daemon {
@@ -28,10 +28,10 @@ impl Operator for Daemon {
 
     async fn add_route(&self, route: AddRoute) -> Result<AddedRoutes, Refusal> {
         let specs = route.specs();
-        let mut steering = self.steering.lock().await;
-        let mut state = steering.state.clone();
+        let mut control_state = self.control_state.lock().await;
+        let mut state = control_state.state.clone();
         for spec in &specs {
-            check_new_route(&steering, spec)?;
+            check_new_route(&control_state, spec)?;
             match state.routes.iter_mut().find(|known| known.conditions == spec.conditions) {
                 Some(known) if known == spec => {}
                 Some(known) if route.replace => *known = spec.clone(),
@@ -39,27 +39,27 @@ impl Operator for Daemon {
                 None => state.routes.push(spec.clone()),
             }
         }
-        self.provide_tiers(&steering.settings, &state.routes)
+        self.provide_tiers(&control_state.settings, &state.routes)
             .map_err(|error| Refusal::new(RefusalKind::Unsupported, "no_such_tier", error.to_string()))?;
-        self.save_and_swap(&mut steering, state).await?;
+        self.save_and_swap(&mut control_state, state).await?;
         let added = specs.iter().map(|spec| self.shown_or_new(spec)).collect::<Vec<_>>();
         Ok(added.into())
     }
 
     async fn remove_route(&self, route: RemoveRoute) -> Result<RemovedRoutes, Refusal> {
-        let mut steering = self.steering.lock().await;
-        let mut state = steering.state.clone();
+        let mut control_state = self.control_state.lock().await;
+        let mut state = control_state.state.clone();
         let meant: Vec<_> = state.routes.extract_if(.., |spec| route.means(&spec.conditions)).collect();
         for host in &route.host {
             let of_host: Vec<_> = meant.iter().filter(|spec| spec.conditions.host == *host).collect();
             match &*of_host {
                 [_] => {}
-                [] => return Err(not_removable(&steering, &route, host)),
+                [] => return Err(not_removable(&control_state, &route, host)),
                 several => return Err(ambiguous(host, several.len())),
             }
         }
         let removed = meant.iter().map(|spec| self.shown_or_new(spec)).collect();
-        self.save_and_swap(&mut steering, state).await?;
+        self.save_and_swap(&mut control_state, state).await?;
         let closed = if route.close { meant.iter().map(|spec| self.close_route(spec)).sum() } else { 0 };
         Ok(RemovedRoutes { removed, closed: closed as u64 })
     }
@@ -74,9 +74,9 @@ impl Operator for Daemon {
     }
 
     async fn set_drained(&self, backend: BackendSelector, drained: bool) -> Result<Vec<Backend>, Refusal> {
-        let mut steering = self.steering.lock().await;
+        let mut control_state = self.control_state.lock().await;
         let meant = Drained { pool: backend.pool.clone(), to: backend.to.clone() };
-        let known = steering.kept.backends.all();
+        let known = control_state.retained.backends.all();
         let chosen: Vec<_> = known.iter().filter(|backend| means(&meant, backend.id())).collect();
         if chosen.is_empty() {
             let message = match &backend.pool {
@@ -86,14 +86,14 @@ impl Operator for Daemon {
             return Err(Refusal::new(RefusalKind::NotFound, "no_such_backend", message)
                 .hint("`edgectl backends list` shows them as they are written in the configuration"));
         }
-        let mut state = steering.state.clone();
+        let mut state = control_state.state.clone();
         // A later word about the same backend replaces the earlier one.
         state.drained.retain(|known| !chosen.iter().any(|backend| means(known, backend.id())));
         if drained {
             state.drained.push(meant.clone());
         }
-        steering.store.save(&state).await.map_err(|error| not_saved(&error))?;
-        steering.state = state;
+        control_state.store.save(&state).await.map_err(|error| not_saved(&error))?;
+        control_state.state = state;
         for backend in &chosen {
             if drained { backend.drain() } else { backend.ready() }
         }
@@ -104,7 +104,7 @@ impl Operator for Daemon {
         let on_sockets = self.edge.registry.list();
         let now = Instant::now();
         let on_sockets = on_sockets.iter().map(|connection| {
-            let backend = connection.way().map(|way| &**way.lease.backend());
+            let backend = connection.upstream().map(|upstream| &**upstream.lease.backend());
             super::status::connection(View::of(connection), connection.idle(now), backend)
         });
         let mut all: Vec<_> = on_sockets.chain(self.flows()).collect();
@@ -165,9 +165,9 @@ impl Operator for Daemon {
 
 impl Daemon {
     /// Puts the new runtime state on disk, then in effect.
-    async fn save_and_swap(&self, steering: &mut Steering, state: State) -> Result<(), Refusal> {
-        steering.store.save(&state).await.map_err(|error| not_saved(&error))?;
-        self.change(steering, state);
+    async fn save_and_swap(&self, control_state: &mut ControlState, state: State) -> Result<(), Refusal> {
+        control_state.store.save(&state).await.map_err(|error| not_saved(&error))?;
+        self.change(control_state, state);
         Ok(())
     }
 
@@ -188,7 +188,9 @@ impl Daemon {
         let identity = connection::identity_of(Some(spec), "");
         self.edge.stop(
             StopReason::RouteRemoved,
-            |connection| connection.way().is_some_and(|way| way.destination.identity == identity),
+            |connection| {
+                connection.upstream().is_some_and(|upstream| upstream.destination.identity == identity)
+            },
             |flow| flow.passport.destination == identity,
         )
     }
@@ -198,7 +200,8 @@ impl Daemon {
         let listener = tested_listener(&running, client.listener.as_ref(), client.protocol)?;
         let alpn: AlpnList = client.alpn.iter().map(|name| name.as_bytes()).collect();
         let source = client.from.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
-        let protocol = client.protocol.or(listener.spec.speaks().first().copied()).unwrap_or(Spoken::Tls);
+        let protocol =
+            client.protocol.or(listener.spec.speaks().first().copied()).unwrap_or(ClientProtocol::Tls);
         let query = Query {
             host: client.host.as_ref(),
             protocol,
@@ -228,7 +231,8 @@ impl Daemon {
             })
             .collect();
         let winner = running.routes.find(&query).map(|rule| Arc::clone(&rule.target));
-        let refused = winner.as_ref().map_or(Some(connection::Outcome::NoRoute), |won| won.refuses(source));
+        let refused =
+            winner.as_ref().map_or(Some(connection::CloseReason::NoRoute), |won| won.refuses(source));
         let outcome = outcome(refused, winner.as_deref(), client.from, protocol);
         let way = winner.as_ref().filter(|_| refused.is_none());
         let backends = way.map_or_else(Vec::new, |destination| {
@@ -281,23 +285,23 @@ fn shown(destination: &Destination) -> Option<Route> {
 
 /// The result for a hypothetical client, in words.
 fn outcome(
-    refused: Option<connection::Outcome>,
+    refused: Option<connection::CloseReason>,
     winner: Option<&Destination>,
     from: Option<IpAddr>,
-    protocol: Spoken,
+    protocol: ClientProtocol,
 ) -> String {
     let Some(refused) = refused else {
         let pool = winner.map_or("", |winner| winner.pool.name());
         return if winner.is_some_and(|winner| winner.redirects(Some(protocol))) {
-            let told = connection::told(connection::Outcome::Redirected, protocol);
+            let told = connection::told(connection::CloseReason::Redirected, protocol);
             format!("redirected to https by its route: {told}; /.well-known/acme-challenge/ goes to {pool}")
         } else {
             format!("goes to {pool}")
         };
     };
     let why = match refused {
-        connection::Outcome::Refused => "refused by its route".to_owned(),
-        connection::Outcome::DeniedByRoute => match from {
+        connection::CloseReason::Refused => "refused by its route".to_owned(),
+        connection::CloseReason::DeniedByRoute => match from {
             Some(from) => format!("denied by its route, which {from} may not use"),
             None => "denied by its route, which some sources may use (tell one by --from)".to_owned(),
         },
@@ -311,7 +315,7 @@ fn outcome(
 fn tested_listener(
     running: &connection::Running,
     name: Option<&Arc<str>>,
-    protocol: Option<Spoken>,
+    protocol: Option<ClientProtocol>,
 ) -> Result<Arc<connection::ListenerState>, Refusal> {
     let mut routing: Vec<_> =
         running.listeners.values().filter(|listener| listener.spec.protocol != Protocol::Tcp).collect();
@@ -331,8 +335,8 @@ fn tested_listener(
     })
 }
 
-fn check_new_route(steering: &Steering, spec: &RouteSpec) -> Result<(), Refusal> {
-    let settings = &steering.settings;
+fn check_new_route(control_state: &ControlState, spec: &RouteSpec) -> Result<(), Refusal> {
+    let settings = &control_state.settings;
     settings.check_route(spec).map_err(|problem| {
         let refusal = Refusal::new(RefusalKind::Invalid, "invalid_route", problem.message);
         match problem.hint {
@@ -363,9 +367,9 @@ fn elsewhere(known: &RouteSpec) -> Refusal {
     .hint("`--replace` changes it; live connections go on")
 }
 
-fn not_removable(steering: &Steering, route: &RemoveRoute, host: &HostPattern) -> Refusal {
+fn not_removable(control_state: &ControlState, route: &RemoveRoute, host: &HostPattern) -> Refusal {
     let is_meant = |spec: &RouteSpec| spec.conditions.host == *host && route.means(&spec.conditions);
-    if steering.settings.routes.iter().any(is_meant) {
+    if control_state.settings.routes.iter().any(is_meant) {
         return Refusal::new(
             RefusalKind::Conflict,
             "route_in_file",

@@ -17,14 +17,19 @@ use crate::{
             diagnosis::{certificate, is_black_hole},
         },
     },
-    spec::{Ask, HealthSpec, HostName, Spoken},
+    spec::{Ask, ClientProtocol, HealthSpec, HostName},
     tunnel,
 };
 
 const LOST: &str = "large packets are lost on the way; `edgectl doctor` says how to mend it";
 
 /// Tries every backend of a pool as a connection for `host` would.
-pub(super) async fn probe(pool: &Pool, host: Option<&HostName>, protocol: Spoken, port: u16) -> Vec<Probe> {
+pub(super) async fn probe(
+    pool: &Pool,
+    host: Option<&HostName>,
+    protocol: ClientProtocol,
+    port: u16,
+) -> Vec<Probe> {
     let plan = Plan {
         health: HealthSpec { timeout: pool.connect_timeout(), ..HealthSpec::default() },
         asks: vec![Ask::of(protocol)],

@@ -47,21 +47,21 @@ pub(super) struct Clamp {
 #[derive(Debug)]
 pub(super) struct Segments {
     clamps: Mutex<BTreeMap<Arc<str>, Clamp>>,
-    ways: Mutex<Ways>,
+    ways: Mutex<KnownPaths>,
     /// Routes or listeners changed.
     outdated: Notify,
     /// Changes with the kernel's devices, addresses and routes; `None` if they cannot be watched.
-    stirred: Option<watch::Receiver<()>>,
+    network_changed: Option<watch::Receiver<()>>,
 }
 
 impl Segments {
-    pub(super) fn new(stirred: Option<watch::Receiver<()>>) -> Self {
-        Self { clamps: Mutex::default(), ways: Mutex::default(), outdated: Notify::new(), stirred }
+    pub(super) fn new(network_changed: Option<watch::Receiver<()>>) -> Self {
+        Self { clamps: Mutex::default(), ways: Mutex::default(), outdated: Notify::new(), network_changed }
     }
 
     /// Changes with devices, addresses and routes of the kernel.
-    pub(super) fn stirred(&self) -> Option<watch::Receiver<()>> {
-        self.stirred.clone()
+    pub(super) fn network_changed(&self) -> Option<watch::Receiver<()>> {
+        self.network_changed.clone()
     }
 
     /// To be called when routes or listeners changed.
@@ -98,18 +98,18 @@ impl Segments {
 /// recreated its packets would take the default route. Clients that connect then, such as those that were
 /// just reset, must still learn the tunnel's MSS.
 #[derive(Debug, Default)]
-struct Ways(HashMap<(IpAddr, Option<String>), Way>);
+struct KnownPaths(HashMap<(IpAddr, Option<String>), KnownPath>);
 
 /// One way.
 #[derive(Debug)]
-struct Way {
+struct KnownPath {
     mtu: u32,
     /// Since when it seems to be wider.
     wider: Option<Instant>,
     is_asked_for: bool,
 }
 
-impl Ways {
+impl KnownPaths {
     /// The value in force for a path after this observation: a smaller one at once, a larger one after it has
     /// lasted for [`EVERY`].
     fn settle(
@@ -122,7 +122,7 @@ impl Ways {
         let key = (address, device.map(str::to_owned));
         let Some(way) = self.0.get_mut(&key) else {
             let mtu = found?;
-            self.0.insert(key, Way { mtu, wider: None, is_asked_for: true });
+            self.0.insert(key, KnownPath { mtu, wider: None, is_asked_for: true });
             return Ok(mtu);
         };
         way.is_asked_for = true;
@@ -148,12 +148,12 @@ impl Ways {
 impl Daemon {
     /// Updates the announced MSS after changes of routes and tunnels, for as long as the daemon lives.
     pub(super) async fn keep_announcing(&self) {
-        let mut stirred = self.segments.stirred();
+        let mut network_changed = self.segments.network_changed();
         loop {
             sleep(REST).await;
             tokio::select! {
                 () = self.segments.outdated.notified() => {}
-                () = stirring(stirred.as_mut()) => {}
+                () = network_change(network_changed.as_mut()) => {}
                 () = sleep(EVERY) => {}
             }
             self.announce();
@@ -173,9 +173,9 @@ impl Daemon {
 }
 
 /// Ends when something changed; never where nothing is watched.
-pub(super) async fn stirring(stirred: Option<&mut watch::Receiver<()>>) {
-    if let Some(stirred) = stirred
-        && stirred.changed().await.is_ok()
+pub(super) async fn network_change(network_changed: Option<&mut watch::Receiver<()>>) {
+    if let Some(network_changed) = network_changed
+        && network_changed.changed().await.is_ok()
     {
         return;
     }
@@ -241,7 +241,7 @@ mod tests {
     use super::*;
     use crate::{
         config::Settings,
-        daemon::build::{Kept, build},
+        daemon::build::{Retained, build},
     };
 
     /// Two tunnels, a wide link, and nothing else.
@@ -261,7 +261,7 @@ mod tests {
 
     fn announced(text: &str) -> Vec<(String, u16)> {
         let settings = Settings::parse("test", text).unwrap();
-        let built = build(&settings, &[], &mut Kept::default());
+        let built = build(&settings, &[], &mut Retained::default());
         clamps(&built.running, mtu).into_iter().map(|(name, clamp)| (name.to_string(), clamp.mss)).collect()
     }
 
@@ -299,7 +299,7 @@ mod tests {
 
     #[test]
     fn a_way_that_is_gone_for_a_moment_is_no_wider() {
-        let (mut ways, start) = (Ways::default(), Instant::now());
+        let (mut ways, start) = (KnownPaths::default(), Instant::now());
         let home: IpAddr = "10.0.0.1".parse().unwrap();
         let mut settle = |found, seconds| {
             let now = start + Duration::from_secs(seconds);

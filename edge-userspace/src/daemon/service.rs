@@ -58,7 +58,7 @@ pub async fn run(prepared: Prepared) -> Result<(), DaemonError> {
     });
     tokio::spawn({
         let daemon = Arc::clone(&daemon);
-        let tunnels = daemon.steering.lock().await.following.tunnels();
+        let tunnels = daemon.control_state.lock().await.following.tunnels();
         async move { daemon.sever(tunnels).await }
     });
     tokio::spawn(watchdog(Arc::clone(&daemon)));

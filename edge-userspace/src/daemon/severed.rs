@@ -29,7 +29,9 @@ impl Daemon {
                 let severed = self.edge.stop(
                     StopReason::TunnelGone,
                     |connection| {
-                        connection.way().is_some_and(|way| way.lease.backend().device() == Some(device))
+                        connection
+                            .upstream()
+                            .is_some_and(|upstream| upstream.lease.backend().device() == Some(device))
                     },
                     // Packets of a flow are sent to the device by its number, tied to it or not.
                     |flow| flow.device() == index,

@@ -9,10 +9,10 @@ use std::{
 use arc_swap::ArcSwap;
 
 use super::{
-    Daemon, DaemonError, Shown, Steering,
+    ControlState, Daemon, DaemonError, Shown,
     apply::Occasion,
     blocks::Shielding,
-    build::Kept,
+    build::Retained,
     flows::{self, Reports},
     following::Following,
     segments::Segments,
@@ -46,9 +46,9 @@ impl Daemon {
         kernel: Kernel,
     ) -> Result<Arc<Self>, DaemonError> {
         let (daemon, reports) = Self::new(config, &settings, inherited, workers, kernel)?;
-        let mut steering = daemon.steering.lock().await;
-        daemon.apply(&mut steering, settings, Occasion::Start(reports.map(Box::new))).await?;
-        drop(steering);
+        let mut control_state = daemon.control_state.lock().await;
+        daemon.apply(&mut control_state, settings, Occasion::Start(reports.map(Box::new))).await?;
+        drop(control_state);
         Ok(Arc::new(daemon))
     }
 
@@ -94,7 +94,7 @@ impl Daemon {
             edge,
             workers,
             shielding,
-            segments: Segments::new(following.stirred()),
+            segments: Segments::new(following.network_changed()),
             tunnels: following.tunnels(),
             troubles: Arc::clone(&troubles),
             loaded_blocks: state.blocks.clone(),
@@ -107,11 +107,11 @@ impl Daemon {
                 last_reload: None,
                 draining: false,
             }),
-            steering: tokio::sync::Mutex::new(Steering {
+            control_state: tokio::sync::Mutex::new(ControlState {
                 settings: settings.clone(),
                 store: StateWriter::new(store, troubles),
                 state,
-                kept: Kept::default(),
+                retained: Retained::default(),
                 sockets: Sockets::new(inherited),
                 following,
             }),
@@ -120,16 +120,16 @@ impl Daemon {
     }
 
     /// Takes over what an earlier daemon left, before connections are accepted: its flows, and the blocks on disk.
-    pub(super) async fn take_over(&self, steering: &Steering, reports: Option<Box<Reports>>) {
+    pub(super) async fn take_over(&self, control_state: &ControlState, reports: Option<Box<Reports>>) {
         let edge = &self.edge;
         if let (Some(flows), Some(reports)) = (&edge.flows, reports) {
             let is_limited = edge.running.load().connections_per_source != 0;
             flows::adopt(flows, *reports, is_limited.then_some(&edge.admission), |passport| {
-                steering.kept.places_of(passport)
+                control_state.retained.places_of(passport)
             });
         }
-        let blocks = &steering.state.blocks;
-        let vital = if blocks.is_empty() { Vec::new() } else { self.vital(&steering.settings).await };
+        let blocks = &control_state.state.blocks;
+        let vital = if blocks.is_empty() { Vec::new() } else { self.vital(&control_state.settings).await };
         self.shielding.restore(blocks, &vital);
         self.shielding.look(edge);
     }

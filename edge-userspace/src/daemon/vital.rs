@@ -80,7 +80,7 @@ fn ways(devices: &[Interface], named: BTreeSet<&str>, targets: &[IpAddr]) -> Vec
     loop {
         while let Some(address) = waiting.pop() {
             // What no route leads to cannot be cut off.
-            let Some(Ok(way)) = routes.as_mut().map(|routes| routes.way(&RouteQuestion::to(address))) else {
+            let Some(Ok(way)) = routes.as_mut().map(|routes| routes.hop(&RouteQuestion::to(address))) else {
                 continue;
             };
             let Some(device) = by_index.get(&way.device).copied() else { continue };

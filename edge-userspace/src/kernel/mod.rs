@@ -62,7 +62,7 @@ pub use older::{OlderFlows, UnreadFlows};
 pub use pin::{DEFAULT_PINS, uninstall};
 pub use pin_lock::{PinLock, PinsBusy, lock_pins};
 pub use revive::{Standing, ask_peer, reset_peer};
-pub use route_lookup::{RouteLookup, RouteQuestion, RouteWay};
+pub use route_lookup::{Hop, RouteLookup, RouteQuestion};
 pub use shield::{Hook, Prefix, ShieldProgram};
 pub use sock_diag::connected_to;
 pub use sockmap::{DEFAULT_CREDIT, Joined, JoinedSocket, NotJoined, Progress, Sockmap};

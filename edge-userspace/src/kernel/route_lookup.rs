@@ -31,14 +31,14 @@ pub struct RouteQuestion {
 
 /// The way of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RouteWay {
+pub struct Hop {
     /// The index of the device that it leaves by.
     pub device: u32,
     /// The router there; `None` where the destination is on the link.
     pub next_hop: Option<RouteAttribute>,
 }
 
-impl RouteWay {
+impl Hop {
     /// The router's address, of either family.
     pub fn router(&self) -> Option<IpAddr> {
         match self.next_hop.as_ref()? {
@@ -110,11 +110,11 @@ impl RouteLookup {
 
     /// The index of the device that packets to `address` leave by. Without a route it is an error.
     pub fn device(&mut self, address: IpAddr) -> io::Result<u32> {
-        self.way(&RouteQuestion::to(address)).map(|way| way.device)
+        self.hop(&RouteQuestion::to(address)).map(|way| way.device)
     }
 
     /// The way of packets, as the rules and tables have it. Without a route it is an error.
-    pub fn way(&mut self, question: &RouteQuestion) -> io::Result<RouteWay> {
+    pub fn hop(&mut self, question: &RouteQuestion) -> io::Result<Hop> {
         let mut message = NetlinkMessage::from(RouteNetlinkMessage::GetRoute(question.message()));
         message.header.flags = NLM_F_REQUEST;
         self.sequence = self.sequence.wrapping_add(1);
@@ -126,7 +126,7 @@ impl RouteLookup {
         self.answer()
     }
 
-    fn answer(&self) -> io::Result<RouteWay> {
+    fn answer(&self) -> io::Result<Hop> {
         loop {
             let (octets, _) = self.socket.recv_from_full()?;
             let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&octets)
@@ -145,7 +145,7 @@ impl RouteLookup {
                     let next_hop = route.attributes.into_iter().find(|attribute| {
                         matches!(attribute, RouteAttribute::Gateway(_) | RouteAttribute::Via(_))
                     });
-                    Ok(RouteWay { device, next_hop })
+                    Ok(Hop { device, next_hop })
                 }
                 NetlinkPayload::Error(error) => Err(error.to_io()),
                 _ => Err(io::Error::new(io::ErrorKind::InvalidData, "no answer about a route")),
@@ -173,8 +173,8 @@ mod tests {
             device: None,
             user: Some(0),
         };
-        assert_eq!(lookup.way(&question).unwrap(), RouteWay { device: 1, next_hop: None });
+        assert_eq!(lookup.hop(&question).unwrap(), Hop { device: 1, next_hop: None });
         let foreign = RouteQuestion { source: "192.0.2.1".parse().ok(), ..question };
-        assert!(lookup.way(&foreign).is_err(), "that address is not here");
+        assert!(lookup.hop(&foreign).is_err(), "that address is not here");
     }
 }

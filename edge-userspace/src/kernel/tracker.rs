@@ -20,12 +20,12 @@ pub enum Tracker {
     /// By a socket of its own.
     Own(Conntrack),
     /// Through the keeper.
-    Kept(Kept),
+    ByKeeper(ByKeeper),
 }
 
 /// The keeper, which need not be asked where nothing is tracked.
 #[derive(Debug)]
-pub struct Kept {
+pub struct ByKeeper {
     keeper: &'static Keeper,
     /// Whether the module was loaded, and when that was looked at.
     is_loaded: Option<(bool, Instant)>,
@@ -35,7 +35,7 @@ impl Tracker {
     /// Opens what there is, in the network namespace of this thread.
     pub fn open() -> io::Result<Self> {
         match keeper() {
-            Some(keeper) => Ok(Self::Kept(Kept { keeper, is_loaded: None })),
+            Some(keeper) => Ok(Self::ByKeeper(ByKeeper { keeper, is_loaded: None })),
             None => Conntrack::open().map(Self::Own),
         }
     }
@@ -44,7 +44,7 @@ impl Tracker {
     pub fn forget(&mut self, connections: &[Ends]) -> io::Result<()> {
         match self {
             Self::Own(own) => own.forget(connections).map(drop),
-            Self::Kept(kept) => kept.ask(|keeper| keeper.track(connections, false)),
+            Self::ByKeeper(keeper) => keeper.ask(|keeper| keeper.track(connections, false)),
         }
     }
 
@@ -52,7 +52,7 @@ impl Tracker {
     pub fn loosen(&mut self, connections: &[Ends]) -> io::Result<()> {
         match self {
             Self::Own(own) => own.loosen(connections),
-            Self::Kept(kept) => kept.ask(|keeper| keeper.track(connections, true)),
+            Self::ByKeeper(keeper) => keeper.ask(|keeper| keeper.track(connections, true)),
         }
     }
 
@@ -60,14 +60,14 @@ impl Tracker {
     pub fn admit(&mut self, ends: &Ends) -> io::Result<()> {
         match self {
             Self::Own(own) => own.admit(ends),
-            Self::Kept(kept) => {
-                kept.ask(|keeper| keeper.ask(&Request::AdmitTrack { connection: *ends }).map(drop))
+            Self::ByKeeper(keeper) => {
+                keeper.ask(|keeper| keeper.ask(&Request::AdmitTrack { connection: *ends }).map(drop))
             }
         }
     }
 }
 
-impl Kept {
+impl ByKeeper {
     fn ask(&mut self, ask: impl FnOnce(&Keeper) -> Result<(), KernelError>) -> io::Result<()> {
         let now = Instant::now();
         let fresh = self.is_loaded.filter(|(_, then)| now.duration_since(*then) < EVERY);

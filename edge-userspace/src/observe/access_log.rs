@@ -304,7 +304,7 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::spec::{Spoken, Tier};
+    use crate::spec::{ClientProtocol, Tier};
 
     fn record(id: u64) -> Record {
         Record {
@@ -313,7 +313,7 @@ mod tests {
             client: "192.0.2.7:4711".parse().unwrap(),
             local: "198.51.100.1:443".parse().unwrap(),
             listener: "https".into(),
-            protocol: Some(Spoken::Tls),
+            protocol: Some(ClientProtocol::Tls),
             sni: Some("cloud.example.com".parse().unwrap()),
             sni_raw: None,
             alpn: [&b"h2"[..]].into_iter().collect(),

@@ -23,4 +23,4 @@ pub use identity::{BackendId, BackendStatus};
 pub use location::{Addresses, Endpoint};
 pub use names::{Names, Resolver};
 pub use registry::Backends;
-pub use ways::Ways;
+pub use ways::TunnelPaths;

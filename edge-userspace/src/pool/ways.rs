@@ -10,7 +10,7 @@ use tokio::{
 use super::{backend::Backend, condition::Obstacle};
 use crate::{
     spec::BackendHost,
-    tunnel::{Tunnels, Watcher, Way},
+    tunnel::{TunnelPath, Tunnels, Watcher},
 };
 
 /// How often the addresses of backends with both a device and a name are looked at.
@@ -18,12 +18,12 @@ const NAMES: Duration = Duration::from_secs(1);
 
 /// Keeps the backends with a device in step with the tunnels until it is dropped.
 #[derive(Debug)]
-pub struct Ways {
+pub struct TunnelPaths {
     watcher: Arc<Watcher>,
     task: Option<AbortHandle>,
 }
 
-impl Ways {
+impl TunnelPaths {
     /// Follows nothing yet.
     pub fn new(watcher: Arc<Watcher>) -> Self {
         Self { watcher, task: None }
@@ -47,7 +47,7 @@ impl Ways {
     }
 }
 
-impl Drop for Ways {
+impl Drop for TunnelPaths {
     fn drop(&mut self) {
         self.stop();
     }
@@ -75,9 +75,9 @@ async fn run(watcher: Arc<Watcher>, backends: Vec<Arc<Backend>>) {
 }
 
 /// The ways to a backend, one an address.
-fn ways(backend: &Backend) -> Vec<Way> {
+fn ways(backend: &Backend) -> Vec<TunnelPath> {
     let Some(device) = backend.device() else { return Vec::new() };
-    let way = |address| Way { device: Arc::clone(device), address };
+    let way = |address| TunnelPath { device: Arc::clone(device), address };
     match &*backend.addresses(0) {
         [] => vec![way(None)],
         addresses => addresses.iter().map(|address| way(Some(address.ip()))).collect(),
@@ -139,7 +139,7 @@ mod tests {
             };
             let pool = Backends::default().pool(&spec);
             let [fibre, mobile] = pool.backends() else { panic!() };
-            let mut ways = Ways::new(Arc::new(Watcher::start(TunnelSpec::default()).unwrap()));
+            let mut ways = TunnelPaths::new(Arc::new(Watcher::start(TunnelSpec::default()).unwrap()));
             ways.set(pool.backends().iter().cloned());
             sh("ip link set wg0 down");
             assert_eq!(until(fibre, BackendState::Down).await, "the device wg0 is down");
@@ -158,7 +158,7 @@ mod tests {
         let pool =
             Backends::default().pool(&PoolSpec::new("home", vec![backend("caddy.home.example", "lo")]));
         let backend = &pool.backends()[0];
-        assert_eq!(ways(backend), [Way { device: "lo".into(), address: None }]);
+        assert_eq!(ways(backend), [TunnelPath { device: "lo".into(), address: None }]);
         let tunnels = Tunnels::default();
         assert_eq!(fault(&tunnels, backend).unwrap(), "the device lo does not exist");
         let endpoint = |ip: &str| Endpoint { ip: ip.parse().unwrap(), port: None };

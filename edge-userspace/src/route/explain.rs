@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::{
     route::{Query, Rule, Table, table::Failed},
-    spec::{Conditions, HostPattern, Spoken},
+    spec::{ClientProtocol, Conditions, HostPattern},
 };
 
 /// A rule whose host fits a query, and what became of it.
@@ -138,7 +138,7 @@ fn outranked(winner: &Conditions, other: &Conditions) -> Outranked {
 
 /// The protocols that a rule matches, including those that it need not name.
 fn protocols(conditions: &Conditions) -> Vec<String> {
-    const WEB: [Spoken; 2] = [Spoken::Tls, Spoken::Http];
+    const WEB: [ClientProtocol; 2] = [ClientProtocol::Tls, ClientProtocol::Http];
     let named = if conditions.protocols.is_empty() { &WEB[..] } else { &conditions.protocols };
     named.iter().map(|protocol| protocol.name().to_owned()).collect()
 }
@@ -231,7 +231,7 @@ mod tests {
         let host = "a.b.test".parse().unwrap();
         let alpn: AlpnList = [&b"h2"[..], b"http/1.1"].into_iter().collect();
         let source = "::ffff:192.0.2.1".parse().unwrap();
-        let protocol = Spoken::Tls;
+        let protocol = ClientProtocol::Tls;
         let query = Query { host: Some(&host), protocol, alpn: &alpn, source, listener: "https" };
         let said: Vec<_> = table
             .explain(&query)
@@ -259,7 +259,7 @@ mod tests {
         let table = Table::new([rule("*.test"), rule("*.a.test"), rule("*")]);
         let host = "b.a.test".parse().unwrap();
         let alpn = AlpnList::default();
-        let (protocol, source) = (Spoken::Tls, [192, 0, 2, 1].into());
+        let (protocol, source) = (ClientProtocol::Tls, [192, 0, 2, 1].into());
         let mut query = Query { host: Some(&host), protocol, alpn: &alpn, source, listener: "https" };
         let outcomes = |query: &Query<'_>| {
             table.explain(query).iter().map(|considered| considered.outcome.to_string()).collect::<Vec<_>>()
@@ -274,7 +274,7 @@ mod tests {
         );
         query.host = None;
         assert_eq!(outcomes(&query), ["wins: it takes what no other route does"]);
-        query.protocol = Spoken::Ssh;
+        query.protocol = ClientProtocol::Ssh;
         assert_eq!(
             outcomes(&query),
             ["passed over: it is for clients that speak tls or http, this one speaks ssh"]

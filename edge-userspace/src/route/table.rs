@@ -5,7 +5,7 @@
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
-use crate::spec::{AlpnList, Conditions, HostName, HostPattern, Spoken};
+use crate::spec::{AlpnList, ClientProtocol, Conditions, HostName, HostPattern};
 
 /// When something applies, and what then.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub struct Query<'a> {
     /// The name asked for; `None` where there is none that is usable, which `*` alone matches.
     pub host: Option<&'a HostName>,
     /// The client's protocol.
-    pub protocol: Spoken,
+    pub protocol: ClientProtocol,
     /// The client's ALPN list; empty if it does not speak TLS.
     pub alpn: &'a AlpnList,
     /// The client's address; an IPv4-mapped one counts as IPv4.
@@ -223,7 +223,7 @@ mod tests {
 
     struct Client {
         host: Option<HostName>,
-        protocol: Spoken,
+        protocol: ClientProtocol,
         alpn: AlpnList,
         source: IpAddr,
         listener: &'static str,
@@ -233,7 +233,7 @@ mod tests {
         fn of(host: &str) -> Self {
             Self {
                 host: host.parse().ok(),
-                protocol: Spoken::Tls,
+                protocol: ClientProtocol::Tls,
                 alpn: AlpnList::default(),
                 source: Ipv4Addr::new(192, 0, 2, 1).into(),
                 listener: "https",
@@ -326,14 +326,20 @@ mod tests {
 
     #[test]
     fn what_names_no_host_goes_only_where_a_route_says_so() {
-        let speaking = |protocols: &[Spoken]| Conditions { protocols: protocols.to_vec(), ..conditions("*") };
-        let table = table([conditions("*"), speaking(&[Spoken::Ssh]), speaking(&[Spoken::Http])]);
+        let speaking =
+            |protocols: &[ClientProtocol]| Conditions { protocols: protocols.to_vec(), ..conditions("*") };
+        let table =
+            table([conditions("*"), speaking(&[ClientProtocol::Ssh]), speaking(&[ClientProtocol::Http])]);
         let client = |protocol| Client { protocol, ..Client::of("") };
-        assert_eq!(client(Spoken::Tls).in_table(&table), Some(0));
-        assert_eq!(client(Spoken::Ssh).in_table(&table), Some(1));
-        assert_eq!(client(Spoken::Http).in_table(&table), Some(2), "more conditions go first");
-        assert_eq!(client(Spoken::Openvpn).in_table(&table), None);
-        assert_eq!(client(Spoken::Postgres).in_table(&table), None, "a web server would not understand it");
+        assert_eq!(client(ClientProtocol::Tls).in_table(&table), Some(0));
+        assert_eq!(client(ClientProtocol::Ssh).in_table(&table), Some(1));
+        assert_eq!(client(ClientProtocol::Http).in_table(&table), Some(2), "more conditions go first");
+        assert_eq!(client(ClientProtocol::Openvpn).in_table(&table), None);
+        assert_eq!(
+            client(ClientProtocol::Postgres).in_table(&table),
+            None,
+            "a web server would not understand it"
+        );
     }
 
     #[test]
@@ -356,7 +362,7 @@ mod tests {
             };
             let offers: Vec<_> = client.alpn.to_strings();
             let protocol_fits = match &*rule.protocols {
-                [] => matches!(client.protocol, Spoken::Tls | Spoken::Http),
+                [] => matches!(client.protocol, ClientProtocol::Tls | ClientProtocol::Http),
                 wanted => wanted.contains(&client.protocol),
             };
             host_fits
@@ -399,7 +405,7 @@ mod tests {
         let from = prop::sample::subsequence(vec!["10.0.0.0/8", "10.1.0.0/16", "2001:db8::/32"], 0..=2);
         let protocols = prop_oneof![
             3 => Just(Vec::new()),
-            1 => prop::sample::subsequence(vec![Spoken::Tls, Spoken::Http, Spoken::Ssh], 1..=2),
+            1 => prop::sample::subsequence(vec![ClientProtocol::Tls, ClientProtocol::Http, ClientProtocol::Ssh], 1..=2),
         ];
         (host, listeners, protocols, alpn, from).prop_map(|(host, listeners, protocols, alpn, from)| {
             Conditions { protocols, ..with(&host, &listeners, &alpn, &from) }
@@ -412,7 +418,8 @@ mod tests {
         let source =
             prop::sample::select(vec!["10.0.0.1", "10.1.0.1", "::ffff:10.1.0.1", "2001:db8::1", "::1"]);
         let listener = prop::sample::select(vec!["http", "https", "other"]);
-        let protocol = prop::sample::select(vec![Spoken::Tls, Spoken::Http, Spoken::Ssh]);
+        let protocol =
+            prop::sample::select(vec![ClientProtocol::Tls, ClientProtocol::Http, ClientProtocol::Ssh]);
         (host, protocol, alpn, source, listener).prop_map(|(host, protocol, alpn, source, listener)| {
             let client = Client::of(host.as_deref().unwrap_or("")).offering(&alpn).from(source);
             Client { protocol, listener, ..client }

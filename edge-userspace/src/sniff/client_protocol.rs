@@ -4,10 +4,10 @@
 //! client is refused as soon as all have answered no.
 
 use super::{Rejection, Sniff, http, postgres, tls};
-use crate::spec::Spoken;
+use crate::spec::ClientProtocol;
 
 /// Which protocol of `among` the bytes begin. If TLS and HTTP are both among them, each recognises the other.
-pub fn spoken(received: &[u8], among: &[Spoken]) -> Sniff<Spoken> {
+pub fn client_protocol(received: &[u8], among: &[ClientProtocol]) -> Sniff<ClientProtocol> {
     let mut refused = Rejection::UnknownProtocol;
     let mut may_become = false;
     for &protocol in among {
@@ -22,15 +22,15 @@ pub fn spoken(received: &[u8], among: &[Spoken]) -> Sniff<Spoken> {
 }
 
 /// Whether the bytes begin as this protocol does.
-fn begins(protocol: Spoken, received: &[u8]) -> Sniff<()> {
+fn begins(protocol: ClientProtocol, received: &[u8]) -> Sniff<()> {
     match protocol {
-        Spoken::Tls => tls::opening(received),
-        Spoken::Http => http(received),
-        Spoken::Ssh => ssh(received),
-        Spoken::Openvpn => openvpn(received),
-        Spoken::Postgres => postgres::begins(received),
+        ClientProtocol::Tls => tls::opening(received),
+        ClientProtocol::Http => http(received),
+        ClientProtocol::Ssh => ssh(received),
+        ClientProtocol::Openvpn => openvpn(received),
+        ClientProtocol::Postgres => postgres::begins(received),
         // What is left when all others have answered no.
-        Spoken::Any => Sniff::Rejected(Rejection::UnknownProtocol),
+        ClientProtocol::Any => Sniff::Rejected(Rejection::UnknownProtocol),
     }
 }
 
@@ -78,7 +78,13 @@ fn openvpn(received: &[u8]) -> Sniff<()> {
 mod tests {
     use super::*;
 
-    const ALL: [Spoken; 5] = [Spoken::Tls, Spoken::Http, Spoken::Ssh, Spoken::Openvpn, Spoken::Postgres];
+    const ALL: [ClientProtocol; 5] = [
+        ClientProtocol::Tls,
+        ClientProtocol::Http,
+        ClientProtocol::Ssh,
+        ClientProtocol::Openvpn,
+        ClientProtocol::Postgres,
+    ];
     /// The first packets of an OpenVPN 2.6 client: plain, with `tls-auth`, and (as far as it is in clear text) with
     /// `tls-crypt`.
     const OPENVPN: &[u8] = b"\0\x0e\x38\x1e\x5c\xf1\xf5\xc9\x35\x7c\xcd\0\0\0\0\0";
@@ -86,9 +92,9 @@ mod tests {
     const OPENVPN_CRYPT: &[u8] = b"\0\x36\x38\xd1\x0b\xc9\x32\x25\x16\x20\xdd";
 
     /// The answer, and after how many bytes it came.
-    fn decided(bytes: &[u8], among: &[Spoken]) -> (Sniff<Spoken>, usize) {
+    fn decided(bytes: &[u8], among: &[ClientProtocol]) -> (Sniff<ClientProtocol>, usize) {
         for end in 0..=bytes.len() {
-            match spoken(&bytes[..end], among) {
+            match client_protocol(&bytes[..end], among) {
                 Sniff::Incomplete => {}
                 answer => return (answer, end),
             }
@@ -99,18 +105,18 @@ mod tests {
     #[test]
     fn each_is_told_as_early_as_it_can_be() {
         for (bytes, protocol, at) in [
-            (&b"\x16\x03\x01\x02\0\x01"[..], Spoken::Tls, 2),
-            (b"GET / HTTP/1.1\r\n", Spoken::Http, 5),
-            (b"MKCALENDAR / HTTP/1.1\r\n", Spoken::Http, 12),
-            (b"\r\nGET / HTTP/1.1\r\n", Spoken::Http, 7),
-            (b"SSH-2.0-OpenSSH_9.2\r\n", Spoken::Ssh, 4),
-            (OPENVPN, Spoken::Openvpn, 3),
-            (OPENVPN_AUTH, Spoken::Openvpn, 3),
-            (OPENVPN_CRYPT, Spoken::Openvpn, 3),
-            (b"\x01\x5e\x50\x5d\x1f", Spoken::Openvpn, 3),
-            (b"\0\0\0\x08\x04\xd2\x16\x2f", Spoken::Postgres, 8),
-            (b"\0\0\0\x08\x04\xd2\x16\x30", Spoken::Postgres, 8),
-            (b"\0\0\0\x54\0\x03\0\0user\0", Spoken::Postgres, 6),
+            (&b"\x16\x03\x01\x02\0\x01"[..], ClientProtocol::Tls, 2),
+            (b"GET / HTTP/1.1\r\n", ClientProtocol::Http, 5),
+            (b"MKCALENDAR / HTTP/1.1\r\n", ClientProtocol::Http, 12),
+            (b"\r\nGET / HTTP/1.1\r\n", ClientProtocol::Http, 7),
+            (b"SSH-2.0-OpenSSH_9.2\r\n", ClientProtocol::Ssh, 4),
+            (OPENVPN, ClientProtocol::Openvpn, 3),
+            (OPENVPN_AUTH, ClientProtocol::Openvpn, 3),
+            (OPENVPN_CRYPT, ClientProtocol::Openvpn, 3),
+            (b"\x01\x5e\x50\x5d\x1f", ClientProtocol::Openvpn, 3),
+            (b"\0\0\0\x08\x04\xd2\x16\x2f", ClientProtocol::Postgres, 8),
+            (b"\0\0\0\x08\x04\xd2\x16\x30", ClientProtocol::Postgres, 8),
+            (b"\0\0\0\x54\0\x03\0\0user\0", ClientProtocol::Postgres, 6),
         ] {
             assert_eq!(decided(bytes, &ALL), (Sniff::Complete(protocol), at), "{}", bytes.escape_ascii());
             let others = ALL.into_iter().filter(|other| *other != protocol).collect::<Vec<_>>();
@@ -124,11 +130,11 @@ mod tests {
         for (bytes, among, rejection, at) in [
             (&b"EHLO mail.example\r\n"[..], &ALL[..], UnknownProtocol, 18),
             (b"SSLX\r\n", &ALL, UnknownProtocol, 5),
-            (b"SSH-2.0-x", &[Spoken::Tls, Spoken::Http], UnknownProtocol, 4),
-            (b"GET / HTTP/1.1\r\n", &[Spoken::Tls, Spoken::Ssh], HttpOnTls, 5),
-            (b"PRI * HTTP/2.0\r\n", &[Spoken::Tls, Spoken::Ssh], Http2Preface, 14),
-            (b"\x16\x03\x01", &[Spoken::Ssh, Spoken::Http], TlsOnHttp, 2),
-            (b"GET / HTTP/1.1\r\n", &[Spoken::Ssh], UnknownProtocol, 1),
+            (b"SSH-2.0-x", &[ClientProtocol::Tls, ClientProtocol::Http], UnknownProtocol, 4),
+            (b"GET / HTTP/1.1\r\n", &[ClientProtocol::Tls, ClientProtocol::Ssh], HttpOnTls, 5),
+            (b"PRI * HTTP/2.0\r\n", &[ClientProtocol::Tls, ClientProtocol::Ssh], Http2Preface, 14),
+            (b"\x16\x03\x01", &[ClientProtocol::Ssh, ClientProtocol::Http], TlsOnHttp, 2),
+            (b"GET / HTTP/1.1\r\n", &[ClientProtocol::Ssh], UnknownProtocol, 1),
             (b"\x15\x03\x01", &ALL, UnexpectedMessage, 2),
             (b"\0\x0d\x38", &ALL, UnknownProtocol, 2),
             (b"\0\x0e\x20", &ALL, UnknownProtocol, 3),
@@ -140,6 +146,6 @@ mod tests {
 
     #[test]
     fn no_byte_says_nothing() {
-        assert_eq!(spoken(b"", &ALL), Sniff::Incomplete);
+        assert_eq!(client_protocol(b"", &ALL), Sniff::Incomplete);
     }
 }

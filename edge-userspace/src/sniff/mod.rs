@@ -8,16 +8,16 @@
 
 use crate::spec::HostNameError;
 
+mod client_protocol;
 mod cursor;
 pub mod http;
 pub mod postgres;
 pub mod proxy_header;
 mod raw_name;
-mod spoken;
 pub mod tls;
 
+pub use client_protocol::client_protocol;
 pub use raw_name::{MAX_RAW_NAME, RawName};
-pub use spoken::spoken;
 
 /// A sniffer's result for the bytes received so far.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! The questions of health checks, and how messages name them. `pool/check` knows how to ask them.
 
-use super::Spoken;
+use super::ClientProtocol;
 
 /// The question that a health check asks a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,14 +19,14 @@ pub enum Ask {
 
 impl Ask {
     /// The check that suits clients of this protocol.
-    pub fn of(spoken: Spoken) -> Self {
+    pub fn of(spoken: ClientProtocol) -> Self {
         match spoken {
-            Spoken::Tls => Self::Tls,
-            Spoken::Http => Self::Http,
-            Spoken::Ssh => Self::Ssh,
-            Spoken::Postgres => Self::Postgres,
+            ClientProtocol::Tls => Self::Tls,
+            ClientProtocol::Http => Self::Http,
+            ClientProtocol::Ssh => Self::Ssh,
+            ClientProtocol::Postgres => Self::Postgres,
             // A server of OpenVPN keeps silent until a packet carries the right key.
-            Spoken::Openvpn | Spoken::Any => Self::Connect,
+            ClientProtocol::Openvpn | ClientProtocol::Any => Self::Connect,
         }
     }
 

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Access, Spoken, Target};
+use super::{Access, ClientProtocol, Target};
 
 /// How the first bytes of a connection are understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -21,10 +21,10 @@ pub enum Protocol {
 
 impl Protocol {
     /// The one protocol that is spoken; `None` where nothing is read.
-    pub fn spoken(self) -> Option<Spoken> {
+    pub fn client_protocol(self) -> Option<ClientProtocol> {
         match self {
-            Self::Tls => Some(Spoken::Tls),
-            Self::Http => Some(Spoken::Http),
+            Self::Tls => Some(ClientProtocol::Tls),
+            Self::Http => Some(ClientProtocol::Http),
             Self::Tcp => None,
         }
     }
@@ -40,7 +40,7 @@ pub struct ListenerSpec {
     /// How the first bytes are understood. Where there are `protocols`, this is [`Protocol::Tls`].
     pub protocol: Protocol,
     /// The protocols that clients may speak, recognised by their first bytes; empty if there is only one.
-    pub protocols: Vec<Spoken>,
+    pub protocols: Vec<ClientProtocol>,
     /// How long a client may stay silent before it is taken for one of SSH that waits for its server.
     pub silence_timeout: Duration,
     /// From accept to a complete hello; `None` is the limit of all listeners.
@@ -80,23 +80,23 @@ impl ListenerSpec {
         }
     }
 
-    /// The protocols of routes that may get clients of this listener: with `protocols`, [`Spoken::Any`] too.
-    pub fn routed(&self) -> impl Iterator<Item = Spoken> {
-        let is_any_left = !self.protocols.is_empty() && !self.protocols.contains(&Spoken::Any);
-        self.speaks().iter().copied().chain(is_any_left.then_some(Spoken::Any))
+    /// The protocols of routes that may get clients of this listener: with `protocols`, [`ClientProtocol::Any`] too.
+    pub fn routed(&self) -> impl Iterator<Item = ClientProtocol> {
+        let is_any_left = !self.protocols.is_empty() && !self.protocols.contains(&ClientProtocol::Any);
+        self.speaks().iter().copied().chain(is_any_left.then_some(ClientProtocol::Any))
     }
 
     /// Whether a route for this protocol may get clients of this listener.
-    pub fn takes(&self, protocol: Spoken) -> bool {
+    pub fn takes(&self, protocol: ClientProtocol) -> bool {
         self.routed().any(|routed| routed == protocol)
     }
 
     /// The protocols that clients may speak; empty on a `tcp` listener, where it does not matter.
-    pub fn speaks(&self) -> &[Spoken] {
+    pub fn speaks(&self) -> &[ClientProtocol] {
         match self.protocol {
             _ if !self.protocols.is_empty() => &self.protocols,
-            Protocol::Tls => &[Spoken::Tls],
-            Protocol::Http => &[Spoken::Http],
+            Protocol::Tls => &[ClientProtocol::Tls],
+            Protocol::Http => &[ClientProtocol::Http],
             Protocol::Tcp => &[],
         }
     }

@@ -31,7 +31,7 @@ pub use pool::{
     BackendAddress, BackendAddressError, BackendHost, BackendSpec, Balance, HealthKind, HealthSpec, PoolSpec,
     ProxyProtocol, Target, Warm,
 };
-pub use protocol::Spoken;
+pub use protocol::ClientProtocol;
 pub use proxy_tlvs::{ProxyTlv, ProxyTlvError, ProxyTlvs};
 pub use redirect::Redirect;
 pub use route::{Conditions, HostPattern, RouteSpec};

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// A protocol that can be told from others by how its client begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Spoken {
+pub enum ClientProtocol {
     /// TLS: a handshake record.
     Tls,
     /// HTTP/1: a method, a space, a target.
@@ -22,7 +22,7 @@ pub enum Spoken {
     Any,
 }
 
-impl Spoken {
+impl ClientProtocol {
     /// The name in the configuration, the API and the logs.
     pub fn name(self) -> &'static str {
         match self {
@@ -62,7 +62,7 @@ impl Spoken {
     }
 }
 
-impl fmt::Display for Spoken {
+impl fmt::Display for ClientProtocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }

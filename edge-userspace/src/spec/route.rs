@@ -5,7 +5,9 @@ use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Access, Choice, HostName, HostNameError, ProxyProtocol, ProxyTlvs, Redirect, Spoken, Target};
+use super::{
+    Access, Choice, ClientProtocol, HostName, HostNameError, ProxyProtocol, ProxyTlvs, Redirect, Target,
+};
 
 /// The host that a route is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -75,7 +77,7 @@ pub struct Conditions {
     pub listeners: Vec<Arc<str>>,
     /// Matches when the client speaks any of these; empty means TLS and HTTP.
     #[serde(rename = "protocol", skip_serializing_if = "Vec::is_empty")]
-    pub protocols: Vec<Spoken>,
+    pub protocols: Vec<ClientProtocol>,
     /// Matches when the client offers any of these protocols; empty means always.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub alpn: Vec<Arc<str>>,
@@ -96,7 +98,7 @@ impl Conditions {
     }
 
     /// Whether it is for clients that speak this.
-    pub fn take(&self, protocol: Spoken) -> bool {
+    pub fn take(&self, protocol: ClientProtocol) -> bool {
         if self.protocols.is_empty() { protocol.is_web() } else { self.protocols.contains(&protocol) }
     }
 
@@ -172,8 +174,8 @@ impl RouteSpec {
     }
 
     /// Whether clients that speak this are sent to https.
-    pub fn redirects(&self, protocol: Spoken) -> bool {
-        self.redirect == Redirect::Https && protocol == Spoken::Http
+    pub fn redirects(&self, protocol: ClientProtocol) -> bool {
+        self.redirect == Redirect::Https && protocol == ClientProtocol::Http
     }
 }
 

@@ -19,7 +19,7 @@ pub use ask::{describe, endpoints, peers};
 pub use link::{Egress, egress};
 pub use mtu::path_mtu;
 pub use peer::Peer;
-pub use state::{Device, Fault, Tunnels, Way};
+pub use state::{Device, Fault, TunnelPath, Tunnels};
 pub use watch::Watcher;
 
 /// Readers that fuzz targets reach.

@@ -29,7 +29,7 @@ pub struct Device {
 
 /// An address to be reached through one device and no other.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Way {
+pub struct TunnelPath {
     /// The device's name.
     pub device: Arc<str>,
     /// The address behind it; `None` while it is not known, then the device alone is judged.
@@ -58,12 +58,12 @@ pub struct Tunnels {
     pub devices: BTreeMap<Arc<str>, Device>,
     /// The WireGuard peers of the devices that are followed.
     pub peers: BTreeMap<Arc<str>, Vec<Peer>>,
-    pub(super) faults: HashMap<Way, Fault>,
+    pub(super) faults: HashMap<TunnelPath, Fault>,
 }
 
 impl Tunnels {
     /// The fault of this path; `None` also if nothing is known yet.
-    pub fn fault(&self, way: &Way) -> Option<Fault> {
+    pub fn fault(&self, way: &TunnelPath) -> Option<Fault> {
         match self.devices.get(&way.device) {
             None => Some(Fault::Gone),
             Some(device) if !device.up => Some(Fault::Down),
@@ -77,7 +77,7 @@ impl Tunnels {
     }
 }
 
-impl Way {
+impl TunnelPath {
     /// The fault, in words for the operator.
     pub fn explain(&self, fault: Fault) -> String {
         format!("{}", Explained { way: self, fault })
@@ -85,7 +85,7 @@ impl Way {
 }
 
 struct Explained<'a> {
-    way: &'a Way,
+    way: &'a TunnelPath,
     fault: Fault,
 }
 
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn the_device_is_judged_before_what_is_behind_it() {
-        let way = Way { device: "wg0".into(), address: Some("10.0.0.2".parse().unwrap()) };
+        let way = TunnelPath { device: "wg0".into(), address: Some("10.0.0.2".parse().unwrap()) };
         let mut tunnels = Tunnels::default();
         tunnels.faults.insert(way.clone(), Fault::NoRoute);
         assert_eq!(tunnels.fault(&way), Some(Fault::Gone));
@@ -126,6 +126,6 @@ mod tests {
         tunnels.devices.get_mut("wg0").unwrap().up = true;
         assert_eq!(tunnels.fault(&way), Some(Fault::NoRoute));
         assert_eq!(way.explain(Fault::NoRoute), "no route leads by wg0 (10.0.0.2)");
-        assert_eq!(tunnels.fault(&Way { address: None, ..way }), None);
+        assert_eq!(tunnels.fault(&TunnelPath { address: None, ..way }), None);
     }
 }

@@ -19,7 +19,7 @@ use super::{
     ask,
     link::{self, Events},
     peer::Vigil,
-    state::{Device, Fault, Tunnels, Way},
+    state::{Device, Fault, TunnelPath, Tunnels},
     uapi,
 };
 use crate::spec::TunnelSpec;
@@ -36,7 +36,7 @@ const REOPEN: Duration = Duration::from_secs(5);
 /// The devices and peers to watch, and how to judge them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Wanted {
-    ways: BTreeSet<Way>,
+    ways: BTreeSet<TunnelPath>,
     options: TunnelSpec,
 }
 
@@ -45,7 +45,7 @@ struct Wanted {
 pub struct Watcher {
     wanted: watch::Sender<Wanted>,
     tunnels: watch::Receiver<Arc<Tunnels>>,
-    stirred: watch::Receiver<()>,
+    network_changed: watch::Receiver<()>,
     task: AbortHandle,
 }
 
@@ -54,18 +54,18 @@ impl Watcher {
     pub fn start(options: TunnelSpec) -> io::Result<Self> {
         let (wanted, wishes) = watch::channel(Wanted { ways: BTreeSet::new(), options });
         let (publish, tunnels) = watch::channel(Arc::default());
-        let (stir, stirred) = watch::channel(());
+        let (stir, network_changed) = watch::channel(());
         let (connection, netlink, _) = rtnetlink::new_connection()?;
         // Ends with its handle, and that with the task below.
         tokio::spawn(connection);
         let sight = Sight { netlink, vigils: HashMap::new(), next_poll: None };
         let news = News { publish, stir };
         let task = tokio::spawn(run(sight, Events::open()?, wishes, news)).abort_handle();
-        Ok(Self { wanted, tunnels, stirred, task })
+        Ok(Self { wanted, tunnels, network_changed, task })
     }
 
     /// Follows these ways and no others from now on.
-    pub fn follow(&self, ways: BTreeSet<Way>) {
+    pub fn follow(&self, ways: BTreeSet<TunnelPath>) {
         self.change(|wanted| wanted.ways = ways);
     }
 
@@ -89,8 +89,8 @@ impl Watcher {
     }
 
     /// Changes whenever the kernel reports any change of a device, an address, a route or a rule.
-    pub fn stirred(&self) -> watch::Receiver<()> {
-        self.stirred.clone()
+    pub fn network_changed(&self) -> watch::Receiver<()> {
+        self.network_changed.clone()
     }
 }
 
@@ -188,7 +188,7 @@ impl Sight {
     async fn look_at_peers(
         &mut self,
         devices: &BTreeMap<Arc<str>, Device>,
-        ways: &BTreeSet<Way>,
+        ways: &BTreeSet<TunnelPath>,
         options: TunnelSpec,
     ) {
         let used: BTreeSet<&Arc<str>> = ways.iter().map(|way| &way.device).collect();
@@ -232,15 +232,15 @@ mod tests {
     use crate::namespace::{in_namespace, sh};
 
     /// Waits for a verdict.
-    async fn until(watcher: &Watcher, way: &Way, expected: Option<Fault>) {
+    async fn until(watcher: &Watcher, way: &TunnelPath, expected: Option<Fault>) {
         let mut tunnels = watcher.tunnels();
         let seen = tunnels.wait_for(|tunnels| !tunnels.devices.is_empty() && tunnels.fault(way) == expected);
         let seen = tokio::time::timeout(Duration::from_secs(20), seen).await.is_ok();
         assert!(seen, "{way:?}: {:?} and not {expected:?}", watcher.tunnels().borrow().fault(way));
     }
 
-    fn way(device: &str, address: &str) -> Way {
-        Way { device: device.into(), address: Some(address.parse().unwrap()) }
+    fn way(device: &str, address: &str) -> TunnelPath {
+        TunnelPath { device: device.into(), address: Some(address.parse().unwrap()) }
     }
 
     #[test]
@@ -250,7 +250,7 @@ mod tests {
             sh("ip addr add 10.9.0.1/24 dev v0 && ip addr add fd09::1/64 dev v0 nodad");
             let watcher = Watcher::start(TunnelSpec::default()).unwrap();
             let (v4, v6, far) = (way("v0", "10.9.0.2"), way("v0", "fd09::2"), way("v0", "192.0.2.1"));
-            watcher.follow([&v4, &v6, &far].map(Way::clone).into());
+            watcher.follow([&v4, &v6, &far].map(TunnelPath::clone).into());
             until(&watcher, &v4, Some(Fault::Down)).await;
             sh("ip link set v0 up");
             until(&watcher, &v4, Some(Fault::Down)).await;
@@ -327,7 +327,7 @@ mod tests {
             sh("ip addr add 10.8.0.1/24 dev edgewga && ip link set edgewga up && ip link set edgewgb up");
             let watcher = Watcher::start(TunnelSpec { handshake: Duration::from_secs(2) }).unwrap();
             let (home, nobody) = (way("edgewga", "10.8.0.2"), way("edgewga", "10.8.0.3"));
-            watcher.follow([&home, &nobody].map(Way::clone).into());
+            watcher.follow([&home, &nobody].map(TunnelPath::clone).into());
             until(&watcher, &nobody, Some(Fault::NoPeer)).await;
             until(&watcher, &home, None).await;
             let socket = tokio::net::UdpSocket::bind("10.8.0.1:0").await.unwrap();

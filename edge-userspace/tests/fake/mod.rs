@@ -18,7 +18,7 @@ use edge::{
             TestRoute, TierStatus, Timestamp,
         },
     },
-    spec::{Choice, Conditions, Protocol, Spoken, Tier},
+    spec::{Choice, ClientProtocol, Conditions, Protocol, Tier},
 };
 
 /// The time of everything in it: 2023-11-14T22:13:20.000Z.
@@ -116,7 +116,7 @@ impl Operator for Fake {
         Ok(RouteTest {
             host: client.host.clone(),
             listener: client.listener.clone().unwrap_or_else(|| "https".into()),
-            protocol: client.protocol.unwrap_or(Spoken::Tls),
+            protocol: client.protocol.unwrap_or(ClientProtocol::Tls),
             alpn: client.alpn.clone(),
             from: client.from,
             route: routes.iter().find(|route| wins(route)).cloned(),

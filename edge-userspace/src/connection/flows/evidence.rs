@@ -34,10 +34,10 @@ impl Evidence {
             return;
         }
         let is_full = self.flows.len() >= LOOKED_AT;
-        let way = (network_of(client), backend);
-        match self.flows.get_mut(&way) {
+        let upstream = (network_of(client), backend);
+        match self.flows.get_mut(&upstream) {
             Some(latest) if latest.0 < flow.last_seen => *latest = (flow.last_seen, *key, flow.id),
-            None if !is_full => drop(self.flows.insert(way, (flow.last_seen, *key, flow.id))),
+            None if !is_full => drop(self.flows.insert(upstream, (flow.last_seen, *key, flow.id))),
             _ => {}
         }
     }

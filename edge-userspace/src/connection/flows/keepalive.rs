@@ -64,7 +64,7 @@ struct Side {
     acked: u32,
     last_seen: u64,
     /// When it was asked last, `CLOCK_MONOTONIC` nanoseconds.
-    asked: u64,
+    request: u64,
     questions: u32,
 }
 
@@ -123,7 +123,7 @@ impl Due {
 impl Side {
     const fn of(flow: &Flow) -> Self {
         let Flow { packets, position, acked, last_seen, .. } = *flow;
-        Self { packets, position, acked, last_seen, asked: 0, questions: 0 }
+        Self { packets, position, acked, last_seen, request: 0, questions: 0 }
     }
 }
 
@@ -150,16 +150,16 @@ impl Keepalive {
                 self.flows.remove(&flow.id);
             } else {
                 let side = quiet.sides[usize::from(flow.direction & 1)];
-                last_asked = (side.asked, side.questions);
+                last_asked = (side.request, side.questions);
             }
         }
         if flow.has(REPORTED) {
             return;
         }
-        let (asked, questions) = last_asked;
+        let (request, questions) = last_asked;
         let silence = since(due.now, flow.last_seen);
         let patience = SILENCE[usize::from(flow.direction & 1)];
-        if silence < patience || (questions > 0 && since(due.now, asked) < AGAIN) {
+        if silence < patience || (questions > 0 && since(due.now, request) < AGAIN) {
             return;
         }
         let up_key = if flow.direction == UP { *key } else { flow.reverse_key() };
@@ -170,7 +170,7 @@ impl Keepalive {
             }
             return;
         }
-        let overdue = if questions > 0 { asked + nanos(AGAIN) } else { flow.last_seen + nanos(patience) };
+        let overdue = if questions > 0 { request + nanos(AGAIN) } else { flow.last_seen + nanos(patience) };
         due.questions.push(Question { since: overdue, peer });
         if due.questions.len() > due.room {
             due.questions.pop();
@@ -178,7 +178,7 @@ impl Keepalive {
     }
 
     /// A peer of this flow is being asked.
-    pub(super) fn asks(&mut self, pair: &FlowPair, direction: u8, now: u64) {
+    pub(super) fn set_request(&mut self, pair: &FlowPair, direction: u8, now: u64) {
         if self.flows.len() >= REMEMBERED && !self.flows.contains_key(&pair.up.id) {
             // Of flows that are gone.
             self.forget(0);
@@ -191,7 +191,7 @@ impl Keepalive {
             look,
         });
         let side = &mut quiet.sides[usize::from(direction & 1)];
-        side.asked = now;
+        side.request = now;
         side.questions += 1;
     }
 
@@ -284,7 +284,7 @@ mod tests {
 
         /// Lets seconds pass; says who was asked in which of them. `answers` says who answers.
         fn pass(&mut self, seconds: u64, answers: impl Fn(&Peer) -> bool) -> Vec<(u64, u8)> {
-            let mut asked = Vec::new();
+            let mut request = Vec::new();
             for _ in 0..seconds {
                 self.now += SECOND;
                 let mut due = self.keepalive.begin(self.now);
@@ -298,8 +298,8 @@ mod tests {
                 self.most = self.most.max(questions.len());
                 for Question { peer, .. } in questions {
                     let pair = self.flows.iter_mut().find(|pair| pair.up_key == peer.up_key).unwrap();
-                    self.keepalive.asks(pair, peer.direction, self.now);
-                    asked.push(((self.now - START) / SECOND, peer.direction));
+                    self.keepalive.set_request(pair, peer.direction, self.now);
+                    request.push(((self.now - START) / SECOND, peer.direction));
                     if answers(&peer) {
                         let flow = if peer.direction == UP { &mut pair.up } else { &mut pair.down };
                         flow.packets += 1;
@@ -307,7 +307,7 @@ mod tests {
                     }
                 }
             }
-            asked
+            request
         }
 
         fn idle(&self) -> u64 {
@@ -320,8 +320,8 @@ mod tests {
     #[test]
     fn answers_keep_a_flow_alive_and_are_no_activity() {
         let mut model = Model::new([idle(1)]);
-        let asked = model.pass(600, |_| true);
-        let of = |direction| asked.iter().filter(move |(_, of)| *of == direction).map(|(at, _)| *at);
+        let request = model.pass(600, |_| true);
+        let of = |direction| request.iter().filter(move |(_, of)| *of == direction).map(|(at, _)| *at);
         assert_eq!(of(UP).collect::<Vec<_>>(), [240, 480]);
         assert_eq!(of(DOWN).collect::<Vec<_>>(), [60, 120, 180, 240, 300, 360, 420, 480, 540, 600]);
         assert_eq!((model.idle(), model.gone.len()), (600, 0));
@@ -347,9 +347,9 @@ mod tests {
     fn who_does_not_answer_is_gone_after_five_minutes() {
         for (gone, first) in [(UP, 240), (DOWN, 60)] {
             let mut model = Model::new([idle(1)]);
-            let asked = model.pass(299, |peer| peer.direction != gone);
+            let request = model.pass(299, |peer| peer.direction != gone);
             let expected: Vec<_> = (first..300).step_by(15).map(|at| (at, gone)).collect();
-            assert_eq!(asked.into_iter().filter(|(_, of)| *of == gone).collect::<Vec<_>>(), expected);
+            assert_eq!(request.into_iter().filter(|(_, of)| *of == gone).collect::<Vec<_>>(), expected);
             assert!(model.gone.is_empty());
             model.pass(1, |_| false);
             assert_eq!(model.gone.len(), 1);
@@ -387,8 +387,8 @@ mod tests {
     fn a_peer_is_asked_before_it_is_given_up_by_a_daemon_that_starts() {
         let mut model = Model::new([idle(1)]);
         model.now = START + 3600 * SECOND;
-        let asked = model.pass(60, |_| false);
-        assert!(model.gone.is_empty() && asked.len() == 2 * 4, "{asked:?}");
+        let request = model.pass(60, |_| false);
+        assert!(model.gone.is_empty() && request.len() == 2 * 4, "{request:?}");
         model.pass(3, |_| false);
         assert_eq!(model.gone.iter().filter(|peer| peer.direction == UP).count(), 2, "{:?}", model.gone);
     }
@@ -402,7 +402,7 @@ mod tests {
         model.keepalive.begin(START);
         model.now += 3600 * SECOND;
         let before = model.now;
-        let mut asked = HashMap::<u64, u32>::new();
+        let mut request = HashMap::<u64, u32>::new();
         for _ in 0..160 {
             model.now += SECOND;
             let mut due = model.keepalive.begin(model.now);
@@ -412,14 +412,14 @@ mod tests {
             let questions = due.questions();
             assert!(questions.len() <= usize::try_from(RATE).unwrap());
             for Question { peer, .. } in questions {
-                *asked.entry(peer.id).or_insert(0) += 1;
+                *request.entry(peer.id).or_insert(0) += 1;
                 let pair = &mut model.flows[usize::try_from(peer.id).unwrap() - 1];
-                model.keepalive.asks(pair, DOWN, model.now);
+                model.keepalive.set_request(pair, DOWN, model.now);
                 (pair.down.packets, pair.down.last_seen) = (pair.down.packets + 1, model.now);
             }
         }
-        assert!(model.now > before && asked.len() == usize::from(count));
-        assert!(asked.values().all(|times| *times == 2), "each twice, after 80 seconds again");
+        assert!(model.now > before && request.len() == usize::from(count));
+        assert!(request.values().all(|times| *times == 2), "each twice, after 80 seconds again");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use edge_common::flow::FlowEvent;
 use super::since;
 use crate::{
     accounts::{Account, unique_id},
-    connection::{Outcome, Passport, View},
+    connection::{CloseReason, Passport, View},
     datapath::{End, Side, StopReason},
     kernel::{FlowPair, monotonic},
     spec::Tier,
@@ -44,10 +44,10 @@ impl FlowEnd {
     /// `close` in the access log.
     fn label(self) -> &'static str {
         match self {
-            Self::Finished => Outcome::Carried(End::Finished).label(),
-            Self::ClientReset => Outcome::Carried(End::Reset(Side::Client)).label(),
-            Self::BackendReset => Outcome::Carried(End::Reset(Side::Backend)).label(),
-            Self::Stopped(reason) => Outcome::Stopped(reason).label(),
+            Self::Finished => CloseReason::Carried(End::Finished).label(),
+            Self::ClientReset => CloseReason::Carried(End::Reset(Side::Client)).label(),
+            Self::BackendReset => CloseReason::Carried(End::Reset(Side::Backend)).label(),
+            Self::Stopped(reason) => CloseReason::Stopped(reason).label(),
             Self::Gone(Side::Client) => "client_gone",
             Self::Gone(Side::Backend) => "backend_gone",
             Self::Unfinished => "handover_interrupted",

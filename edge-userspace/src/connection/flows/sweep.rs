@@ -154,7 +154,7 @@ impl Flows {
                 let idle_for = active.map_or(quiet(&pair.up).min(quiet(&pair.down)), |then| since(now, then));
                 self.judge(&pair, idle_for, idle);
                 if is_stalling(&pair.up) {
-                    stalling.insert(pair.up.id, self.hold_against(&sweep.stalling, &pair));
+                    stalling.insert(pair.up.id, self.judge_stall(&sweep.stalling, &pair));
                 }
             }
         }
@@ -181,7 +181,7 @@ impl Flows {
             // old timestamp.
             let with_timestamp = lock(&self.keepalive).unanswered(id, direction).is_multiple_of(2);
             if self.tier.ask(&pair, direction, with_timestamp) {
-                lock(&self.keepalive).asks(&pair, direction, now);
+                lock(&self.keepalive).set_request(&pair, direction, now);
             }
         }
     }
@@ -207,7 +207,7 @@ impl Flows {
     }
 
     /// A flow stalls. Once is once: it counts again when it has repeated as much again, for its counter is never reset.
-    fn hold_against(&self, stalling: &HashMap<u64, u32>, pair: &FlowPair) -> u32 {
+    fn judge_stall(&self, stalling: &HashMap<u64, u32>, pair: &FlowPair) -> u32 {
         let repeated = pair.up.repeated;
         let before = stalling.get(&pair.up.id).copied();
         if let Some(before) = before.filter(|before| repeated.wrapping_sub(*before) < REPEATS) {

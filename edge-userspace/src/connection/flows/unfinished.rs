@@ -30,7 +30,7 @@ pub(super) struct Suspect {
     /// By direction.
     senders: [Sender; 2],
     /// The peer that was probed last, and when.
-    asked: Option<(u8, Instant)>,
+    request: Option<(u8, Instant)>,
     questions: u32,
 }
 
@@ -58,7 +58,7 @@ impl Suspect {
     pub(super) fn new(id: u64, pending: Pending, pair: &FlowPair) -> Self {
         let sender = |flow: &Flow| Sender { before: flow.packets, reached: None };
         let senders = [sender(&pair.up), sender(&pair.down)];
-        Self { id, pending, senders, asked: None, questions: 0 }
+        Self { id, pending, senders, request: None, questions: 0 }
     }
 
     /// The peer to probe now. They are probed one after the other, because the answer of one is passed on to
@@ -66,14 +66,14 @@ impl Suspect {
     /// §5.3).
     fn whom_to_ask(&mut self) -> Option<u8> {
         let is_open = |direction: u8| self.senders[usize::from(direction)].reached.is_none();
-        let next = match self.asked {
+        let next = match self.request {
             None => UP,
-            Some((asked, at)) if is_open(asked) && at.elapsed() < ASK => return None,
-            Some((asked, _)) => opposite(asked),
+            Some((request, at)) if is_open(request) && at.elapsed() < ASK => return None,
+            Some((request, _)) => opposite(request),
         };
         let whom = if is_open(next) { next } else { opposite(next) };
         is_open(whom).then(|| {
-            self.asked = Some((whom, Instant::now()));
+            self.request = Some((whom, Instant::now()));
             self.questions += 1;
             whom
         })

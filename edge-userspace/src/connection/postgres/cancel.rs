@@ -17,15 +17,15 @@ use tokio::{
 use super::sessions::Session;
 use crate::{
     connection::{
-        Destination, ListenerState, Outcome, Running,
-        account::{Asked, Way},
+        CloseReason, Destination, ListenerState, Running,
+        account::{ClientRequest, Upstream},
         header,
         open::Opening,
     },
     datapath::{End, Side},
     pool::{Backend, connect},
     receive::receive,
-    spec::Spoken,
+    spec::ClientProtocol,
 };
 
 /// Backends that one request goes to.
@@ -52,7 +52,7 @@ fn possible(running: &Running, listener: &ListenerState, client: IpAddr) -> Vec<
     let name = &listener.spec.name;
     let rules = running.routes.iter().filter(|rule| {
         let conditions = &rule.conditions;
-        conditions.take(Spoken::Postgres)
+        conditions.take(ClientProtocol::Postgres)
             && (conditions.listeners.is_empty() || conditions.listeners.contains(name))
             && (conditions.from.is_empty() || conditions.from.iter().any(|net| net.contains(&client)))
     });
@@ -71,17 +71,18 @@ fn possible(running: &Running, listener: &ListenerState, client: IpAddr) -> Vec<
 
 /// Passes a request on, and waits until the backends have closed: the client takes our close for the sign that it was
 /// done.
-pub(super) async fn pass_on(opening: &Opening<'_>, client: &TcpStream, request: &[u8]) -> Outcome {
+pub(super) async fn pass_on(opening: &Opening<'_>, client: &TcpStream, request: &[u8]) -> CloseReason {
     let &Opening { edge, connection, listener, port, ref running, .. } = opening;
     edge.timings.hello(connection.accepted.elapsed());
     let source = connection.client().ip();
-    connection.asks(Asked { protocol: Some(Spoken::Postgres), ..Asked::default() });
+    connection
+        .set_request(ClientRequest { protocol: Some(ClientProtocol::Postgres), ..ClientRequest::default() });
     let mut targets = known(running, &edge.sessions.of(source), source);
     if targets.is_empty() {
         targets = possible(running, listener, source);
     }
     if targets.is_empty() {
-        return Outcome::NoRoute;
+        return CloseReason::NoRoute;
     }
     let told = targets.iter().map(|(destination, backend)| async move {
         let start = Instant::now();
@@ -99,7 +100,7 @@ pub(super) async fn pass_on(opening: &Opening<'_>, client: &TcpStream, request: 
             Ok((address, connect_time)) if !done => {
                 done = true;
                 let destination = Arc::clone(destination);
-                connection.goes(Way {
+                connection.set_upstream(Upstream {
                     destination,
                     lease: backend.lease(),
                     address,
@@ -115,7 +116,7 @@ pub(super) async fn pass_on(opening: &Opening<'_>, client: &TcpStream, request: 
             ),
         }
     }
-    if done { Outcome::Carried(End::Finished) } else { Outcome::ConnectFailed }
+    if done { CloseReason::Carried(End::Finished) } else { CloseReason::ConnectFailed }
 }
 
 /// Why a backend was not told.

@@ -19,7 +19,7 @@ pub use self::sessions::Sessions;
 use super::{
     Destination,
     hello::{NoHello, read_until},
-    open::{Asking, Opening, Refused},
+    open::{Opening, ReadHello, Refused},
     received::Received,
 };
 use crate::{
@@ -29,7 +29,7 @@ use crate::{
         Rejection,
         postgres::{NO, Request, SSL_REQUEST, YES, request},
     },
-    spec::{AlpnList, Spoken},
+    spec::{AlpnList, ClientProtocol},
 };
 
 /// The protocol that clients offer by ALPN when they begin with TLS (`sslnegotiation=direct`).
@@ -47,11 +47,11 @@ enum Beginning {
 /// Answers a client until it sends its ClientHello. A `CancelRequest` is passed on, and ends the connection.
 pub(super) async fn welcome(
     opening: &Opening<'_>,
-    protocol: Option<Spoken>,
+    protocol: Option<ClientProtocol>,
     client: &mut TcpStream,
     received: &mut Received,
 ) -> Result<(), Refused> {
-    if protocol != Some(Spoken::Postgres) {
+    if protocol != Some(ClientProtocol::Postgres) {
         return Ok(());
     }
     let beginning = timeout_at(opening.deadline, negotiate(client, received)).await;
@@ -66,16 +66,16 @@ pub(super) async fn welcome(
 /// begins: it may be silent for long, and a `CancelRequest` may refer to it.
 pub(super) async fn ready(
     Opening { edge, connection, .. }: &Opening<'_>,
-    asking: &Asking<'_>,
+    hello: &ReadHello<'_>,
     destination: &Destination,
     backend: &Backend,
     (stream, preread): (&mut TcpStream, &mut Preread),
 ) -> io::Result<bool> {
-    let is_in_clear = asking.asked.protocol == Some(Spoken::Postgres);
+    let is_in_clear = hello.request.protocol == Some(ClientProtocol::Postgres);
     if is_in_clear {
         agree(stream, preread, destination.pool.connect_timeout()).await?;
     }
-    let is_session = is_in_clear || offers_session(asking.alpn());
+    let is_session = is_in_clear || offers_session(hello.alpn());
     if is_session {
         edge.sessions.note(connection.client().ip(), destination.identity, backend.id());
     }
@@ -90,17 +90,17 @@ fn offers_session(alpn: &AlpnList) -> bool {
 /// next.
 async fn negotiate(client: &mut TcpStream, received: &mut Received) -> Result<Beginning, NoHello> {
     for _ in 0..2 {
-        let asked = read_until(client, received, request).await?;
-        if asked == Request::Cancel {
+        let request = read_until(client, received, request).await?;
+        if request == Request::Cancel {
             return Ok(Beginning::Cancel);
         }
         received.bytes.clear();
-        let answer = match asked {
+        let answer = match request {
             Request::Tls => YES,
             Request::Gss | Request::Cancel => NO,
         };
         client.write_all(&[answer]).await.map_err(|_| NoHello::Gone)?;
-        if asked == Request::Tls {
+        if request == Request::Tls {
             return Ok(Beginning::Hello);
         }
     }

@@ -8,23 +8,23 @@ use crate::spec::HostNameError;
 const GUIDE: &str = include_str!("../../../../docs/guide.md");
 
 /// When it happens, and to whom: on a tls listener, on an http listener, elsewhere. `None` for what is no refusal.
-fn happens(outcome: Outcome) -> Option<(&'static str, [bool; 3])> {
+fn happens(outcome: CloseReason) -> Option<(&'static str, [bool; 3])> {
     const ALL: [bool; 3] = [true; 3];
     Some(match outcome {
-        Outcome::NoRoute => ("no route takes the client", ALL),
-        Outcome::Refused => ("its route has `to = \"refuse\"`", ALL),
-        Outcome::DeniedByRoute => ("the source is in `deny` of its route, or not in `allow`", ALL),
-        Outcome::ConnectFailed => ("no backend could be connected", ALL),
-        Outcome::RouteLimit => ("`connections` of its route is reached", ALL),
-        Outcome::BackendLimit => ("`connections` of its pool is reached at every backend", ALL),
-        Outcome::Denied => ("the source is in `deny` of the listener, or not in `allow`", ALL),
-        Outcome::Blocked => ("the source is blocked", ALL),
-        Outcome::SourceLimit => ("`connections_per_source` is reached", ALL),
-        Outcome::SourceRate => ("`connection_rate_per_source` is exceeded", ALL),
-        Outcome::HelloMemory => ("there is no memory for the first bytes", ALL),
-        Outcome::HelloTimeout => ("no complete hello or head in `hello_timeout`", ALL),
-        Outcome::ProxyHeaderTimeout => ("no complete PROXY header in `hello_timeout`", ALL),
-        Outcome::Rejected(rejection) => match rejection {
+        CloseReason::NoRoute => ("no route takes the client", ALL),
+        CloseReason::Refused => ("its route has `to = \"refuse\"`", ALL),
+        CloseReason::DeniedByRoute => ("the source is in `deny` of its route, or not in `allow`", ALL),
+        CloseReason::ConnectFailed => ("no backend could be connected", ALL),
+        CloseReason::RouteLimit => ("`connections` of its route is reached", ALL),
+        CloseReason::BackendLimit => ("`connections` of its pool is reached at every backend", ALL),
+        CloseReason::Denied => ("the source is in `deny` of the listener, or not in `allow`", ALL),
+        CloseReason::Blocked => ("the source is blocked", ALL),
+        CloseReason::SourceLimit => ("`connections_per_source` is reached", ALL),
+        CloseReason::SourceRate => ("`connection_rate_per_source` is exceeded", ALL),
+        CloseReason::HelloMemory => ("there is no memory for the first bytes", ALL),
+        CloseReason::HelloTimeout => ("no complete hello or head in `hello_timeout`", ALL),
+        CloseReason::ProxyHeaderTimeout => ("no complete PROXY header in `hello_timeout`", ALL),
+        CloseReason::Rejected(rejection) => match rejection {
             Rejection::HttpOnTls => ("an HTTP request where TLS is expected", [true, false, true]),
             Rejection::TlsOnHttp => ("TLS where HTTP is expected", [false, true, true]),
             Rejection::Http2Preface => ("HTTP/2 in clear text", ALL),
@@ -39,12 +39,14 @@ fn happens(outcome: Outcome) -> Option<(&'static str, [bool; 3])> {
             Rejection::ProxyHeader(_) => ("a missing or bad PROXY header from `accept_proxy`", ALL),
             Rejection::PostgresWithoutTls => ("a PostgreSQL session without TLS", [false, false, true]),
         },
-        Outcome::Carried(_) | Outcome::Redirected | Outcome::Gone | Outcome::Stopped(_) => return None,
+        CloseReason::Carried(_) | CloseReason::Redirected | CloseReason::Gone | CloseReason::Stopped(_) => {
+            return None;
+        }
     })
 }
 
-fn refusals() -> Vec<Outcome> {
-    use Outcome::{BackendLimit, ConnectFailed, DeniedByRoute, NoRoute, RouteLimit};
+fn refusals() -> Vec<CloseReason> {
+    use CloseReason::{BackendLimit, ConnectFailed, DeniedByRoute, NoRoute, RouteLimit};
     use Rejection::*;
     let rejections = [
         HttpOnTls,
@@ -61,22 +63,22 @@ fn refusals() -> Vec<Outcome> {
         PostgresWithoutTls,
         ProxyHeader(""),
     ];
-    [NoRoute, Outcome::Refused, DeniedByRoute, ConnectFailed, RouteLimit, BackendLimit]
+    [NoRoute, CloseReason::Refused, DeniedByRoute, ConnectFailed, RouteLimit, BackendLimit]
         .into_iter()
-        .chain(rejections.map(Outcome::Rejected))
+        .chain(rejections.map(CloseReason::Rejected))
         .chain([
-            Outcome::ProxyHeaderTimeout,
-            Outcome::HelloTimeout,
-            Outcome::HelloMemory,
-            Outcome::Denied,
-            Outcome::Blocked,
-            Outcome::SourceLimit,
-            Outcome::SourceRate,
+            CloseReason::ProxyHeaderTimeout,
+            CloseReason::HelloTimeout,
+            CloseReason::HelloMemory,
+            CloseReason::Denied,
+            CloseReason::Blocked,
+            CloseReason::SourceLimit,
+            CloseReason::SourceRate,
         ])
         .collect()
 }
 
-fn cell(outcome: Outcome, protocol: Option<Spoken>) -> String {
+fn cell(outcome: CloseReason, protocol: Option<ClientProtocol>) -> String {
     match answer(outcome, protocol) {
         Answer::Alert(description) => format!("alert `{}`", description.as_str()),
         Answer::Text(text) => match http::status_of(text) {
@@ -101,7 +103,8 @@ fn the_guide_has_the_table_of_refusals() {
     );
     for outcome in refusals() {
         let (when, applies) = happens(outcome).unwrap();
-        let cells = [Some(Spoken::Tls), Some(Spoken::Http), None].map(|protocol| cell(outcome, protocol));
+        let cells = [Some(ClientProtocol::Tls), Some(ClientProtocol::Http), None]
+            .map(|protocol| cell(outcome, protocol));
         let cells: Vec<_> =
             cells.iter().zip(applies).map(|(cell, applies)| if applies { cell } else { "–" }).collect();
         writeln!(table, "| `{}` | {when} | {} |", outcome.refused().unwrap(), cells.join(" | ")).unwrap();
@@ -111,8 +114,10 @@ fn the_guide_has_the_table_of_refusals() {
 
 #[test]
 fn a_client_that_went_or_was_served_is_told_nothing() {
-    for protocol in [None, Some(Spoken::Tls), Some(Spoken::Http), Some(Spoken::Postgres)] {
-        for outcome in [Outcome::Gone, Outcome::Carried(crate::datapath::End::Finished)] {
+    for protocol in
+        [None, Some(ClientProtocol::Tls), Some(ClientProtocol::Http), Some(ClientProtocol::Postgres)]
+    {
+        for outcome in [CloseReason::Gone, CloseReason::Carried(crate::datapath::End::Finished)] {
             assert_eq!((answer(outcome, protocol), happens(outcome)), (Answer::Close, None));
         }
     }
@@ -120,11 +125,11 @@ fn a_client_that_went_or_was_served_is_told_nothing() {
 
 #[test]
 fn whoever_a_route_refuses_is_told_what_a_client_without_a_route_is() {
-    for outcome in [Outcome::NoRoute, Outcome::Refused, Outcome::DeniedByRoute] {
+    for outcome in [CloseReason::NoRoute, CloseReason::Refused, CloseReason::DeniedByRoute] {
         let told = |protocol| told(outcome, protocol);
-        assert_eq!(told(Spoken::Http), "the client gets a 404");
-        assert_eq!(told(Spoken::Tls), "the client gets the TLS alert unrecognized_name");
-        assert_eq!(told(Spoken::Postgres), told(Spoken::Tls));
-        assert_eq!([Spoken::Ssh, Spoken::Openvpn].map(told), ["the client is reset"; 2]);
+        assert_eq!(told(ClientProtocol::Http), "the client gets a 404");
+        assert_eq!(told(ClientProtocol::Tls), "the client gets the TLS alert unrecognized_name");
+        assert_eq!(told(ClientProtocol::Postgres), told(ClientProtocol::Tls));
+        assert_eq!([ClientProtocol::Ssh, ClientProtocol::Openvpn].map(told), ["the client is reset"; 2]);
     }
 }

@@ -7,8 +7,8 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::{Backend, CheckStatus, fields};
 use crate::spec::{
-    Access, BackendAddress, BackendAddressError, Choice, Conditions, HostName, HostPattern, ProxyProtocol,
-    ProxyTlv, ProxyTlvs, Redirect, RouteSpec, Spoken, Target,
+    Access, BackendAddress, BackendAddressError, Choice, ClientProtocol, Conditions, HostName, HostPattern,
+    ProxyProtocol, ProxyTlv, ProxyTlvs, Redirect, RouteSpec, Target,
 };
 
 /// Where a route came from.
@@ -30,7 +30,7 @@ pub struct Route {
     pub listener: Vec<Arc<str>>,
     /// Matches when the client speaks any of these; empty means TLS and HTTP.
     #[serde(default)]
-    pub protocol: Vec<Spoken>,
+    pub protocol: Vec<ClientProtocol>,
     /// Where it leads: a pool, an address, a list of addresses, or `refuse`.
     pub to: Target,
     /// Where it came from.
@@ -107,7 +107,7 @@ pub struct AddRoute {
     pub listener: Vec<Arc<str>>,
     /// Matches when the client speaks any of these; none means TLS and HTTP.
     #[serde(default, deserialize_with = "fields::one_or_many")]
-    pub protocol: Vec<Spoken>,
+    pub protocol: Vec<ClientProtocol>,
     /// Matches when the client offers any of these; none means always.
     #[serde(default, deserialize_with = "fields::one_or_many")]
     pub alpn: Vec<Arc<str>>,
@@ -255,7 +255,7 @@ pub struct RemoveRoute {
     pub listener: Option<Vec<Arc<str>>>,
     /// Its protocols, where several routes have this host.
     #[serde(default, deserialize_with = "fields::some_one_or_many", skip_serializing_if = "Option::is_none")]
-    pub protocol: Option<Vec<Spoken>>,
+    pub protocol: Option<Vec<ClientProtocol>>,
     /// Its ALPN condition, where several routes have this host.
     #[serde(default, deserialize_with = "fields::some_one_or_many", skip_serializing_if = "Option::is_none")]
     pub alpn: Option<Vec<Arc<str>>>,
@@ -298,7 +298,7 @@ pub struct TestRoute {
     pub host: Option<HostName>,
     /// The client's protocol; `None` means the listener's, the first of several.
     #[serde(default)]
-    pub protocol: Option<Spoken>,
+    pub protocol: Option<ClientProtocol>,
     /// The client's ALPN list.
     #[serde(default, deserialize_with = "fields::one_or_many")]
     pub alpn: Vec<Arc<str>>,
@@ -321,7 +321,7 @@ pub struct RouteTest {
     /// The listener.
     pub listener: Arc<str>,
     /// The protocol.
-    pub protocol: Spoken,
+    pub protocol: ClientProtocol,
     /// The ALPN list.
     pub alpn: Vec<Arc<str>>,
     /// The client's address.
@@ -347,7 +347,7 @@ pub struct Considered {
     pub listener: Vec<Arc<str>>,
     /// Its protocols.
     #[serde(default)]
-    pub protocol: Vec<Spoken>,
+    pub protocol: Vec<ClientProtocol>,
     /// Its ALPN condition.
     pub alpn: Vec<Arc<str>>,
     /// Its source condition.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use super::{Guard, Timestamp};
-use crate::spec::{Choice, Protocol, Spoken, Tier};
+use crate::spec::{Choice, ClientProtocol, Protocol, Tier};
 
 /// `GET /v1/status`. Counts are since the daemon started, unless they say "now".
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -129,7 +129,7 @@ pub struct ListenerStatus {
     pub protocol: Protocol,
     /// The protocols that are recognised by their first bytes; empty if `protocol` names the only one.
     #[serde(default)]
-    pub protocols: Vec<Spoken>,
+    pub protocols: Vec<ClientProtocol>,
     /// Where it accepts.
     pub bind: Vec<SocketAddr>,
     /// Those of `bind` where no client comes in now.

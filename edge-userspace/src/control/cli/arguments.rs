@@ -13,8 +13,8 @@ use super::{
 use crate::{
     control::api::parse_prefix,
     spec::{
-        BackendAddress, Choice, HostName, HostNameError, HostPattern, ProxyProtocol, ProxyTlv, Redirect,
-        Spoken,
+        BackendAddress, Choice, ClientProtocol, HostName, HostNameError, HostPattern, ProxyProtocol,
+        ProxyTlv, Redirect,
     },
 };
 
@@ -175,7 +175,7 @@ pub(super) struct When {
     pub(super) listener: Vec<Arc<str>>,
     /// Only for clients that speak this (may be given again); without it, for TLS and HTTP
     #[arg(long, value_name = "P")]
-    pub(super) protocol: Vec<SpokenArg>,
+    pub(super) protocol: Vec<ClientProtocolArg>,
     /// Only for clients that offer this protocol (may be given again)
     #[arg(long, value_name = "A")]
     pub(super) alpn: Vec<Arc<str>>,
@@ -188,10 +188,10 @@ pub(super) struct When {
 pub(super) struct TestRoute {
     /// The name that the client asks for; an address or `-` for one that names no usable host
     #[arg(value_parser = asked, add = ArgValueCandidates::new(live::exact_hosts))]
-    pub(super) host: Asked,
+    pub(super) host: TestedHost,
     /// What the client speaks; by default what the listener takes
     #[arg(long, value_name = "P")]
-    pub(super) protocol: Option<SpokenArg>,
+    pub(super) protocol: Option<ClientProtocolArg>,
     /// What the client offers (may be given again)
     #[arg(long, value_name = "A")]
     pub(super) alpn: Vec<Arc<str>>,
@@ -208,13 +208,13 @@ pub(super) struct TestRoute {
 
 /// The name that a client asks for, if it has one.
 #[derive(Clone, Debug)]
-pub(super) struct Asked(pub(super) Option<HostName>);
+pub(super) struct TestedHost(pub(super) Option<HostName>);
 
-fn asked(text: &str) -> Result<Asked, HostNameError> {
+fn asked(text: &str) -> Result<TestedHost, HostNameError> {
     match HostName::from_text(text) {
-        Err(HostNameError::IpLiteral) => Ok(Asked(None)),
-        _ if text == "-" => Ok(Asked(None)),
-        name => name.map(|name| Asked(Some(name))),
+        Err(HostNameError::IpLiteral) => Ok(TestedHost(None)),
+        _ if text == "-" => Ok(TestedHost(None)),
+        name => name.map(|name| TestedHost(Some(name))),
     }
 }
 
@@ -342,9 +342,9 @@ impl From<DatapathArg> for Choice {
     }
 }
 
-/// [`Spoken`] on a command line.
+/// [`ClientProtocol`] on a command line.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum SpokenArg {
+pub(super) enum ClientProtocolArg {
     Tls,
     Http,
     Ssh,
@@ -353,15 +353,15 @@ pub(super) enum SpokenArg {
     Any,
 }
 
-impl From<SpokenArg> for Spoken {
-    fn from(arg: SpokenArg) -> Self {
+impl From<ClientProtocolArg> for ClientProtocol {
+    fn from(arg: ClientProtocolArg) -> Self {
         match arg {
-            SpokenArg::Tls => Self::Tls,
-            SpokenArg::Http => Self::Http,
-            SpokenArg::Ssh => Self::Ssh,
-            SpokenArg::Openvpn => Self::Openvpn,
-            SpokenArg::Any => Self::Any,
-            SpokenArg::Postgres => Self::Postgres,
+            ClientProtocolArg::Tls => Self::Tls,
+            ClientProtocolArg::Http => Self::Http,
+            ClientProtocolArg::Ssh => Self::Ssh,
+            ClientProtocolArg::Openvpn => Self::Openvpn,
+            ClientProtocolArg::Any => Self::Any,
+            ClientProtocolArg::Postgres => Self::Postgres,
         }
     }
 }

@@ -20,7 +20,7 @@ impl Daemon {
         if !blocked.is_empty() {
             let settings = self.shown().settings.clone();
             let vital = self.vital(&settings).await;
-            let forced = self.steering.lock().await.state.blocks.clone();
+            let forced = self.control_state.lock().await.state.blocks.clone();
             let is_forced = |net| forced.iter().any(|block| block.cidr == net && block.forced);
             checks
                 .extend(blocked.iter().filter_map(|blocked| check(blocked, is_forced(blocked.net), &vital)));

@@ -13,7 +13,7 @@ use crate::{
         check::{CheckError, Plan, check},
     },
     proxy_protocol::{V2_IPV4, V2_IPV6, V2_MAX_SENT},
-    spec::{Ask, HealthSpec, HostPattern, ProxyProtocol, Spoken},
+    spec::{Ask, ClientProtocol, HealthSpec, HostPattern, ProxyProtocol},
 };
 
 /// Backends that are asked for one report; each takes a few connections.
@@ -55,11 +55,11 @@ pub(super) fn sizes(running: &Running) -> Vec<Check> {
 fn ways(running: &Running) -> Vec<(Arc<Backend>, Plan)> {
     let mut seen = HashSet::new();
     let mut ways = Vec::new();
-    for rule in running.routes.iter().filter(|rule| rule.conditions.take(Spoken::Tls)) {
+    for rule in running.routes.iter().filter(|rule| rule.conditions.take(ClientProtocol::Tls)) {
         let conditions = &rule.conditions;
         let mut listeners = running.listeners.values().filter(|listener| {
             let name = &listener.spec.name;
-            listener.spec.speaks().contains(&Spoken::Tls)
+            listener.spec.speaks().contains(&ClientProtocol::Tls)
                 && (conditions.listeners.is_empty() || conditions.listeners.contains(name))
         });
         let Some(listener) = listeners.next() else { continue };

@@ -185,11 +185,11 @@ mod tests {
     use super::*;
     use crate::{
         config::Settings,
-        daemon::build::{Kept, build},
+        daemon::build::{Retained, build},
     };
 
     fn running(text: &str) -> Running {
-        build(&Settings::parse("test", text).unwrap(), &[], &mut Kept::default()).running
+        build(&Settings::parse("test", text).unwrap(), &[], &mut Retained::default()).running
     }
 
     #[test]

@@ -25,7 +25,7 @@ const BATCH: usize = 32;
 
 /// A connection that is to be handed over.
 #[derive(Debug)]
-struct Asked {
+struct Waiting {
     survey: Survey,
     answer: oneshot::Sender<Result<(), Stay>>,
 }
@@ -33,8 +33,8 @@ struct Asked {
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Readying {
-    asked: Mutex<Vec<Asked>>,
-    stirred: Notify,
+    asked: Mutex<Vec<Waiting>>,
+    added: Notify,
 }
 
 impl Readying {
@@ -44,13 +44,13 @@ impl Readying {
             return None;
         }
         let (answer, answered) = oneshot::channel();
-        asked.push(Asked { survey, answer });
-        self.stirred.notify_one();
+        asked.push(Waiting { survey, answer });
+        self.added.notify_one();
         Some(answered)
     }
 
     /// Those that wait still, in their order.
-    fn next(&self) -> Vec<Asked> {
+    fn next(&self) -> Vec<Waiting> {
         let mut asked = lock(&self.asked);
         // Requests whose connection has given up are dropped.
         asked.retain(|asked| !asked.answer.is_closed());
@@ -76,11 +76,11 @@ impl FlowTier {
         loop {
             let some = readying.next();
             if some.is_empty() {
-                readying.stirred.notified().await;
+                readying.added.notified().await;
                 continue;
             }
             let mut ready = Vec::with_capacity(some.len());
-            for Asked { survey, answer } in some {
+            for Waiting { survey, answer } in some {
                 match self.attach_for(&survey) {
                     Ok(()) => ready.push((survey, answer)),
                     // A connection that no longer waits needs no answer, here and below.

@@ -76,7 +76,7 @@ impl Surroundings {
     /// The device by which a socket's packets leave, if those of a flow would take the same path. A
     /// redirected packet is routed by its addresses and device alone (`__bpf_redirect_neigh_v4`), without
     /// ports, user or mark.
-    fn way(&self, ends: &Ends, device: Option<u32>, mark: u32) -> Result<u32, Stay> {
+    fn hop(&self, ends: &Ends, device: Option<u32>, mark: u32) -> Result<u32, Stay> {
         let of_socket = RouteQuestion {
             source: Some(ends.local.ip()),
             destination: ends.peer.ip(),
@@ -86,10 +86,10 @@ impl Surroundings {
             user: None,
         };
         let mut routes = lock(&self.routes);
-        let way = routes.way(&of_socket)?;
+        let way = routes.hop(&of_socket)?;
         let of_flow =
             RouteQuestion { ports: None, mark: 0, device: Some(way.device), user: Some(0), ..of_socket };
-        if routes.way(&of_flow).ok().as_ref() == Some(&way) { Ok(way.device) } else { Err(Stay::PolicyRoute) }
+        if routes.hop(&of_flow).ok().as_ref() == Some(&way) { Ok(way.device) } else { Err(Stay::PolicyRoute) }
     }
 }
 
@@ -118,12 +118,12 @@ impl FlowTier {
         let client_bound = bound(&pair.client)?.or(is_link_local(source).then_some(arrived));
         let backend_bound = bound(&pair.backend)?;
         let around = self.surroundings();
-        let leaves = match around.way(&client, client_bound, 0) {
+        let leaves = match around.hop(&client, client_bound, 0) {
             Ok(device) if device == arrived || !is_first => device,
             Err(stay @ Stay::PolicyRoute) => return Err(stay),
             _ => return Err(Stay::Asymmetric),
         };
-        let device = around.way(&backend, backend_bound, 0)?;
+        let device = around.hop(&backend, backend_bound, 0)?;
         let survey = Survey {
             client: Leg {
                 ends: client,
@@ -190,7 +190,7 @@ impl FlowTier {
     /// The firewall marks the socket's packets: rules may route them differently from a flow's, which have no
     /// mark.
     fn is_marked_alike(&self, leg: &Leg, noted: &Handshake) -> Result<(), Stay> {
-        if noted.mark != 0 && self.surroundings().way(&leg.ends, leg.bound, noted.mark)? != leg.device {
+        if noted.mark != 0 && self.surroundings().hop(&leg.ends, leg.bound, noted.mark)? != leg.device {
             return Err(Stay::PolicyRoute);
         }
         Ok(())

@@ -31,7 +31,7 @@ use super::{
     stay::Stay,
     survey::{self, Surroundings, Survey},
     tracks::{self, Tracks},
-    trust::{Distrusted, MEMORY, Suspected, Trust, Way},
+    trust::{BackendPath, Distrusted, MEMORY, Suspected, Trust},
 };
 use crate::{
     datapath::Pair,
@@ -335,7 +335,7 @@ impl FlowTier {
 
     /// Decides whether these backends are to blame for the flows that have failed.
     pub fn judge(&self, suspected: &Suspected) {
-        for (Way { backend, .. }, pause) in lock(&self.trust).judge(suspected, Instant::now()) {
+        for (BackendPath { backend, .. }, pause) in lock(&self.trust).judge(suspected, Instant::now()) {
             let minutes = pause.as_secs() / 60;
             tracing::warn!(
                 %backend,

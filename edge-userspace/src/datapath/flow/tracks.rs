@@ -39,7 +39,7 @@ pub(super) struct Tracks {
     /// `None` where there is no netlink for it.
     tracker: Mutex<Option<Tracker>>,
     due: Mutex<VecDeque<Due>>,
-    stirred: Notify,
+    added: Notify,
 }
 
 impl Tracks {
@@ -55,7 +55,7 @@ impl Tracks {
         let mut due = lock(&self.due);
         if due.len() < MOST {
             due.push_back(Due { at: Instant::now() + AFTERWARDS, id, up_key });
-            self.stirred.notify_one();
+            self.added.notify_one();
         }
     }
 
@@ -113,9 +113,9 @@ impl FlowTier {
             match first {
                 Some(at) => tokio::select! {
                     () = sleep_until(at) => {}
-                    () = tracks.stirred.notified() => {}
+                    () = tracks.added.notified() => {}
                 },
-                None => tracks.stirred.notified().await,
+                None => tracks.added.notified().await,
             }
             let due = tracks.next_due(Instant::now());
             // One that has ended may have given its addresses to another connection.

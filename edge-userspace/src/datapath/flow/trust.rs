@@ -37,13 +37,13 @@ const TIDY: Duration = Duration::from_secs(10);
 /// Clients whose flows failed within [`MEMORY`], by backend.
 #[derive(Debug, Default)]
 pub(super) struct Trust {
-    backends: HashMap<Way, Doubts>,
+    backends: HashMap<BackendPath, Doubts>,
     tidied: Option<Instant>,
 }
 
 /// A backend's address, and the address family of its clients: a path may fail for one family alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Way {
+pub(super) struct BackendPath {
     /// The backend.
     pub(super) backend: IpAddr,
     /// Whether its clients use IPv4.
@@ -89,7 +89,7 @@ pub(super) enum Distrusted {
 
 /// Backends to which flows of several networks have failed.
 #[derive(Debug)]
-pub struct Suspected(Vec<Way>);
+pub struct Suspected(Vec<BackendPath>);
 
 impl Suspected {
     /// Whether there are none.
@@ -99,11 +99,11 @@ impl Suspected {
 
     /// Whether a flow between these two is to one of them.
     pub fn includes(&self, client: IpAddr, backend: IpAddr) -> bool {
-        self.0.contains(&Way::of(client, backend))
+        self.0.contains(&BackendPath::of(client, backend))
     }
 }
 
-impl Way {
+impl BackendPath {
     /// The way of this client's flows to this backend.
     pub(super) fn of(client: IpAddr, backend: IpAddr) -> Self {
         Self { backend: backend.to_canonical(), is_ipv4: client.to_canonical().is_ipv4() }
@@ -115,7 +115,7 @@ impl Trust {
     /// not before.
     pub(super) fn failed(&mut self, client: IpAddr, backend: IpAddr, now: Instant) -> bool {
         self.tidy(now);
-        let doubts = self.backends.entry(Way::of(client, backend)).or_default();
+        let doubts = self.backends.entry(BackendPath::of(client, backend)).or_default();
         let (source, network) = (source_of(client), network_of(client));
         let was_distrusted = doubts.is_failing(source, network, now);
         if doubts.failing.len() >= FAILING && !doubts.failing.contains_key(&network) {
@@ -135,7 +135,7 @@ impl Trust {
 
     /// A flow of this client to this backend was seen to work at this time.
     pub(super) fn worked(&mut self, client: IpAddr, backend: IpAddr, at: Instant) {
-        let doubts = self.backends.entry(Way::of(client, backend)).or_default();
+        let doubts = self.backends.entry(BackendPath::of(client, backend)).or_default();
         let network = network_of(client);
         if doubts.working.len() >= WORKING && !doubts.working.contains_key(&network) {
             let oldest = doubts.working.iter().min_by_key(|(_, at)| **at).map(|(network, _)| *network);
@@ -154,15 +154,15 @@ impl Trust {
     /// Blames these backends, or stops doing so; never on the first suspicion, since it takes two looks to
     /// see a stream move. Must be called after [`Self::worked`] for everything that worked since they were
     /// suspected. Returns the newly blamed ones, and for how long they are paused.
-    pub(super) fn judge(&mut self, suspected: &Suspected, now: Instant) -> Vec<(Way, Duration)> {
+    pub(super) fn judge(&mut self, suspected: &Suspected, now: Instant) -> Vec<(BackendPath, Duration)> {
         self.tidy(now);
-        let judge = |way: &Way| Some((*way, self.backends.get_mut(way)?.judge(now)?));
+        let judge = |way: &BackendPath| Some((*way, self.backends.get_mut(way)?.judge(now)?));
         suspected.0.iter().filter_map(judge).collect()
     }
 
     /// Whether the client or the backend is distrusted, if this client wants a flow to this backend.
     pub(super) fn doubt(&self, client: IpAddr, backend: IpAddr, now: Instant) -> Option<Distrusted> {
-        let doubts = self.backends.get(&Way::of(client, backend))?;
+        let doubts = self.backends.get(&BackendPath::of(client, backend))?;
         if doubts.pause.is_some_and(|pause| now < pause.until) {
             return Some(Distrusted::Backend);
         }
@@ -268,7 +268,7 @@ mod tests {
         [203, high, low, 7].into()
     }
 
-    fn judge(trust: &mut Trust, now: Instant) -> Vec<(Way, Duration)> {
+    fn judge(trust: &mut Trust, now: Instant) -> Vec<(BackendPath, Duration)> {
         let suspected = trust.suspected();
         suspected.0.iter().for_each(|way| trust.backends.get_mut(way).unwrap().is_watched = true);
         trust.judge(&suspected, now)
@@ -318,7 +318,7 @@ mod tests {
                 assert!(trust.failed(fails.next().unwrap(), HOME, now));
             }
             let blamed = judge(&mut trust, now);
-            let [(Way { backend: HOME, is_ipv4: true }, pause)] = blamed[..] else {
+            let [(BackendPath { backend: HOME, is_ipv4: true }, pause)] = blamed[..] else {
                 panic!("{blamed:?}");
             };
             assert!(judge(&mut trust, now + SECOND).is_empty(), "told once");
@@ -405,7 +405,7 @@ mod tests {
             trust.failed(client(network), HOME, now + SECOND * u32::from(network) / 100);
             trust.worked(client(network), HOME, now);
         }
-        let doubts = &trust.backends[&Way::of(client(0), HOME)];
+        let doubts = &trust.backends[&BackendPath::of(client(0), HOME)];
         assert_eq!((doubts.failing.len(), doubts.working.len()), (FAILING, WORKING));
         assert_eq!(trust.doubt(client(4999), HOME, now + 50 * SECOND), Some(Distrusted::Source));
     }

@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::spec::{AlpnList, HostName, SocketName, Spoken, Tier};
+use crate::spec::{AlpnList, ClientProtocol, HostName, SocketName, Tier};
 
 /// One line. Times are in milliseconds, bytes as the client and the backend see the stream.
 #[derive(Clone, Debug, Serialize)]
@@ -25,7 +25,7 @@ pub struct Record {
     /// The listener.
     pub listener: Arc<str>,
     /// The client's protocol, once known.
-    pub protocol: Option<Spoken>,
+    pub protocol: Option<ClientProtocol>,
     /// The SNI or the Host.
     pub sni: Option<HostName>,
     /// The server name in SNI, if it cannot be a host name; escaped and truncated. Omitted otherwise.

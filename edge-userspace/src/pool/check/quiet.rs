@@ -15,14 +15,14 @@ use rustix::net::sockopt::set_tcp_quickack;
 
 use crate::{
     kernel::tcp,
-    pool::connect::{Kept, Preparation},
+    pool::connect::{Preparation, SocketGuard},
 };
 
 /// Prepares a socket that is closed as soon as it is connected.
 pub(super) struct Quiet;
 
 impl Preparation for Quiet {
-    fn prepare(&self, socket: BorrowedFd<'_>, _: SocketAddr) -> Kept {
+    fn prepare(&self, socket: BorrowedFd<'_>, _: SocketAddr) -> SocketGuard {
         let prepared = set_tcp_quickack(socket, false).map_err(io::Error::from);
         if let Err(error) = prepared.and_then(|()| tcp::reset_on_close(socket)) {
             tracing::debug!(%error, "a check will be seen by the backend's program");

@@ -160,11 +160,11 @@ impl ConnectError {
 /// Configures a TCP socket before `connect`: may bind it and set options.
 pub trait Preparation: Sync {
     /// A value to keep for the lifetime of the socket.
-    fn prepare(&self, socket: BorrowedFd<'_>, backend: SocketAddr) -> Kept;
+    fn prepare(&self, socket: BorrowedFd<'_>, backend: SocketAddr) -> SocketGuard;
 }
 
 /// See [`Preparation::prepare`].
-pub type Kept = Option<Box<dyn fmt::Debug + Send + Sync>>;
+pub type SocketGuard = Option<Box<dyn fmt::Debug + Send + Sync>>;
 
 /// The client that a connection is for.
 #[derive(Clone, Copy, Debug)]
@@ -195,7 +195,7 @@ pub struct Connection {
     /// It was ready before the client came; `took` is next to nothing then.
     pub warm: bool,
     /// To be kept for as long as the socket is there.
-    pub kept: Kept,
+    pub guard: SocketGuard,
 }
 
 impl Pool {
@@ -239,7 +239,7 @@ impl Pool {
                     took: start.elapsed(),
                     attempts: tried,
                     warm: true,
-                    kept: None,
+                    guard: None,
                 });
             }
             let epoch = backend.epoch();
@@ -253,7 +253,7 @@ impl Pool {
             };
             let before = std::mem::replace(&mut elapsed, start.elapsed());
             match outcome {
-                Ok(Connected { stream, address, kept }) => {
+                Ok(Connected { stream, address, guard }) => {
                     backend.connected(default_port, elapsed.saturating_sub(before));
                     return Ok(Connection {
                         stream,
@@ -263,7 +263,7 @@ impl Pool {
                         took: elapsed,
                         attempts: tried,
                         warm: false,
-                        kept,
+                        guard,
                     });
                 }
                 Err(error) => {
@@ -333,7 +333,7 @@ pub(super) async fn connect_in(
 pub(super) struct Segments(pub(super) u16);
 
 impl Preparation for Segments {
-    fn prepare(&self, socket: BorrowedFd<'_>, _: SocketAddr) -> Kept {
+    fn prepare(&self, socket: BorrowedFd<'_>, _: SocketAddr) -> SocketGuard {
         if let Err(error) = segment::set_limit(socket, self.0) {
             tracing::debug!(%error, "the MSS cannot be set");
         }
@@ -344,7 +344,7 @@ impl Preparation for Segments {
 struct Connected {
     stream: TcpStream,
     address: SocketName,
-    kept: Kept,
+    guard: SocketGuard,
 }
 
 async fn attempt(
@@ -356,7 +356,7 @@ async fn attempt(
 ) -> Result<Connected, ConnectError> {
     if let Some(path) = backend.to().unix() {
         let stream = unix::connect(path, limit).await?;
-        return Ok(Connected { stream, address: SocketName::Unix(path.clone()), kept: None });
+        return Ok(Connected { stream, address: SocketName::Unix(path.clone()), guard: None });
     }
     let (addresses, limit) = match backend.labels() {
         Some(labels) => {
@@ -449,15 +449,15 @@ async fn connect_to(
         Ok(socket)
     };
     let socket = fresh()?;
-    let mut kept = preparation.and_then(|preparation| preparation.prepare(socket.as_fd(), address));
+    let mut guard = preparation.and_then(|preparation| preparation.prepare(socket.as_fd(), address));
     let mut connected = establish(socket, address).await;
-    if kept.is_some() && connected.as_ref().is_err_and(|error| error.kind() == ErrorKind::AddrNotAvailable) {
+    if guard.is_some() && connected.as_ref().is_err_and(|error| error.kind() == ErrorKind::AddrNotAvailable) {
         // The port that it was bound to is still remembered towards this address.
-        kept = None;
+        guard = None;
         connected = establish(fresh()?, address).await;
     }
     match connected {
-        Ok(stream) => Ok(Connected { stream, address: address.into(), kept }),
+        Ok(stream) => Ok(Connected { stream, address: address.into(), guard }),
         // No port left towards this address.
         Err(error) if error.kind() == ErrorKind::AddrNotAvailable => Err(local(error)),
         Err(error) => Err(ConnectError::Refused { address, error }),
