@@ -23,7 +23,7 @@ pub struct Block {
     pub until: u64,
     /// The slot of this prefix's packet counter.
     pub counter: u32,
-    /// Who blocked it: [`Block::OPERATOR`], [`Block::LIST`], or both.
+    /// The origins of the block: [`Block::OPERATOR`], [`Block::LIST`], or both.
     pub origins: u16,
     /// The prefix's length in bits of the mapped address, so that the program can try a shorter one.
     pub prefix_len: u16,

@@ -1,4 +1,4 @@
-//! What the sockmap tier and its programs exchange: the two legs of each connection that the kernel carries.
+//! The values that the sockmap tier and its programs exchange: the two legs of each connection that the kernel carries.
 //!
 //! A leg is one of the two sockets, and its key is the socket's cookie. It is the source of one direction and the
 //! destination of the other. User space writes it once, when it hands the connection over, and then only reads it.

@@ -1,4 +1,4 @@
-//! What the shell completes, with the shell itself where it is installed, and the manual pages.
+//! Completions, tried with the shell itself where it is installed, and the manual pages.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
@@ -12,7 +12,7 @@ use running::Running;
 
 const EDGECTL: &str = env!("CARGO_BIN_EXE_edgectl");
 
-/// What bash has for the last word of a line, by the installed script. The line names the daemon's socket first.
+/// The words that bash offers for the last word of a line, by the installed script. The line names the daemon's socket first.
 fn completed(line: &str) -> Vec<String> {
     let script = format!(
         "{}\nCOMP_LINE=$LINE COMP_POINT=${{#LINE}} COMP_TYPE=9\n\

@@ -1,4 +1,4 @@
-//! What an attacker who controls the daemon can do. A thread that has dropped the daemon's rights tries each
+//! Tries the rights of an attacker who controls the daemon. A thread that has dropped the daemon's rights tries each
 //! row of the table in docs/security.md. Rights, filters and the view of files belong to threads, so a thread
 //! of this program can stand for the daemon.
 //!

@@ -1,4 +1,4 @@
-//! What watches an edge: Prometheus and its alerts, the dashboard for Grafana, the journal, and who reads the access log.
+//! Programs that watch an edge: Prometheus and its alerts, the dashboard for Grafana, the journal, and who reads the access log.
 
 use std::{
     collections::BTreeSet,

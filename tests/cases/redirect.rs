@@ -72,7 +72,7 @@ fn requests_in_clear_text_get_the_https_address() -> Result<()> {
                 redirected += 1;
             }
         }
-        // What is no request of this route is told as before.
+        // A request of no such route is answered as before.
         for (request, status) in [
             ("GET / HTTP/1.0\r\n\r\n", "400"),
             ("GET / HTTP/1.1\r\nHost: a b.example\r\n\r\n", "400"),
@@ -131,7 +131,7 @@ fn a_challenge_goes_home_and_so_does_what_follows_it() -> Result<()> {
     })
 }
 
-/// What is sent behind the head is drained, so that no reset overtakes the answer.
+/// Bytes behind the head are drained, so that no reset overtakes the answer.
 #[test]
 fn a_post_gets_the_answer_and_an_end() -> Result<()> {
     case(|lab| {

@@ -128,7 +128,7 @@ fn build() -> Result<()> {
     Ok(())
 }
 
-/// What is measured beside edged, and with. What cannot be had is left out of the run, which says so.
+/// The systems measured beside edged, and the instruments. A run leaves out those that are not to be had, and says so.
 fn install() {
     if let Err(error) = setup::packages(&PACKAGES) {
         say(&format!("not everything could be installed: {error:#}"));

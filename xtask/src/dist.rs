@@ -47,7 +47,7 @@ pub(crate) struct Dist {
     is_tried: bool,
 }
 
-/// What all files of a release have in common.
+/// The parts that all files of a release have in common.
 struct Release {
     version: String,
     /// The time of the commit, which all files carry: seconds since 1970.

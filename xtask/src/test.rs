@@ -57,7 +57,7 @@ struct Tally {
 struct Step {
     name: String,
     took: Duration,
-    /// What it failed with.
+    /// Its error, if it failed.
     error: Option<String>,
 }
 

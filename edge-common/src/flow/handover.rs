@@ -1,4 +1,4 @@
-//! What daemon and programs exchange about sockets, before they connect and during the hand-over.
+//! The values that daemon and programs exchange about sockets, before they connect and during the hand-over.
 
 use super::FlowKey;
 

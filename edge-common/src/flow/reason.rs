@@ -1,6 +1,6 @@
 //! Counters of packets.
 
-/// What happened to a packet. There is one counter per reason.
+/// The fate of a packet. There is one counter per reason.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FlowReason {

@@ -28,7 +28,7 @@ pub(crate) const fn ip_header(v6: bool) -> usize {
     if v6 { IPV6_HEADER } else { IPV4_HEADER }
 }
 
-/// What follows an IP header, as far as the programs distinguish it.
+/// The header behind an IP header, as far as the programs distinguish it.
 pub(crate) enum Payload {
     /// A whole TCP segment right behind the header.
     Tcp,

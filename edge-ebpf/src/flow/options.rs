@@ -26,7 +26,7 @@ const SACK_PERMITTED: u8 = 4;
 const SACK: u8 = 5;
 const TIMESTAMPS: u8 = 8;
 
-/// What to do with the options.
+/// The change that the options need.
 #[derive(Clone, Copy)]
 pub(crate) struct Change {
     pub(crate) tsval: u32,

@@ -153,7 +153,7 @@ pub(crate) fn answer<const L2: usize, const V6: bool>(
     redirect::<L2>(skb, device)
 }
 
-/// What every router's message contains: two ICMP words, the IP header of the packet that it reports, and eight bytes
+/// Every router's message contains two ICMP words, the IP header of the packet that it reports, and eight bytes
 /// of that packet's payload.
 #[repr(C)]
 struct Report<const IP_WORDS: usize> {

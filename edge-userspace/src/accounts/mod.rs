@@ -31,7 +31,7 @@ pub struct Accounts {
     run: u64,
 }
 
-/// What endings are counted by.
+/// The labels that endings are counted by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Ending {
     /// The listener.
@@ -68,7 +68,7 @@ impl Accounts {
         &self.access_log
     }
 
-    /// What makes the numbers of this process unique among all.
+    /// The prefix that makes the numbers of this process unique among all.
     pub const fn run(&self) -> u64 {
         self.run
     }

@@ -1,4 +1,4 @@
-//! What `edged` understands on its command line.
+//! The command line of `edged`.
 
 use std::path::PathBuf;
 

@@ -260,7 +260,7 @@ impl Daemon {
         Ok(was)
     }
 
-    /// What must stay reachable now.
+    /// The addresses that must stay reachable now.
     pub(super) async fn vital(&self, settings: &Settings) -> Vec<Vital> {
         let (settings, edge) = (settings.clone(), Arc::clone(&self.edge));
         // Fails only when the runtime ends.

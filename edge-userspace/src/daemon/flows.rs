@@ -167,7 +167,7 @@ async fn outlive(flows: Arc<Flows>, table: Arc<OlderFlows>, mut events: FlowEven
         () = listen_to(&flows, &mut events) => table.emptied().await,
         () = table.emptied() => {}
     }
-    // What ended last was reported before its entries went.
+    // The last flows to end were reported before their entries went.
     events.for_each(|event| flows.happened(&event));
     if let Err(error) = table.detach().and_then(|()| flows.tier().older().remove(&table)) {
         tracing::warn!(

@@ -1,4 +1,4 @@
-//! What no block may cut off by accident: home and the tunnels to it, the operator's own sessions, and what this machine
+//! The addresses that no block may cut off by accident: home and the tunnels to it, the operator's own sessions, and what this machine
 //! itself needs. Looked up when it is asked for: tunnels roam, names move, operators come and go.
 
 mod ssh;
@@ -79,7 +79,7 @@ fn ways(devices: &[Interface], named: BTreeSet<&str>, targets: &[IpAddr]) -> Vec
     let mut next: Vec<&str> = named.into_iter().collect();
     loop {
         while let Some(address) = waiting.pop() {
-            // What no route leads to cannot be cut off.
+            // An address without a route cannot be cut off.
             let Some(Ok(way)) = routes.as_mut().map(|routes| routes.hop(&RouteQuestion::to(address))) else {
                 continue;
             };

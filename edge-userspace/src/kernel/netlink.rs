@@ -27,7 +27,7 @@ pub(super) struct Dump<'a> {
     pub(super) protocol: isize,
     /// The type of the request.
     pub(super) question: u16,
-    /// What the request says.
+    /// The body of the request.
     pub(super) body: &'a [u8],
     /// The length of the fixed part of an answer; shorter ones are left out.
     pub(super) length: usize,

@@ -1,4 +1,4 @@
-//! Who is connected to a local TCP port, whatever process has the sockets: `SOCK_DIAG_BY_FAMILY`, which takes no right
+//! Lists the peers of a local TCP port, whatever process has the sockets: `SOCK_DIAG_BY_FAMILY`, which takes no right
 //! (`inet_diag_dump_icsk` in the kernel's `net/ipv4/inet_diag.c`).
 
 use std::{

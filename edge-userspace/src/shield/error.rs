@@ -20,7 +20,7 @@ pub enum ShieldError {
     Cuts {
         /// The prefix.
         net: IpNet,
-        /// What is in it.
+        /// The content of the map.
         vital: Vital,
     },
     /// It holds more than anybody has.

@@ -39,7 +39,7 @@ pub(super) fn one(net: &IpNet) -> String {
 pub struct Vital {
     /// Its address, or a prefix that no block may hold all of.
     pub net: IpNet,
-    /// What is there, to follow "holds 192.0.2.1, ".
+    /// Its description, which follows "holds 192.0.2.1, ".
     pub what: String,
 }
 

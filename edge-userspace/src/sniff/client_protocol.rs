@@ -29,7 +29,7 @@ fn begins(protocol: ClientProtocol, received: &[u8]) -> Sniff<()> {
         ClientProtocol::Ssh => ssh(received),
         ClientProtocol::Openvpn => openvpn(received),
         ClientProtocol::Postgres => postgres::begins(received),
-        // What is left when all others have answered no.
+        // The only protocol left when all others have answered no.
         ClientProtocol::Any => Sniff::Rejected(Rejection::UnknownProtocol),
     }
 }

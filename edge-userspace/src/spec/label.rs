@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use super::{HostName, HostNameError};
 
-/// What stands for the part of the client's name.
+/// The placeholder for a part of the client's name.
 const PLACE: &str = "{label}";
 
 /// Top-level domains of home networks: nobody can register a name in them (RFC 6762 appendix G, RFC 2606).
@@ -29,7 +29,7 @@ pub enum LabelNameError {
     /// Other braces than those of one `{label}`.
     #[error("expected one {{label}}, like \"{{label}}.home.arpa:443\"")]
     Braces,
-    /// What it makes is no name.
+    /// The result is no name.
     #[error("with `{{label}}` replaced, this is not a host name: {0}")]
     Name(#[from] HostNameError),
 }

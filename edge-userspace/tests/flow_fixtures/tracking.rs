@@ -1,4 +1,4 @@
-//! What a flow learns from packets: bytes, ends, and which packets to believe.
+//! The state that a flow learns from packets: bytes, ends, and which packets to believe.
 
 use std::net::{TcpListener, TcpStream};
 

@@ -46,7 +46,7 @@ const IDLE: usize = 10_000;
 /// Descriptors that a proxy needs beside two for each connection.
 const RESERVED: u64 = 400;
 
-/// What is measured, and how often.
+/// The measurements, and how often each is made.
 #[derive(Debug)]
 pub struct Plan {
     /// Only these systems; all where there is none.

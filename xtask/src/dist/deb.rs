@@ -62,7 +62,7 @@ pub(crate) fn from_archive(archive: &Path, target: &str, to: &Path) -> Result<()
     Ok(fs::remove_dir_all(&unpacked)?)
 }
 
-/// What the package installs.
+/// The files that the package installs.
 fn content(release: &Release, parts: &Parts, tree: &Path, version: &str) -> Result<()> {
     let root = setup::root()?;
     let packaging = root.join("packaging");
@@ -142,7 +142,7 @@ fn copyright(root: &Path) -> Result<String> {
     Ok(text.replace("@MIT@", &licence.collect::<Vec<_>>().join("\n")))
 }
 
-/// What changed in the packaging; the project's own changelog is beside it.
+/// The changes of the packaging; the project's own changelog is beside it.
 fn changelog(release: &Release, version: &str) -> Result<String> {
     let control = fs::read_to_string(setup::root()?.join("packaging/deb/control"))?;
     let maintainer = control.lines().find_map(|line| line.strip_prefix("Maintainer: "));

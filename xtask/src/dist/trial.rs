@@ -1,7 +1,7 @@
 //! Tries the Debian package and the container image of this machine's architecture: the package in a minimal
 //! Debian 12 without a running systemd, the image's root as the user that it names.
 //!
-//! What needs a running systemd is a check of `cargo xtask vm --system`.
+//! Checks that need a running systemd belong to `cargo xtask vm --system`.
 
 use std::{
     collections::BTreeSet,
@@ -27,7 +27,7 @@ use crate::{
 const SUITE: &str = "bookworm";
 /// Packages that every VPS has: then apt needs no network for edge.
 const BASE: &str = "systemd";
-/// What an operator writes.
+/// The configuration of an operator.
 const ROUTE: &str = "[[route]]\nhost = \"*.example.com\"\nto = \"100.64.0.2\"\n";
 const ENABLED: &str = "/etc/systemd/system/multi-user.target.wants/edged.service";
 

@@ -60,7 +60,7 @@ impl Opening {
     }
 }
 
-/// What happens next, at the side or to the direction of that number.
+/// The next event, at the side or in the direction of that number.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Turn {
     /// New data, as far as the window lets it.

@@ -44,7 +44,7 @@ pub struct Census {
     pub live: u64,
 }
 
-/// What one sweep leaves to the next.
+/// The state that one sweep leaves to the next.
 #[derive(Debug, Default)]
 pub(super) struct Sweep {
     /// When the last one began.
@@ -58,7 +58,7 @@ pub(super) struct Sweep {
     missing: HashSet<u64>,
     /// Flows that stall, and how much each had repeated when that was last held against it.
     stalling: HashMap<u64, u32>,
-    /// What both sides of flows to suspected backends had acknowledged.
+    /// The bytes that both sides of flows to suspected backends had acknowledged.
     pub(super) acknowledged: HashMap<u64, [u32; 2]>,
 }
 

@@ -12,7 +12,7 @@ use std::{
     sync::OnceLock,
 };
 
-/// What sshd listens on where nothing else is said, and what other SSH servers do.
+/// The port of sshd where nothing else is said, and of other SSH servers.
 const USUAL: u16 = 22;
 const FILE: &str = "/etc/ssh/sshd_config";
 const DIRECTORY: &str = "/etc/ssh/sshd_config.d";
@@ -98,7 +98,7 @@ fn is_roots(status: &str) -> bool {
     ids.is_some_and(|ids| ids.split_whitespace().all(|id| id == "0"))
 }
 
-/// What sshd was started with.
+/// The arguments that sshd was started with.
 #[derive(Debug, Default, PartialEq)]
 struct Started {
     given: Vec<u16>,

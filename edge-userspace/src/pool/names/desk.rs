@@ -1,4 +1,4 @@
-//! What is known of the names that clients cause to be looked up, and which of them may be looked up now. Pure;
+//! Holds the answers for names that clients cause to be looked up, and decides which may be looked up now. Pure;
 //! [`labels`](super::labels) sends the queries.
 //!
 //! Clients choose these names, so all of it is bounded: names remembered, lookups at once, and how many of those one
@@ -36,7 +36,7 @@ pub(super) enum Outcome {
     Failed(String),
 }
 
-/// What a client that asks for a name is to do.
+/// The next step of a client that asks for a name.
 pub(super) enum Look {
     /// This is known.
     Answer(Answer),
@@ -65,7 +65,7 @@ struct Entry {
 }
 
 impl Entry {
-    /// What to give up first: names without an address, then the ones not used for longest.
+    /// Orders entries for eviction: first names without an address, then those not used for longest.
     fn worth(&self) -> (bool, Instant) {
         (self.answer.as_ref().is_some_and(Result::is_ok), self.used)
     }

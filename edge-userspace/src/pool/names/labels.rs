@@ -35,7 +35,7 @@ pub(in crate::pool) struct Labels {
     desk: Mutex<Desk>,
     /// A lookup has ended: one client that waits for its turn may look again.
     room: Notify,
-    /// Who looks up, and where; `None` until [`Labels::set_resolver`].
+    /// The resolver; `None` until [`Labels::set_resolver`].
     resolver: Mutex<Option<(Arc<Resolver>, Handle)>>,
 }
 

@@ -32,7 +32,7 @@ impl Drop for Folder {
     }
 }
 
-/// What a server has, by name.
+/// The files of a server, by name.
 type Files = BTreeMap<String, Vec<u8>>;
 
 fn archive_name() -> String {
