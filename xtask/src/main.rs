@@ -2,6 +2,7 @@
 #![expect(clippy::print_stdout, reason = "tasks talk to the one who runs them")]
 
 mod bench;
+mod book;
 mod build_ebpf;
 mod checks;
 mod command;
@@ -29,6 +30,8 @@ struct Cli {
 enum Task {
     /// Measure edged beside the kernel and its rivals, in a lab of three hosts.
     Bench(bench::Bench),
+    /// Build the documents as a book.
+    Book,
     /// Build the BPF objects that edged embeds, with a tool-chain that it installs where missing.
     BuildEbpf(build_ebpf::BuildEbpf),
     /// Build edged and edgectl as they are shipped.
@@ -53,6 +56,7 @@ impl Task {
     fn run(self) -> Result<()> {
         match self {
             Self::Bench(task) => task.run(),
+            Self::Book => book::build(),
             Self::BuildEbpf(task) => task.run(),
             Self::Build => run::build(),
             Self::Demo(task) => task.run(),

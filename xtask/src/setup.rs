@@ -14,6 +14,7 @@ use crate::command::{output, run};
 pub(crate) mod apt;
 pub(crate) mod beside;
 mod newer;
+pub(crate) mod wheel;
 
 /// Debian packages with the peers that the lab and the demo talk to.
 const PACKAGES: &[&str] = &[

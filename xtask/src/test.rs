@@ -12,6 +12,7 @@ use clap::Args;
 
 use crate::{
     bench::Bench,
+    book,
     build_ebpf::BuildEbpf,
     checks::{
         dependencies,
@@ -98,6 +99,7 @@ impl Test {
             units.args(["--exclude", "edge-ebpf", "--exclude", "edge-tests"]);
             tally.tests("unit tests", &mut units);
             tally.step("licences and sources", dependencies::check);
+            tally.step("book", book::build);
             tally.step("Miri", miri::check);
             tally.step_with_registry("BPF objects", || BuildEbpf { check: true }.run());
         }

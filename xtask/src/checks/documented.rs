@@ -68,6 +68,7 @@ pub(crate) fn commands(text: &str) -> Vec<String> {
 impl Documented {
     pub(crate) fn rehearsal(&self) -> Rehearsal {
         match &self.task {
+            Task::Book => Rehearsal::Step("book"),
             Task::Build => Rehearsal::Step("release build"),
             Task::BuildEbpf(_) => Rehearsal::Step("BPF objects"),
             Task::Dist(_) => Rehearsal::Step("static programs"),
