@@ -4,6 +4,7 @@
 mod evidence;
 #[cfg(test)]
 mod example;
+mod inherited;
 mod keepalive;
 mod summary;
 mod sweep;
@@ -16,9 +17,10 @@ use std::{
     time::Duration,
 };
 
-use edge_common::flow::{CLOSED, Flow, FlowEvent, FlowKey, REPLACED, REPORTED, UP};
+use edge_common::flow::{CLOSED, Flow, FlowEvent, FlowKey, REPLACED, UP};
 
 use self::{
+    inherited::Accounted,
     keepalive::Keepalive,
     summary::{FlowEnd, Summary},
     sweep::{Census, Sweep},
@@ -153,9 +155,10 @@ impl Flows {
             })
             .collect();
         let (mut flows, mut last_id) = (0_u64, 0);
-        let mut reported = HashSet::new();
+        let mut accounted = Accounted::default();
         self.tier.each_entry(|key, flow| {
             last_id = last_id.max(flow.id);
+            accounted.look_at(&flow);
             if flow.direction != UP {
                 return;
             }
@@ -166,11 +169,7 @@ impl Flows {
                 described.entry(flow.label).or_insert_with(|| (None, places(&Passport::default())));
             let client = announced.unwrap_or(key.source().ip());
             self.tier.ports().take_for_flow(flow.to.destination(), flow.to.source().port(), client);
-            if flow.has(REPORTED) {
-                reported.insert(flow.id);
-            } else {
-                lock(&self.book).places.insert(flow.id, places.each_ref().map(Places::occupy));
-            }
+            lock(&self.book).places.insert(flow.id, places.each_ref().map(Places::occupy));
             if let Some(place) =
                 admission.and_then(|admission| admission.source(key.source().ip(), usize::MAX))
             {
@@ -178,12 +177,17 @@ impl Flows {
             }
         })?;
         // After the look at the flows: what ends from now on has its report still to come.
+        let mut accounted = accounted.ids();
         for event in events {
-            reported.remove(&event.id);
+            accounted.remove(&event.id);
             self.happened(&event);
         }
         // The earlier daemon has read theirs.
-        lock(&self.book).accounted.extend(reported);
+        {
+            let mut book = lock(&self.book);
+            book.places.retain(|id, _| !accounted.contains(id));
+            book.accounted.extend(accounted);
+        }
         self.accounts.continue_after(last_id);
         if flows != 0 || !unfinished.is_empty() {
             tracing::info!(flows, halves, unfinished = unfinished.len(), "flows of an earlier daemon go on");

@@ -60,9 +60,9 @@ pub(crate) struct Vm {
     /// With --system: the machine's processor
     #[arg(long, requires = "system", value_enum, default_value_t)]
     architecture: system::Architecture,
-    /// With --system: only the checks whose name contains this, and what they need
+    /// With --system: only the checks whose name contains this, and what they need; may be given several times
     #[arg(long, value_name = "PART", requires = "system")]
-    check: Option<String>,
+    check: Vec<String>,
     /// With --system: this archive of the task dist, in place of one made now
     #[arg(long, value_name = "ARCHIVE", requires = "system")]
     archive: Option<PathBuf>,
@@ -86,7 +86,7 @@ impl Vm {
             let plan = system::Plan {
                 releases: &self.debian,
                 architecture: self.architecture,
-                part: self.check.as_deref(),
+                parts: &self.check,
                 archive: self.archive.as_deref(),
                 before: self.before.as_deref(),
             };

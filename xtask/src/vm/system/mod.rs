@@ -22,7 +22,7 @@ use anyhow::{Context, Result, ensure};
 
 pub(super) use self::{architecture::Architecture, image::Debian};
 use self::{
-    checks::{CHECKS, Visit},
+    checks::{CHECKS, Check, Visit},
     image::{Image, RELEASES},
     machine::Machine,
 };
@@ -38,8 +38,8 @@ pub(super) struct Plan<'a> {
     /// Releases; none means all.
     pub(super) releases: &'a [Debian],
     pub(super) architecture: Architecture,
-    /// Only checks whose name contains this.
-    pub(super) part: Option<&'a str>,
+    /// Only checks whose name contains one of these; none means all.
+    pub(super) parts: &'a [String],
     /// An archive to install; none means that one is made.
     pub(super) archive: Option<&'a Path>,
     /// An archive of an earlier version; none means the one that the lab's upgrades start from.
@@ -124,7 +124,7 @@ impl Plan<'_> {
         let mut visit = Visit::new(machine, before.is_some())?;
         let mut verdicts = Vec::new();
         for check in CHECKS {
-            if !check.is_needed && self.part.is_some_and(|part| !check.name.contains(part)) {
+            if !self.wants(check) {
                 continue;
             }
             let started = Instant::now();
@@ -142,6 +142,11 @@ impl Plan<'_> {
             verdicts.push((check.name, verdict));
         }
         Ok(verdicts)
+    }
+
+    fn wants(&self, check: &Check) -> bool {
+        let is_chosen = self.parts.is_empty() || self.parts.iter().any(|part| check.name.contains(part));
+        check.is_needed || is_chosen
     }
 }
 
