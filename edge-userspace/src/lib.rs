@@ -12,6 +12,7 @@ pub mod daemon;
 pub mod datapath;
 pub mod group;
 pub mod hash;
+pub mod import;
 pub mod kernel;
 pub mod listener;
 pub mod lock;

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     control::api::parse_prefix,
+    import::Format,
     spec::{
         BackendAddress, Choice, ClientProtocol, HostName, HostNameError, HostPattern, ProxyProtocol,
         ProxyTlv, Redirect,
@@ -76,6 +77,10 @@ pub(super) enum Command {
     Config(Config),
     /// Makes the daemon read its configuration again (the same as `config reload`)
     Reload,
+    /// Translates a configuration of HAProxy, nginx, sniproxy or Traefik
+    ///
+    /// The translation goes to standard output. What has none is listed on standard error, line by line.
+    Import(Import),
     /// Prints a shell's completion script, which also completes names of the running daemon
     #[command(after_help = "Bash, in ~/.bashrc:         source <(edgectl completions bash)\n\
                       zsh, in ~/.zshrc:           source <(edgectl completions zsh)\n\
@@ -272,6 +277,39 @@ pub(super) enum Block {
     },
     /// All blocked prefixes
     List,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Import {
+    /// haproxy.cfg, nginx.conf, sniproxy.conf, or files of Traefik; several are read as one configuration
+    #[arg(required = true, value_name = "FILE")]
+    pub(super) files: Vec<PathBuf>,
+    /// The program whose configuration it is; by default its contents tell
+    #[arg(long)]
+    pub(super) format: Option<FormatArg>,
+    /// Write the translation to this file, which must not exist
+    #[arg(long, short, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
+}
+
+/// [`Format`] on a command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum FormatArg {
+    Haproxy,
+    Nginx,
+    Sniproxy,
+    Traefik,
+}
+
+impl From<FormatArg> for Format {
+    fn from(arg: FormatArg) -> Self {
+        match arg {
+            FormatArg::Haproxy => Self::Haproxy,
+            FormatArg::Nginx => Self::Nginx,
+            FormatArg::Sniproxy => Self::Sniproxy,
+            FormatArg::Traefik => Self::Traefik,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
