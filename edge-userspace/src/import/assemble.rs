@@ -33,16 +33,18 @@ pub(super) fn assemble(model: &mut Model) -> Draft {
         if front.protocol == Protocol::Tcp {
             tcp(front, &name, &mut names, &mut draft, model);
         } else {
-            named(front, &name, redirects.is_some(), &mut names, &mut draft, model);
+            named(front, &name, !redirects.is_empty(), &mut names, &mut draft, model);
         }
     }
-    if let Some(front) = redirects.filter(|_| !draft.routes.is_empty()) {
-        let name = listener_name(&front, &mut listener_names);
-        for route in draft.routes.iter_mut().filter(|route| route.takes_redirect()) {
-            route.redirect = Redirect::Https;
-            route.listeners.push(name.clone());
+    for front in redirects.iter().filter(|front| !front.binds.is_empty()) {
+        let name = listener_name(front, &mut listener_names);
+        let found = draft.redirect(&name, |host| front.redirect.iter().any(|wide| covers(wide, host)));
+        for wide in front.redirect.iter().filter(|wide| !found.iter().any(|host| covers(wide, host))) {
+            model.lose(&front.place, wide.to_string(), "no route for TLS has this host to redirect to");
         }
-        draft.listeners.push(ListenerDraft::new(name, &front));
+        if !found.is_empty() {
+            draft.listeners.push(ListenerDraft::new(name, front));
+        }
     }
     for pool in &pools {
         if !names.used.contains(pool.name.as_str()) {
@@ -62,11 +64,13 @@ fn merged(fronts: Vec<Front>) -> Vec<Front> {
             known.binds == front.binds
                 && known.protocol == front.protocol
                 && known.protocol != Protocol::Tcp
-                && known.redirect == front.redirect
                 && known.access == front.access
         };
         match merged.iter_mut().find(same) {
-            Some(known) => known.rules.extend(front.rules),
+            Some(known) => {
+                known.rules.extend(front.rules);
+                known.redirect.extend(front.redirect);
+            }
             None => merged.push(front),
         }
     }
@@ -80,30 +84,32 @@ fn without_conflicts(fronts: &mut Vec<Front>, model: &mut Model) {
         front.binds.sort_unstable();
         front.binds.dedup();
         let place = front.place.clone();
-        front.binds.retain(|bind| match taken.iter().find(|(other, _)| other.overlaps(bind)) {
-            Some((_, other)) => {
-                model.lose(&place, bind.to_string(), format!("line {} listens there already", other.line));
-                false
-            }
-            None => {
+        front.binds.retain(|bind| {
+            let other = taken.iter().find(|(other, _)| other.overlaps(bind)).map(|(_, place)| place.line);
+            if let Some(line) = other {
+                let why = format!("line {line} listens there already ([::] takes IPv4 too)");
+                model.lose(&place, bind.to_string(), why);
+            } else {
                 taken.push((bind.clone(), place.clone()));
-                true
             }
+            other.is_none()
         });
     }
     fronts.retain(|front| !front.binds.is_empty());
 }
 
-/// A frontend that does nothing but redirect becomes a property of the routes.
-fn redirects(fronts: &mut Vec<Front>, model: &mut Model) -> Option<Front> {
-    let at = fronts.iter().position(|front| front.redirect && front.rules.is_empty())?;
-    let front = fronts.remove(at);
-    if !fronts.iter().any(|front| front.protocol == Protocol::Tls) {
-        let why = "there are no routes for TLS that it could redirect to";
-        model.lose(&front.place, &front.name, why);
-        return None;
+/// Frontends that do nothing but redirect become a property of the routes.
+fn redirects(fronts: &mut Vec<Front>, model: &mut Model) -> Vec<Front> {
+    let only_redirects = |front: &Front| !front.redirect.is_empty() && front.rules.is_empty();
+    let (redirects, others) = std::mem::take(fronts).into_iter().partition(only_redirects);
+    *fronts = others;
+    for front in fronts.iter().filter(|front| !front.redirect.is_empty()) {
+        if !front.redirect.contains(&HostPattern::Any) {
+            let why = "write redirect = \"https\" in the routes that it is for";
+            model.lose(&front.place, describe(&front.redirect), why);
+        }
     }
-    Some(front)
+    redirects
 }
 
 /// Rules in the order in which edge finds the same winner.
@@ -143,7 +149,7 @@ fn in_order(front: &mut Front, model: &mut Model) {
         if let Some(line) = hidden_by {
             model.lose(
                 &rule.place,
-                describe(&rule.when),
+                describe(&rule.when.patterns()),
                 format!("never reached: line {line} matches first"),
             );
         }
@@ -157,8 +163,8 @@ fn in_order(front: &mut Front, model: &mut Model) {
     front.rules = kept;
 }
 
-fn describe(when: &When) -> String {
-    when.patterns().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+fn describe(hosts: &[HostPattern]) -> String {
+    hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Whether every name of one pattern is in the other.
@@ -183,7 +189,7 @@ fn tcp(front: &Front, name: &str, names: &mut Names<'_>, draft: &mut Draft, mode
     for rule in others {
         model.lose(
             &rule.place,
-            describe(&rule.when),
+            describe(&rule.when.patterns()),
             "a listener that reads nothing has one target for everybody",
         );
     }
@@ -240,10 +246,8 @@ fn named(
                 listener.protocols.push(*protocol);
             }
         }
-        let redirect = match front.redirect && front.protocol == Protocol::Http && target.to != ["refuse"] {
-            true => Redirect::Https,
-            false => Redirect::Off,
-        };
+        let redirects = front.redirect.contains(&HostPattern::Any) && front.protocol == Protocol::Http;
+        let redirect = if redirects && target.to != ["refuse"] { Redirect::Https } else { Redirect::Off };
         draft.add(RouteDraft {
             hosts,
             listeners: vec![name.to_owned()],
@@ -272,11 +276,11 @@ fn listener_name(front: &Front, taken: &mut HashSet<String>) -> String {
         (Protocol::Http, 80) => "http".to_owned(),
         _ => label(&front.name),
     };
-    unique(wanted, taken)
+    unique(&wanted, taken)
 }
 
-fn unique(wanted: String, taken: &mut HashSet<String>) -> String {
-    let mut name = wanted.clone();
+fn unique(wanted: &str, taken: &mut HashSet<String>) -> String {
+    let mut name = wanted.to_owned();
     let mut next = 2;
     while !taken.insert(name.clone()) {
         name = format!("{wanted}-{next}");
@@ -349,16 +353,13 @@ impl Names<'_> {
                         })
                     }
                     _ => {
-                        let name = match self.given.get(name.as_str()) {
-                            Some(name) => name.clone(),
-                            None => {
-                                let mut taken = draft.pools.iter().map(|(name, _)| name.clone()).collect();
-                                let name = unique(label(&pool.name), &mut taken);
-                                draft.pools.push((name.clone(), pool.clone()));
-                                self.given.insert(&pool.name, name.clone());
-                                name
-                            }
-                        };
+                        let name = self.given.get(name.as_str()).cloned().unwrap_or_else(|| {
+                            let mut taken = draft.pools.iter().map(|(name, _)| name.clone()).collect();
+                            let name = unique(&label(&pool.name), &mut taken);
+                            draft.pools.push((name.clone(), pool.clone()));
+                            self.given.insert(&pool.name, name.clone());
+                            name
+                        });
                         Some(plain(name))
                     }
                 }

@@ -71,7 +71,7 @@ impl ListenerDraft {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct RouteDraft {
     pub(super) hosts: Vec<HostPattern>,
     /// By name; all that read a host where it is empty.
@@ -112,10 +112,33 @@ impl Draft {
         let any = route.hosts.contains(&HostPattern::Any);
         match near.next() {
             Some(known) if !any && !known.hosts.contains(&HostPattern::Any) => {
-                known.hosts.extend(route.hosts)
+                known.hosts.extend(route.hosts);
             }
             _ => self.routes.push(route),
         }
+    }
+
+    /// Redirects requests in clear text that come to a listener, for the hosts that `covers` names. Those hosts.
+    pub(super) fn redirect(
+        &mut self,
+        listener: &str,
+        covers: impl Fn(&HostPattern) -> bool,
+    ) -> Vec<HostPattern> {
+        let mut found = Vec::new();
+        for mut route in std::mem::take(&mut self.routes) {
+            let takes = route.takes_redirect();
+            let (redirected, rest): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut route.hosts).into_iter().partition(|host| takes && covers(host));
+            if !rest.is_empty() {
+                self.routes.push(RouteDraft { hosts: rest, ..route.clone() });
+            }
+            if !redirected.is_empty() {
+                found.extend(redirected.iter().cloned());
+                route.listeners.push(listener.to_owned());
+                self.routes.push(RouteDraft { hosts: redirected, redirect: Redirect::Https, ..route });
+            }
+        }
+        found
     }
 
     /// A pool for an address that needs more said than an address can.
@@ -146,7 +169,7 @@ impl Draft {
             hosts.sort_unstable();
             match at.get(&hosts.join(" ")) {
                 Some(&known) if joined[known].joins(&route) => {
-                    joined[known].listeners.extend(route.listeners)
+                    joined[known].listeners.extend(route.listeners);
                 }
                 _ => {
                     at.insert(hosts.join(" "), joined.len());

@@ -83,6 +83,24 @@ impl Model {
     }
 }
 
+/// Names of ports as Traefik and HAProxy take them (`/etc/services`).
+const SERVICES: [(&str, &str); 14] = [
+    ("ftp", "21"),
+    ("ssh", "22"),
+    ("smtp", "25"),
+    ("http", "80"),
+    ("pop3", "110"),
+    ("imap", "143"),
+    ("https", "443"),
+    ("submissions", "465"),
+    ("submission", "587"),
+    ("imaps", "993"),
+    ("pop3s", "995"),
+    ("mysql", "3306"),
+    ("sieve", "4190"),
+    ("postgresql", "5432"),
+];
+
 /// Ports on an address, both ends included.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Bind {
@@ -99,13 +117,9 @@ impl Bind {
             Some((host, ports)) => (host, ports),
             None => ("", text),
         };
-        let (first, last) = match ports.split_once('-') {
-            Some((first, last)) => (first.parse().ok()?, last.parse().ok()?),
-            None => {
-                let port = ports.parse().ok()?;
-                (port, port)
-            }
-        };
+        let ports = SERVICES.iter().find(|(name, _)| *name == ports).map_or(ports, |(_, port)| port);
+        let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+        let (first, last) = (first.parse().ok()?, last.parse().ok()?);
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let host = match bare {
             "" | "*" | "0.0.0.0" | "::" => "[::]".to_owned(),
@@ -125,10 +139,8 @@ impl Bind {
 
 impl fmt::Display for Bind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.first == self.last {
-            true => write!(f, "{}:{}", self.host, self.first),
-            false => write!(f, "{}:{}-{}", self.host, self.first, self.last),
-        }
+        write!(f, "{}:{}", self.host, self.first)?;
+        if self.last > self.first { write!(f, "-{}", self.last) } else { Ok(()) }
     }
 }
 
@@ -147,8 +159,8 @@ pub(super) struct Front {
     pub(super) rules: Vec<Rule>,
     /// Whether the first rule that matches wins; otherwise the most exact host does, as in edge.
     pub(super) first_match_wins: bool,
-    /// Whether every request in clear text is sent to https.
-    pub(super) redirect: bool,
+    /// The hosts whose requests in clear text are sent to https; `*` for all.
+    pub(super) redirect: Vec<HostPattern>,
 }
 
 impl Front {
@@ -164,7 +176,7 @@ impl Front {
             idle_timeout: None,
             rules: Vec::new(),
             first_match_wins: false,
-            redirect: false,
+            redirect: Vec::new(),
         }
     }
 }
@@ -317,6 +329,7 @@ mod tests {
             ("192.0.2.1:80", "192.0.2.1:80"),
             ("[2001:db8::1]:443", "[2001:db8::1]:443"),
             (":25565-25575", "[::]:25565-25575"),
+            (":imaps", "[::]:993"),
         ] {
             assert_eq!(Bind::read(text).map(|bind| bind.to_string()).as_deref(), Some(bind), "{text}");
         }

@@ -96,22 +96,20 @@ fn alternative_hosts(text: &str, from_start: bool) -> Option<Vec<HostPattern>> {
     if matches!(text, "" | ".*" | ".+") {
         return (!text.is_empty() || !from_start).then(|| vec![HostPattern::Any]);
     }
-    match wildcard(text) {
-        // `.*example.com`: the name itself, too.
-        Some((any, rest)) => match rest.strip_prefix("\\.").or_else(|| rest.strip_prefix('.')) {
+    if let Some((any, rest)) = wildcard(text) {
+        return match rest.strip_prefix("\\.").or_else(|| rest.strip_prefix('.')) {
             Some(name) => format!("*.{}", literal(name)?).parse().ok().map(|host| vec![host]),
+            // `.*example.com`: the name itself, too.
             None if any => HostPattern::several(&format!(".{}", literal(rest)?)).ok(),
             None => None,
-        },
-        None => {
-            let name = literal(text)?;
-            match name.strip_prefix('.') {
-                Some(name) if !from_start => format!("*.{name}").parse().ok().map(|host| vec![host]),
-                Some(_) => None,
-                None if from_start => name.parse().ok().map(|host| vec![host]),
-                None => HostPattern::several(&format!(".{name}")).ok(),
-            }
-        }
+        };
+    }
+    let name = literal(text)?;
+    match name.strip_prefix('.') {
+        Some(name) if !from_start => format!("*.{name}").parse().ok().map(|host| vec![host]),
+        Some(_) => None,
+        None if from_start => name.parse().ok().map(|host| vec![host]),
+        None => HostPattern::several(&format!(".{name}")).ok(),
     }
 }
 

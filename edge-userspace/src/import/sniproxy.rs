@@ -161,7 +161,7 @@ fn rules(table: &Entry, model: &mut Model) -> Vec<Rule> {
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
         match (pattern::hosts(expression, true), target(to, &options)) {
             (None, _) => {
-                model.lose(&line.place, text, "edge matches exact names and everything below a name")
+                model.lose(&line.place, text, "edge matches exact names and everything below a name");
             }
             (_, None) => model.lose(&line.place, text, "no address that edge could connect to"),
             (Some(hosts), Some(to)) => {
@@ -173,10 +173,8 @@ fn rules(table: &Entry, model: &mut Model) -> Vec<Rule> {
 }
 
 fn target(text: &str, options: &[&str]) -> Option<To> {
-    let proxy_protocol = match options.contains(&"proxy_protocol") {
-        true => ProxyProtocol::V1,
-        false => ProxyProtocol::Off,
-    };
+    let header = options.contains(&"proxy_protocol");
+    let proxy_protocol = if header { ProxyProtocol::V1 } else { ProxyProtocol::Off };
     // `192.0.2.1 443` is the older form.
     let port = options.iter().find(|option| option.parse::<u16>().is_ok());
     let to = match port {

@@ -44,7 +44,6 @@ impl Acls {
         let [name, criterion @ ..] = words else { return };
         let meaning = criterion_meaning(criterion, files);
         let meaning = match (self.0.remove(*name), meaning) {
-            (None, meaning) => meaning,
             (Some(Meaning::When(mut known)), Meaning::When(more)) => {
                 known.extend(more);
                 Meaning::When(known)
@@ -120,8 +119,7 @@ impl Acls {
 /// What `unless` makes of a condition.
 pub(super) fn not(meaning: Meaning) -> Meaning {
     match meaning {
-        Meaning::EndsTls | Meaning::Never => Meaning::always(),
-        Meaning::Challenge => Meaning::always(),
+        Meaning::EndsTls | Meaning::Never | Meaning::Challenge => Meaning::always(),
         Meaning::When(when) if when == [When::default()] => Meaning::Never,
         Meaning::When(when) => match &*when {
             [only] if *only == (When { from: only.from.clone(), ..When::default() }) => {
@@ -188,11 +186,10 @@ fn criterion_meaning(words: &[&str], files: &dyn Files) -> Meaning {
             _ => Meaning::Unknown("not a list of prefixes".to_owned()),
         },
         "path_beg" | "path" | "path_dir" | "path_reg" | "path_sub" | "url_beg" => {
-            match values.iter().all(|value| value.contains(".well-known/acme-challenge"))
-                && !values.is_empty()
-            {
-                true => Meaning::Challenge,
-                false => Meaning::Unknown("edge does not route by path: let home do it".to_owned()),
+            if !values.is_empty() && values.iter().all(|value| value.contains(".well-known/acme-challenge")) {
+                Meaning::Challenge
+            } else {
+                Meaning::Unknown("edge does not route by path: let home do it".to_owned())
             }
         }
         _ if sample.starts_with("payload(0") || sample.starts_with("req.payload(0") => {
@@ -200,9 +197,10 @@ fn criterion_meaning(words: &[&str], files: &dyn Files) -> Meaning {
                 let value = value.to_ascii_uppercase();
                 value.starts_with("5353482D") || value.starts_with("SSH-")
             };
-            match values.iter().all(ssh) && !values.is_empty() {
-                true => Meaning::When(vec![When { protocols: vec![ClientProtocol::Ssh], ..When::default() }]),
-                false => Meaning::Unknown("edge does not know this protocol by its first bytes".to_owned()),
+            if !values.is_empty() && values.iter().all(ssh) {
+                Meaning::When(vec![When { protocols: vec![ClientProtocol::Ssh], ..When::default() }])
+            } else {
+                Meaning::Unknown("edge does not know this protocol by its first bytes".to_owned())
             }
         }
         _ => match host_method(&sample, method.as_deref()) {

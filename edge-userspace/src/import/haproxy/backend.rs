@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     import::model::{Model, Pool, address},
-    spec::{BackendSpec, Balance, ProxyProtocol, ProxyTlv},
+    spec::{BackendSpec, Balance, ProxyProtocol, ProxyTlv, ProxyTlvs},
 };
 
 /// Whether a line of `listen` is for its servers.
@@ -36,7 +36,7 @@ pub(super) fn read(section: &Section, own: &mut Defaults, model: &mut Model) -> 
             ["balance", ..] => match read_balance(&line.words) {
                 Some(balance) => pool.balance = balance,
                 None => {
-                    model.lose(&line.place, line.text(), "edge has no such balancing; connections go round")
+                    model.lose(&line.place, line.text(), "edge has no such balancing; connections go round");
                 }
             },
             ["default-server", ..] => default_options.extend(line.words.iter().skip(1).map(String::as_str)),
@@ -53,7 +53,11 @@ pub(super) fn read(section: &Section, own: &mut Defaults, model: &mut Model) -> 
             ["option", option, ..] if option.ends_with("chk") => {}
             _ if listen || own.take(&line.words) || lex::is_needless(&line.words) => {}
             _ => {
-                model.lose(&line.place, line.text(), "edge passes bytes on unchanged and has no such setting")
+                model.lose(
+                    &line.place,
+                    line.text(),
+                    "edge passes bytes on unchanged and has no such setting",
+                );
             }
         }
     }
@@ -132,7 +136,7 @@ fn server(line: &Line, name: &str, to: &str, options: &[&str], pool: &mut Pool, 
         }
     }
     if pool.proxy_protocol != ProxyProtocol::V2 {
-        pool.proxy_tlvs = Default::default();
+        pool.proxy_tlvs = ProxyTlvs::default();
     }
     pool.backends.push(backend);
 }

@@ -40,7 +40,7 @@ pub(super) fn read(section: &Section, own: &mut Defaults, files: &dyn Files, mod
     for line in &section.lines {
         match line.words()[..] {
             ["acl", ..] => {}
-            ["bind", ref address, ref options @ ..] => bind(line, address, options, &mut frontend, model),
+            ["bind", address, ref options @ ..] => bind(line, address, options, &mut frontend, model),
             ["default_backend", name] => default = Some((name.to_owned(), line.place.clone())),
             ["use_backend", name, ref condition @ ..] => {
                 use_backend(line, name, condition, &acls, files, &mut frontend, model);
@@ -53,7 +53,7 @@ pub(super) fn read(section: &Section, own: &mut Defaults, files: &dyn Files, mod
             ["tcp-request", "connection", "expect-proxy", "layer4", ref condition @ ..] => {
                 match rule_condition(condition, &acls, files) {
                     Meaning::When(when) => {
-                        frontend.front.accept_proxy.extend(when.into_iter().flat_map(|when| when.from))
+                        frontend.front.accept_proxy.extend(when.into_iter().flat_map(|when| when.from));
                     }
                     _ => model.lose(&line.place, line.text(), "write the sources in accept_proxy"),
                 }
@@ -287,7 +287,9 @@ fn redirect(
     model: &mut Model,
 ) {
     match rule_condition(condition, acls, files) {
-        Meaning::When(when) if when == [When::default()] => frontend.front.redirect = true,
+        Meaning::When(when) if when.iter().all(When::is_host_only) => {
+            frontend.front.redirect.extend(when.iter().flat_map(When::patterns));
+        }
         _ => model.lose(&line.place, line.text(), "write redirect = \"https\" in the routes that it is for"),
     }
 }

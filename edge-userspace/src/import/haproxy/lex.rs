@@ -99,58 +99,26 @@ pub(super) fn time(text: &str) -> Option<Duration> {
     Some(Duration::from_millis(milliseconds.min(365 * 86_400_000)))
 }
 
+/// Settings of HAProxy's own process, and what edge does without being told.
+const NEEDLESS: &str = "daemon user group uid gid chroot pidfile nbthread nbproc cpu-map master-worker log log-format \
+    log-tag log-send-hostname stats description node retries errorfile hard-stop-after set-dumpable ulimit-n quiet enabled \
+    unique-id-format unique-id-header default-path server-state-file localpeer no";
+const NEEDLESS_TIMEOUTS: &str = "check queue http-request http-keep-alive client-fin server-fin tarpit";
+const NEEDLESS_OPTIONS: &str = "tcplog httplog httpslog dontlognull dontlog-normal redispatch tcpka clitcpka srvtcpka \
+    socket-stats log-health-checks log-separate-errors logasap ssl-hello-chk tcp-check http-server-close httpclose \
+    forceclose http-keep-alive tcp-smart-accept tcp-smart-connect splice-auto splice-request splice-response contstats \
+    abortonclose nolinger";
+
 /// Whether edge does the same without being told, or the setting is about HAProxy's own process.
 pub(super) fn is_needless(words: &[String]) -> bool {
+    let is_in = |list: &str, word: &str| list.split_whitespace().any(|known| known == word);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match *words {
-        [
-            "daemon" | "user" | "group" | "uid" | "gid" | "chroot" | "pidfile" | "nbthread" | "nbproc"
-            | "cpu-map" | "master-worker" | "log" | "log-format" | "log-tag" | "log-send-hostname" | "stats"
-            | "description" | "node" | "retries" | "errorfile" | "hard-stop-after" | "set-dumpable"
-            | "ulimit-n" | "quiet" | "enabled" | "unique-id-format" | "unique-id-header" | "default-path"
-            | "server-state-file" | "lua-load" | "localpeer",
-            ..,
-        ] => true,
-        [
-            "timeout",
-            "check" | "queue" | "http-request" | "http-keep-alive" | "client-fin" | "server-fin" | "tarpit",
-            ..,
-        ] => true,
-        [
-            "option",
-            "tcplog"
-            | "httplog"
-            | "dontlognull"
-            | "dontlog-normal"
-            | "redispatch"
-            | "tcpka"
-            | "clitcpka"
-            | "srvtcpka"
-            | "socket-stats"
-            | "log-health-checks"
-            | "log-separate-errors"
-            | "logasap"
-            | "ssl-hello-chk"
-            | "tcp-check"
-            | "http-server-close"
-            | "httpclose"
-            | "forceclose"
-            | "http-keep-alive"
-            | "tcp-smart-accept"
-            | "tcp-smart-connect"
-            | "splice-auto"
-            | "splice-request"
-            | "splice-response"
-            | "contstats"
-            | "httpslog"
-            | "abortonclose"
-            | "nolinger",
-            ..,
-        ] => true,
+        ["timeout", kind, ..] => is_in(NEEDLESS_TIMEOUTS, kind),
+        ["option", option, ..] => is_in(NEEDLESS_OPTIONS, option),
         // Everything is inspected before it is passed on.
-        ["tcp-request", "content", "accept", ..] => true,
-        ["no", ..] => true,
-        _ => false,
+        [] | ["tcp-request", "content", "accept", ..] => true,
+        [first, ..] => is_in(NEEDLESS, first),
     }
 }
 

@@ -53,7 +53,7 @@ fn server(directive: &Directive, lines: &[Directive], pools: &HashMap<String, Po
                         "_" | "" => default = true,
                         _ => match name.strip_prefix('~') {
                             Some(expression) => {
-                                hosts.extend(pattern::hosts(expression, true).unwrap_or_default())
+                                hosts.extend(pattern::hosts(expression, true).unwrap_or_default());
                             }
                             None => hosts.extend(HostPattern::several(name).unwrap_or_default()),
                         },
@@ -78,14 +78,9 @@ fn server(directive: &Directive, lines: &[Directive], pools: &HashMap<String, Po
     front.binds.sort_unstable();
     front.binds.dedup();
     if let Some(redirect) = redirect(lines) {
-        if default || hosts.is_empty() {
-            front.redirect = true;
-            model.fronts.push(front);
-        } else {
-            let why = "write redirect = \"https\" in the routes of these hosts";
-            model.lose(&redirect.place, format!("{what}: {}", redirect.text()), why);
-        }
-        return;
+        front.place = redirect.place.clone();
+        front.redirect = if default || hosts.is_empty() { vec![HostPattern::Any] } else { hosts };
+        return model.fronts.push(front);
     }
     let Some((line, url)) = pass(lines) else {
         return model.lose(&directive.place, what, "edge serves nothing itself: let home serve it");
@@ -127,8 +122,9 @@ fn is_root(line: &Directive) -> bool {
 /// The directive that sends everything to https.
 fn redirect(lines: &[Directive]) -> Option<&Directive> {
     let is_redirect = |line: &&Directive| match line.words()[..] {
-        ["return", "301" | "302" | "307" | "308", url] => url.starts_with("https://"),
-        ["rewrite", _, url, ..] => url.starts_with("https://"),
+        ["return", "301" | "302" | "307" | "308", url] | ["rewrite", _, url, ..] => {
+            url.starts_with("https://")
+        }
         _ => false,
     };
     let root = lines.iter().filter(|line| is_root(line)).flat_map(|line| line.block.iter().flatten());

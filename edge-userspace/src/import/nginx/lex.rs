@@ -117,10 +117,10 @@ impl Reader<'_> {
         let mut lexer = Lexer { characters: text.chars().peekable(), line: 1 };
         let file = Arc::from(name);
         let (directives, closed) = self.block(&mut lexer, &file, depth)?;
-        match closed {
-            false => Ok(directives),
-            true => Err(Failure::at(&Place::new(&file, lexer.line), "a `}` without its `{`")),
+        if closed {
+            return Err(Failure::at(&Place::new(&file, lexer.line), "a `}` without its `{`"));
         }
+        Ok(directives)
     }
 
     /// Directives up to the closing brace (`true`) or the end of the file.

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::{lex::Directive, named_target};
 use crate::{
     import::{
-        model::{Model, Place, Rule, When},
+        model::{Model, Place, Rule, To, When},
         pattern,
     },
     spec::{ClientProtocol, HostPattern},
@@ -13,8 +13,15 @@ use crate::{
 
 /// The deepest chain of maps.
 const DEEPEST: usize = 8;
-/// The most rules that maps make together.
-const MOST_RULES: usize = 100_000;
+/// The most lines that are looked at when maps lead to maps.
+const MOST_LINES: usize = 100_000;
+
+/// A walk through maps: those on the way, and how many lines it has seen.
+#[derive(Default)]
+struct Walk {
+    above: Vec<String>,
+    lines: usize,
+}
 
 pub(super) type Maps = HashMap<String, Map>;
 
@@ -57,7 +64,7 @@ impl Map {
 /// The rules of a map and of those that its values name.
 pub(super) fn rules(variable: &str, suffix: &str, maps: &Maps, model: &mut Model) -> Vec<Rule> {
     let mut rules = Vec::new();
-    follow(variable, suffix, &When::default(), &mut Vec::new(), maps, &mut rules, model);
+    follow(variable, suffix, &When::default(), &mut Walk::default(), maps, &mut rules, model);
     rules
 }
 
@@ -65,21 +72,26 @@ fn follow(
     variable: &str,
     suffix: &str,
     given: &When,
-    above: &mut Vec<String>,
+    walk: &mut Walk,
     maps: &Maps,
     rules: &mut Vec<Rule>,
     model: &mut Model,
 ) {
     let Some(map) = maps.get(variable) else { return };
-    above.push(variable.to_owned());
+    walk.above.push(variable.to_owned());
     let mut seen = HashSet::new();
     for line in &map.lines {
+        walk.lines += 1;
         let text = format!("{} {}", line.key, line.value);
-        if line.value.is_empty() {
-            model.lose(&line.place, text, "it leads nowhere: `to = \"refuse\"` says that");
+        // Nothing to connect to is what a client without a route gets.
+        if line.value.is_empty() && line.key == "default" {
             continue;
         }
-        let Some(when) = meaning(&map.source, line, &map.lines, model) else { continue };
+        // A map that looks at another map falls back to it, or from it.
+        let falls_back = maps.contains_key(&map.source) && (line.key == "default" || line.key.is_empty());
+        let when =
+            if falls_back { Some(When::default()) } else { meaning(&map.source, line, &map.lines, model) };
+        let Some(when) = when else { continue };
         if !seen.insert(&line.key) {
             model.lose(&line.place, text, "the key is there already");
             continue;
@@ -88,6 +100,10 @@ fn follow(
             model.lose(&line.place, text, "edge cannot combine these conditions");
             continue;
         };
+        if line.value.is_empty() {
+            rules.push(Rule { when, to: To::Refuse, place: line.place.clone() });
+            continue;
+        }
         let next = line.value.replace(['{', '}'], "");
         if line.value.contains('$') {
             let (next, more) = match next.rsplit_once(':') {
@@ -97,10 +113,10 @@ fn follow(
             if !maps.contains_key(&next) {
                 let why = "the client would choose where edge connects to (an open proxy): name the hosts in routes";
                 model.lose(&line.place, text, why);
-            } else if above.contains(&next) || above.len() >= DEEPEST || rules.len() >= MOST_RULES {
+            } else if walk.above.contains(&next) || walk.above.len() >= DEEPEST || walk.lines > MOST_LINES {
                 model.lose(&line.place, text, "maps that lead to each other without an end");
             } else {
-                follow(&next, &more, &when, above, maps, rules, model);
+                follow(&next, &more, &when, walk, maps, rules, model);
             }
             continue;
         }
@@ -111,7 +127,20 @@ fn follow(
             None => model.lose(&line.place, text, "no upstream and no address that edge could connect to"),
         }
     }
-    above.pop();
+    walk.above.pop();
+}
+
+fn tells_tls(lines: &[Line]) -> bool {
+    lines.iter().any(|line| line.key.starts_with("TLSv1.2") || line.key.starts_with("TLSv1.3"))
+}
+
+/// Clients that speak no TLS: by the port of their target SSH, or anything.
+fn not_tls(line: &Line, model: &Model) -> When {
+    let mut backends =
+        model.pools.iter().filter(|pool| pool.name == line.value).flat_map(|pool| &pool.backends);
+    let ssh = line.value.ends_with(":22") || backends.any(|backend| backend.to.port == Some(22));
+    let protocol = if ssh { ClientProtocol::Ssh } else { ClientProtocol::Any };
+    When { protocols: vec![protocol], ..When::default() }
 }
 
 fn meaning(source: &str, line: &Line, lines: &[Line], model: &mut Model) -> Option<When> {
@@ -156,17 +185,27 @@ fn meaning(source: &str, line: &Line, lines: &[Line], model: &mut Model) -> Opti
             }
         }
         "$ssl_preread_protocol" => match key {
-            // Not TLS: by the port of its target it is SSH, or anything.
-            "" => {
-                let ssh = line.value.ends_with(":22") || line.value.contains("ssh");
-                let protocol = if ssh { ClientProtocol::Ssh } else { ClientProtocol::Any };
-                Some(When { protocols: vec![protocol], ..When::default() })
+            // A version that has the same target as another.
+            _ if key.starts_with("TLS")
+                && lines
+                    .iter()
+                    .take_while(|other| other.key != line.key)
+                    .any(|other| other.key.starts_with("TLS") && other.value == line.value) =>
+            {
+                None
             }
-            "default" => {
-                // Versions that have a line of their own lead elsewhere.
+            // Versions of TLS have lines of their own: what is left is not TLS.
+            "default" if !lines.iter().any(|line| line.key.is_empty()) && tells_tls(lines) => {
+                Some(not_tls(line, model))
+            }
+            "default" if tells_tls(lines) => None,
+            "" => Some(not_tls(line, model)),
+            "default" => Some(When::default()),
+            _ if lines.iter().any(|other| other.key == "default" && other.value == line.value)
+                && lines.iter().any(|other| other.key.is_empty()) =>
+            {
                 Some(When::default())
             }
-            _ if lines.iter().any(|other| other.key == "default" && other.value == line.value) => None,
             _ if key.starts_with("TLSv1.3") || key.starts_with("TLSv1.2") => Some(When::default()),
             _ => {
                 model.lose(&line.place, text(), "edge does not tell versions of TLS apart");

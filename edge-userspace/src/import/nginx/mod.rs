@@ -1,5 +1,5 @@
 //! nginx.conf: `stream` servers that choose by `ssl_preread`, and the `http` servers on port 80 that redirect or pass on
-//! (ngx_stream_ssl_preread_module, ngx_stream_map_module, ngx_stream_upstream_module).
+//! (`ngx_stream_ssl_preread_module`, `ngx_stream_map_module`, `ngx_stream_upstream_module`).
 
 mod http;
 mod lex;
@@ -15,7 +15,7 @@ use super::{
     Failure, Files, Source,
     model::{Bind, Front, Model, Place, Pool, Rule, To, When, address, net},
 };
-use crate::spec::{BackendSpec, Balance, Protocol, ProxyProtocol};
+use crate::spec::{Access, BackendSpec, Balance, Protocol, ProxyProtocol};
 
 pub(super) fn read(sources: &[Source], files: &dyn Files, model: &mut Model) -> Result<(), Failure> {
     let mut top = Vec::new();
@@ -32,9 +32,10 @@ pub(super) fn read(sources: &[Source], files: &dyn Files, model: &mut Model) -> 
     let named = |directive: &Directive, name: &str| directive.words[0] == name && directive.block.is_some();
     let is_whole = top.iter().any(|directive| named(directive, "stream") || named(directive, "http"));
     if !is_whole {
-        match top.iter().any(preread) {
-            true => stream(&top, model),
-            false => http::read(&top, model),
+        if top.iter().any(preread) {
+            stream(&top, model);
+        } else {
+            http::read(&top, model);
         }
         return Ok(());
     }
@@ -66,7 +67,7 @@ fn stream(block: &[Directive], model: &mut Model) {
             ("server", Some(_)) => {}
             _ if common.take(directive, model) => {}
             (_, Some(_)) => {
-                model.lose(&directive.place, directive.text(), "edge has nothing like this block")
+                model.lose(&directive.place, directive.text(), "edge has nothing like this block");
             }
             _ => model.lose(&directive.place, directive.text(), "edge has no such setting"),
         }
@@ -102,7 +103,6 @@ impl Options {
             ["proxy_timeout", text] => self.idle_timeout = time(text),
             ["preread_timeout", text] => self.hello_timeout = time(text),
             ["set_real_ip_from", text] => self.trusted.extend(net(text)),
-            ["allow", "all"] => {}
             ["deny", "all"] if !self.allow.is_empty() => {}
             ["allow", text] if net(text).is_some() => self.allow.extend(net(text)),
             ["deny", text] if net(text).is_some() => {
@@ -112,7 +112,8 @@ impl Options {
                 }
                 self.deny.extend(net(text));
             }
-            [
+            ["allow", "all"]
+            | [
                 "log_format"
                 | "access_log"
                 | "error_log"
@@ -130,7 +131,8 @@ impl Options {
                 | "proxy_next_upstream_tries"
                 | "proxy_next_upstream_timeout"
                 | "server_name"
-                | "status_zone",
+                | "status_zone"
+                | "proxy_responses",
                 ..,
             ] => {}
             ["resolver", ..] => {
@@ -208,7 +210,7 @@ fn server(directive: &Directive, lines: &[Directive], common: &Options, maps: &M
                     None => model.lose(&line.place, line.text(), "edge listens on TCP addresses with a port"),
                 }
             }
-            ["proxy_pass", ref to] => pass = Some(((*to).to_owned(), line.place.clone())),
+            ["proxy_pass", to] => pass = Some((to.to_owned(), line.place.clone())),
             [first, ..] if first.starts_with("ssl_") && first != "ssl_preread" => {
                 ends_tls.get_or_insert(line.place.clone());
             }
@@ -227,12 +229,12 @@ fn server(directive: &Directive, lines: &[Directive], common: &Options, maps: &M
         return;
     }
     front.name = format!("port-{}", front.binds[0].first);
-    front.access.allow = options.allow.clone();
-    front.access.deny = options.deny.clone();
+    front.access = Access { allow: options.allow.clone(), deny: options.deny.clone() };
     if expects_header {
-        front.accept_proxy = match options.trusted.is_empty() {
-            true => ["0.0.0.0/0", "::/0"].iter().filter_map(|text| net(text)).collect(),
-            false => options.trusted.clone(),
+        front.accept_proxy = if options.trusted.is_empty() {
+            ["0.0.0.0/0", "::/0"].iter().filter_map(|text| net(text)).collect()
+        } else {
+            options.trusted.clone()
         };
     }
     front.idle_timeout = options.idle_timeout;

@@ -11,7 +11,7 @@ use super::{
     Failure, Source,
     model::{Bind, Front, Model, Place, Pool, Rule, To, address, net},
 };
-use crate::spec::{BackendSpec, Protocol, ProxyProtocol};
+use crate::spec::{BackendSpec, HostPattern, Protocol, ProxyProtocol};
 
 const ENDS_TLS: &str = "TLS ends in Traefik here, and edge passes TLS on unopened: serve the certificate at home, then add the route";
 
@@ -87,14 +87,12 @@ fn with_servers(name: &str, service: &Node, tree: &Node, model: &mut Model) -> N
     for (id, node) in services.map_or(&[][..], Node::entries) {
         let Some(port) = node.path(&["loadbalancer", "server", "port"]) else { continue };
         let Some(number) = port.text() else { continue };
-        let to = match published(service, number) {
-            Some(published) => format!("127.0.0.1:{published}"),
-            None => {
-                let why = "the container's address, which only Docker knows: correct `to` (a published port, or home's address)";
-                model.lose(&port.place, format!("{name}:{number}"), why);
-                format!("{name}:{number}")
-            }
-        };
+        let to = published(service, number).map(|published| format!("127.0.0.1:{published}"));
+        let to = to.unwrap_or_else(|| {
+            let why = "the container's address, which only Docker knows: correct `to` (a published port, or home's address)";
+            model.lose(&port.place, format!("{name}:{number}"), why);
+            format!("{name}:{number}")
+        });
         let value = port.replaced(&to);
         lines.push((format!("tcp.services.{id}.loadbalancer.server.address"), value));
     }
@@ -261,7 +259,7 @@ fn redirections(entry_points: &BTreeMap<String, EntryPoint>, model: &mut Model) 
     for (name, at) in entry_points.iter().filter(|(_, at)| at.redirects) {
         let mut front = Front::new(name, &at.place, Protocol::Http);
         front.binds.push(at.bind.clone());
-        front.redirect = true;
+        front.redirect = vec![HostPattern::Any];
         model.fronts.push(front);
     }
 }
@@ -292,7 +290,7 @@ fn pool(id: &str, service: &Node, model: &mut Model) -> Pool {
         let text = node.text().unwrap_or_default();
         match address(text) {
             Some(to) if pool.backends.iter().all(|known| known.to != to) => {
-                pool.backends.push(BackendSpec::new(to))
+                pool.backends.push(BackendSpec::new(to));
             }
             Some(_) => {}
             None => model.lose(&node.place, text, "no address that edge could connect to"),

@@ -183,7 +183,7 @@ pub(super) fn yaml(name: &str, text: &str) -> Result<Vec<Node>, Failure> {
             Some((Open::Map(entries, key), ..)) => match key.take() {
                 // A merge: what it brings comes after the table's own keys.
                 Some(key) if key == "<<" => {
-                    let lists = node.items().iter().flat_map(|item| item.entries());
+                    let lists = node.items().iter().flat_map(Node::entries);
                     entries.extend(node.entries().iter().chain(lists).cloned());
                 }
                 Some(key) => entries.push((key, node)),
