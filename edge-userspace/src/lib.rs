@@ -25,6 +25,7 @@ pub mod pool;
 pub mod proxy_protocol;
 pub mod receive;
 pub mod route;
+pub mod setup;
 pub mod shield;
 pub mod sniff;
 pub mod source;

@@ -22,7 +22,7 @@ use crate::{
 /// Where the daemon listens unless told otherwise.
 pub(super) const CONTROL: &str = "/run/edge/control.sock";
 /// Where the configuration is unless told otherwise.
-const CONFIG: &str = "/etc/edge/edge.toml";
+pub(super) const CONFIG: &str = "/etc/edge/edge.toml";
 
 /// Steers edged, the SNI edge in front of home.
 #[derive(Debug, Parser)]
@@ -77,6 +77,8 @@ pub(super) enum Command {
     Config(Config),
     /// Makes the daemon read its configuration again (the same as `config reload`)
     Reload,
+    /// Writes the first configuration: finds tunnels and home, asks two questions, starts edged
+    Init(Init),
     /// Translates a configuration of HAProxy, nginx, sniproxy or Traefik
     ///
     /// The translation goes to standard output. What has none is listed on standard error, line by line.
@@ -277,6 +279,32 @@ pub(super) enum Block {
     },
     /// All blocked prefixes
     List,
+}
+
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
+pub(super) struct Init {
+    /// Asks nothing: takes the arguments, and guesses for what they leave out
+    #[arg(long, short)]
+    pub(super) yes: bool,
+    /// A name that home serves, `*.suffix`, `.suffix` for both, or `*` for all (may be given again)
+    #[arg(long, value_name = "HOST", value_parser = hosts)]
+    pub(super) host: Vec<Hosts>,
+    /// Home's address in the tunnel
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) to: Option<BackendAddress>,
+    /// The file to write
+    #[arg(long, value_name = "FILE", default_value = CONFIG)]
+    pub(super) config: PathBuf,
+    /// Replace a file that has settings; the old one is kept beside it, with `.old` behind its name
+    #[arg(long)]
+    pub(super) force: bool,
+    /// Print the file, and change nothing
+    #[arg(long, visible_alias = "dry-run", conflicts_with = "force")]
+    pub(super) print: bool,
+    /// Do not enable and start the service
+    #[arg(long)]
+    pub(super) no_start: bool,
 }
 
 #[derive(Debug, Args)]

@@ -4,6 +4,7 @@ mod arguments;
 mod config;
 mod doctor;
 mod import;
+mod init;
 mod lists;
 mod live;
 mod manual;
@@ -132,6 +133,7 @@ async fn run(arguments: Arguments, output: Output, edged: clap::Command) -> Resu
         Command::Doctor { config } => doctor::run(&daemon, output, &config).await,
         Command::Config(Config::Check { file }) => config::check(&file, output),
         Command::Config(Config::Reload) | Command::Reload => config::reload(&daemon, output).await,
+        Command::Init(arguments) => init::run(arguments, &daemon, output).await,
         Command::Import(arguments) => import::run(&arguments, output),
         Command::Completions { shell, program } => Ok(shell::completions(shell, program, edged)?),
         Command::Man { directory } => Ok(manual::write(&directory, edged)?),
