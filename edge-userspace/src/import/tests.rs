@@ -63,7 +63,8 @@ fn realistic_configurations_become_what_they_should() {
             names.iter().map(|name| source(name, &fs::read_to_string(folder.join(name)).unwrap())).collect();
         let imported = import(&sources, None, &Disk::beside(&folder.join("x"))).unwrap();
         let prefix = format!("{}/", folder.display());
-        let lost: String = imported.untranslated.iter().map(|lost| format!("{lost}\n")).collect();
+        let lines: Vec<_> = imported.untranslated.iter().map(ToString::to_string).collect();
+        let lost = if lines.is_empty() { String::new() } else { lines.join("\n") + "\n" };
         for (name, made) in [("edge.toml", &imported.text), ("lost.txt", &lost.replace(&prefix, ""))] {
             let made = made.replace(&prefix, "");
             let path = folder.join(name);

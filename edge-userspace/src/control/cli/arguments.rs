@@ -284,7 +284,7 @@ pub(super) enum Block {
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 pub(super) struct Init {
-    /// Asks nothing: takes the arguments, and guesses for what they leave out
+    /// Asks nothing, as with `--json`: takes the arguments, and guesses for what they leave out
     #[arg(long, short)]
     pub(super) yes: bool,
     /// A name that home serves, `*.suffix`, `.suffix` for both, or `*` for all (may be given again)

@@ -45,8 +45,7 @@ pub(super) async fn run(arguments: Init, daemon: &Client, output: Output) -> Res
         if let Some(previous) = &previous {
             keep(&arguments.config, previous)?;
         }
-        write_new(&arguments.config, &text)
-            .map_err(|error| Failure::File(format!("{file}: cannot be written: {error}")))?;
+        write_new(&arguments.config, &text).map_err(|error| unwritten(&file, &error))?;
     }
     let records = found.records(&answers.hosts);
     if output.json {
@@ -96,6 +95,11 @@ fn existing(arguments: &Init) -> Result<Option<String>, Failure> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Failure::File(format!("{file}: cannot be read: {error}"))),
     }
+}
+
+fn unwritten(file: &str, error: &io::Error) -> Failure {
+    let hint = if error.kind() == io::ErrorKind::PermissionDenied { "; run as root" } else { "" };
+    Failure::File(format!("{file}: cannot be written: {error}{hint}"))
 }
 
 fn keep(path: &Path, text: &str) -> Result<(), Failure> {

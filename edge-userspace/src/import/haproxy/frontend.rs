@@ -311,8 +311,8 @@ pub(super) fn finish(frontend: Frontend, own: &Defaults, model: &mut Model) {
     let names_hosts = rules.iter().any(|rule| rule.when != When::default());
     front.protocol = match own.http {
         true => Protocol::Http,
-        // A frontend without a rule passes everything on; on 443 that is TLS.
-        false if names_hosts => Protocol::Tls,
+        // One that waits for a hello is for TLS; without a rule, it may pass on anything.
+        false if names_hosts || front.hello_timeout.is_some() => Protocol::Tls,
         false => Protocol::Tcp,
     };
     if front.protocol == Protocol::Tcp {

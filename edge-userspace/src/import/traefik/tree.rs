@@ -233,6 +233,8 @@ fn of_toml(value: &DeValue<'_>, at: Place, place: &impl Fn(usize) -> Place, dept
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use super::*;
 
     #[test]
@@ -255,7 +257,7 @@ mod tests {
         for level in 1..12 {
             let before = level - 1;
             let list = vec![format!("*a{before}"); 10].join(", ");
-            laughs.push_str(&format!("a{level}: &a{level} [{list}]\n"));
+            writeln!(laughs, "a{level}: &a{level} [{list}]").unwrap();
         }
         assert!(yaml("t", &laughs).is_err());
         assert!(toml("t", &"[".repeat(100_000)).is_err());
