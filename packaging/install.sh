@@ -76,7 +76,7 @@ install_archive() {
     install -D -m 644 "$tree/completions/edgectl.bash" "$ROOT/usr/local/share/bash-completion/completions/edgectl"
     if ! test -e "$ROOT/etc/edge/edge.toml"; then
         install -D -m 644 "$tree/packaging/edge.toml" "$ROOT/etc/edge/edge.toml"
-        echo "write a route to /etc/edge/edge.toml, then run \`systemctl enable --now edged\`"
+        echo "run \`edgectl init\`, or write a route to /etc/edge/edge.toml and run \`systemctl enable --now edged\`"
     fi
     install -D -m 644 "$tree/packaging/edge.sysusers" "$ROOT/etc/sysusers.d/edge.conf"
     install -D -m 644 "$tree/packaging/edge.sysctl.conf" "$ROOT/etc/sysctl.d/edge.conf"

@@ -16,6 +16,7 @@ mod endings;
 mod failover;
 mod figures;
 mod firewall;
+mod first_steps;
 mod flow;
 mod flow_abuse;
 mod flow_attacks;

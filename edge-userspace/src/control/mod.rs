@@ -2,7 +2,7 @@
 //! `edgectl`.
 //!
 //! The [`Operator`] decides what the daemon does for a request. This module knows neither client sockets nor
-//! the kernel. `edgectl config check` and `edgectl doctor` read a configuration file themselves, without the
+//! the kernel. `edgectl config check`, `doctor`, `init` and `import` read and write files themselves, without the
 //! daemon.
 
 #![forbid(unsafe_code)]

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     control::api::parse_prefix,
+    import::Format,
     spec::{
         BackendAddress, Choice, ClientProtocol, HostName, HostNameError, HostPattern, ProxyProtocol,
         ProxyTlv, Redirect,
@@ -21,7 +22,7 @@ use crate::{
 /// Where the daemon listens unless told otherwise.
 pub(super) const CONTROL: &str = "/run/edge/control.sock";
 /// Where the configuration is unless told otherwise.
-const CONFIG: &str = "/etc/edge/edge.toml";
+pub(super) const CONFIG: &str = "/etc/edge/edge.toml";
 
 /// Steers edged, the SNI edge in front of home.
 #[derive(Debug, Parser)]
@@ -76,6 +77,12 @@ pub(super) enum Command {
     Config(Config),
     /// Makes the daemon read its configuration again (the same as `config reload`)
     Reload,
+    /// Writes the first configuration: finds tunnels and home, asks two questions, starts edged
+    Init(Init),
+    /// Translates a configuration of HAProxy, nginx, sniproxy or Traefik
+    ///
+    /// The translation goes to standard output. What has none is listed on standard error, line by line.
+    Import(Import),
     /// Prints a shell's completion script, which also completes names of the running daemon
     #[command(after_help = "Bash, in ~/.bashrc:         source <(edgectl completions bash)\n\
                       zsh, in ~/.zshrc:           source <(edgectl completions zsh)\n\
@@ -272,6 +279,65 @@ pub(super) enum Block {
     },
     /// All blocked prefixes
     List,
+}
+
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
+pub(super) struct Init {
+    /// Asks nothing, as with `--json`: takes the arguments, and guesses for what they leave out
+    #[arg(long, short)]
+    pub(super) yes: bool,
+    /// A name that home serves, `*.suffix`, `.suffix` for both, or `*` for all (may be given again)
+    #[arg(long, value_name = "HOST", value_parser = hosts)]
+    pub(super) host: Vec<Hosts>,
+    /// Home's address in the tunnel
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) to: Option<BackendAddress>,
+    /// The file to write
+    #[arg(long, value_name = "FILE", default_value = CONFIG)]
+    pub(super) config: PathBuf,
+    /// Replace a file that has settings; the old one is kept beside it, with `.old` behind its name
+    #[arg(long)]
+    pub(super) force: bool,
+    /// Print the file, and change nothing
+    #[arg(long, visible_alias = "dry-run", conflicts_with = "force")]
+    pub(super) print: bool,
+    /// Do not enable and start the service
+    #[arg(long)]
+    pub(super) no_start: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Import {
+    /// haproxy.cfg, nginx.conf, sniproxy.conf, or files of Traefik; several are read as one configuration
+    #[arg(required = true, value_name = "FILE")]
+    pub(super) files: Vec<PathBuf>,
+    /// The program whose configuration it is; by default its contents tell
+    #[arg(long)]
+    pub(super) format: Option<FormatArg>,
+    /// Write the translation to this file, which must not exist
+    #[arg(long, short, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
+}
+
+/// [`Format`] on a command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum FormatArg {
+    Haproxy,
+    Nginx,
+    Sniproxy,
+    Traefik,
+}
+
+impl From<FormatArg> for Format {
+    fn from(arg: FormatArg) -> Self {
+        match arg {
+            FormatArg::Haproxy => Self::Haproxy,
+            FormatArg::Nginx => Self::Nginx,
+            FormatArg::Sniproxy => Self::Sniproxy,
+            FormatArg::Traefik => Self::Traefik,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]

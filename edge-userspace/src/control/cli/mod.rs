@@ -3,6 +3,8 @@
 mod arguments;
 mod config;
 mod doctor;
+mod import;
+mod init;
 mod lists;
 mod live;
 mod manual;
@@ -74,6 +76,9 @@ enum Failure {
     /// The configuration file is wrong.
     #[error("{0}")]
     Invalid(crate::config::ConfigError),
+    /// A file that was given cannot be used.
+    #[error("{0}")]
+    File(String),
     /// A check found something; it is on standard output already.
     #[error("the check found something")]
     Found,
@@ -96,6 +101,7 @@ impl Failure {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
             Self::Output(_) => (1, detail("output")),
             Self::Invalid(_) => (1, detail("config_invalid")),
+            Self::File(_) => (1, detail("file")),
             Self::Usage(_) => (2, detail("usage")),
             Self::Call(ClientError::Refused(refused)) => (1, refused.clone()),
             Self::Call(_) => (3, detail("unreachable")),
@@ -127,6 +133,8 @@ async fn run(arguments: Arguments, output: Output, edged: clap::Command) -> Resu
         Command::Doctor { config } => doctor::run(&daemon, output, &config).await,
         Command::Config(Config::Check { file }) => config::check(&file, output),
         Command::Config(Config::Reload) | Command::Reload => config::reload(&daemon, output).await,
+        Command::Init(arguments) => init::run(arguments, &daemon, output).await,
+        Command::Import(arguments) => import::run(&arguments, output),
         Command::Completions { shell, program } => Ok(shell::completions(shell, program, edged)?),
         Command::Man { directory } => Ok(manual::write(&directory, edged)?),
     }
