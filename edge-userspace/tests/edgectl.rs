@@ -89,7 +89,7 @@ cloud.example.com  all       100.64.0.2                runtime  -            -  
 
     edgectl(&daemon, "routes remove *.example.com --alpn h3").fails(1, "no route for *.example.com");
     let removed = edgectl(&daemon, "routes remove *.example.com --close").ok();
-    assert_eq!(removed.stdout, "removed *.example.com to 100.64.0.2,[fd7a::2]:443\nclosed 1 connections\n");
+    assert_eq!(removed.stdout, "removed *.example.com to 100.64.0.2,[fd7a::2]:443\nclosed 1 connection\n");
     assert_eq!(edgectl(&daemon, "--json routes list").ok().json().as_array().unwrap().len(), 1);
 }
 
@@ -143,6 +143,105 @@ ID  CLIENT               LISTENER  HOST               BACKEND         DATAPATH  
     assert_eq!(edgectl(&daemon, "connections close 7 --json").ok().json(), json!({"id": 7}));
     edgectl(&daemon, "connections close 8").fails(1, "no connection 8");
     edgectl(&daemon, "connections close seven").fails(2, "seven");
+}
+
+#[test]
+fn lists_are_filtered_and_connections_closed_by_what_they_are() {
+    let daemon = Running::start();
+    edgectl(&daemon, "routes add cloud.example.com 100.64.0.2").ok();
+    edgectl(&daemon, "routes add *.example.com [fd7a::2]:443 --listener https").ok();
+    let count = |arguments: &str| {
+        let list = edgectl(&daemon, &format!("{arguments} --json")).ok().json();
+        list.as_array().unwrap().len()
+    };
+    for (filter, found) in [
+        ("--host cloud.example.com", 2),
+        ("--host *.example.com", 1),
+        ("--host other.example", 0),
+        ("--listener http", 1),
+        ("--backend fd7a::2", 1),
+        ("--source file", 0),
+        ("--limit 1", 1),
+    ] {
+        assert_eq!(count(&format!("routes list {filter}")), found, "{filter}");
+    }
+    for (filter, found) in [
+        ("--state up", 1),
+        ("--state down", 0),
+        ("--pool nginx", 0),
+        ("--backend 100.64.0.2 --device wg0", 1),
+    ] {
+        assert_eq!(count(&format!("backends list {filter}")), found, "{filter}");
+    }
+    for (filter, found) in [
+        ("--client 2001:db8::/32 --host *.example.com --backend 100.64.0.2 --tier splice --older 1h", 1),
+        ("--client 192.0.2.0/24", 0),
+        ("--datapath flow", 0),
+        ("--older 2h", 0),
+        ("--limit 1", 1),
+    ] {
+        assert_eq!(count(&format!("connections list {filter}")), found, "{filter}");
+    }
+    assert_eq!(
+        edgectl(&daemon, "connections list --older 2h").ok().stdout.lines().count(),
+        1,
+        "titles alone"
+    );
+    let closed = edgectl(&daemon, "connections close --host cloud.example.com").ok().stdout;
+    assert_eq!(closed, "closed 1 connection\n");
+    assert_eq!(edgectl(&daemon, "connections close --older 2h --json").ok().json(), json!({"closed": 0}));
+    edgectl(&daemon, "connections close").fails(2, "required");
+    edgectl(&daemon, "connections close 7 --host *").fails(2, "cannot be used with");
+    edgectl(&daemon, "connections list --client here").fails(2, "CIDR");
+}
+
+#[test]
+fn routes_are_exported_as_a_configuration() {
+    let daemon = Running::start();
+    assert!(edgectl(&daemon, "routes export").ok().stdout.starts_with('#'));
+    edgectl(&daemon, "routes add .example.com 100.64.0.2 [fd7a::2]:443 --alpn h2 --proxy-protocol v2").ok();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("edge.toml");
+    std::fs::write(&file, edgectl(&daemon, "routes export").ok().stdout).unwrap();
+    let mut check = command("config check");
+    check.arg(&file);
+    assert!(run(check).ok().stdout.contains("2 routes"));
+    assert_eq!(edgectl(&daemon, "routes export --json").ok().json().as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_dry_run_says_what_a_reload_would_change() {
+    let daemon = Running::start();
+    for spelling in ["reload --dry-run", "config reload --dry-run"] {
+        assert_eq!(
+            edgectl(&daemon, spelling).ok().stdout,
+            "+ route b.example\n- route a.example\n1 connection would be ended: their clients are refused\n\
+             2 connections would go on, on listeners or routes that change\n\
+             warning: daemon.admin changed\nnothing was applied\n"
+        );
+    }
+    let plan = edgectl(&daemon, "reload --dry-run --json").ok().json();
+    assert_eq!(plan["routes"]["added"], json!(["b.example"]));
+    assert_eq!(plan["connections"], json!({"ended": 1, "kept": 2}));
+}
+
+#[test]
+fn colours_follow_the_option_and_the_environment() {
+    let daemon = Running::start();
+    let coloured = |arguments: &str, variables: &[(&str, &str)]| {
+        let mut command = command(arguments);
+        for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TERM"] {
+            command.env_remove(name);
+        }
+        command.envs(variables.iter().copied()).arg("--control").arg(daemon.socket());
+        run(command).ok().stdout.contains('\x1b')
+    };
+    assert!(!coloured("backends list", &[]), "a pipe");
+    assert!(coloured("backends list --color always", &[("NO_COLOR", "1")]));
+    assert!(coloured("backends list", &[("CLICOLOR_FORCE", "1")]));
+    assert!(!coloured("backends list", &[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")]));
+    assert!(!coloured("backends list --color=never", &[("CLICOLOR_FORCE", "1")]));
+    edgectl(&daemon, "status --color sometimes").fails(2, "sometimes");
 }
 
 #[test]

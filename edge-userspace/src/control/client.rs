@@ -84,6 +84,13 @@ impl Answer {
     }
 }
 
+impl Answer {
+    /// An item of the JSON, read.
+    pub fn item<T: DeserializeOwned>(&self, value: &serde_json::Value) -> Result<T, ClientError> {
+        T::deserialize(value).map_err(|error| ClientError::NotEdged(self.socket.clone(), error.to_string()))
+    }
+}
+
 impl Client {
     /// A client of the daemon behind `socket`; it connects with each call.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
@@ -98,6 +105,12 @@ impl Client {
     /// Asks for what is at `path`.
     pub async fn get(&self, path: &str) -> Result<Answer, ClientError> {
         self.call(Method::GET, path, Bytes::new()).await
+    }
+
+    /// Asks for what `fields` select of `path`.
+    pub async fn select(&self, path: &str, fields: &(impl Serialize + Sync)) -> Result<Answer, ClientError> {
+        let body = self.body(fields)?;
+        self.call(Method::GET, path, body).await
     }
 
     /// Sends `fields` to `path`.

@@ -16,7 +16,10 @@ use serde::Serialize;
 
 use super::{
     ControlSocket, Operator, Refusal, RefusalKind,
-    api::{AddBlock, AddRoute, BackendSelector, RemoveBlock, RemoveRoute, TestRoute},
+    api::{
+        AddBlock, AddRoute, BackendSelector, ClosedConnections, ConnectionFilter, RemoveBlock, RemoveRoute,
+        TestRoute,
+    },
     http,
     request::Fields,
 };
@@ -40,12 +43,12 @@ fn router<O: Operator>(operator: Arc<O>) -> Router {
         .route("/v1/backends", get(backends::<O>))
         .route("/v1/backends/drain", post(drain::<O>))
         .route("/v1/backends/ready", post(ready::<O>))
-        .route("/v1/connections", get(connections::<O>))
+        .route("/v1/connections", get(connections::<O>).delete(close_connections::<O>))
         .route("/v1/connections/{id}", delete(close_connection::<O>))
         .route("/v1/status", get(status::<O>))
         .route("/v1/doctor", get(doctor::<O>))
         .route("/v1/blocks", get(blocks::<O>).post(add_block::<O>).delete(remove_block::<O>))
-        .route("/v1/reload", post(reload::<O>))
+        .route("/v1/reload", get(plan_reload::<O>).post(reload::<O>))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .with_state(operator)
@@ -91,8 +94,28 @@ async fn ready<O: Operator>(
     answer(to_the_end(async move { operator.set_drained(backend, false).await }).await)
 }
 
-async fn connections<O: Operator>(State(operator): State<Arc<O>>) -> Response {
-    list(operator, |operator| Ok(operator.connections())).await
+async fn connections<O: Operator>(
+    State(operator): State<Arc<O>>,
+    Fields(filter): Fields<ConnectionFilter>,
+) -> Response {
+    list(operator, move |operator| Ok(filter.apply(operator.connections()))).await
+}
+
+async fn close_connections<O: Operator>(
+    State(operator): State<Arc<O>>,
+    Fields(filter): Fields<ConnectionFilter>,
+) -> Response {
+    if filter.is_empty() {
+        return Refusal::new(RefusalKind::BadRequest, "no_condition", "this would end every connection")
+            .hint("name at least one of client, host, listener, backend, datapath, older")
+            .into_response();
+    }
+    list(operator, move |operator| {
+        let meant = filter.apply(operator.connections());
+        let ids = meant.iter().map(|connection| connection.id).collect();
+        Ok(ClosedConnections { closed: operator.close_connections(&ids) })
+    })
+    .await
 }
 
 async fn close_connection<O: Operator>(State(operator): State<Arc<O>>, Path(id): Path<String>) -> Response {
@@ -131,6 +154,10 @@ async fn remove_block<O: Operator>(
 
 async fn reload<O: Operator>(State(operator): State<Arc<O>>) -> Response {
     answer(to_the_end(async move { operator.reload().await }).await)
+}
+
+async fn plan_reload<O: Operator>(State(operator): State<Arc<O>>) -> Response {
+    answer(operator.plan_reload().await)
 }
 
 async fn no_such_path(uri: Uri) -> Refusal {

@@ -1,21 +1,22 @@
 //! A daemon of the imagination: an [`Operator`] in memory, behind a real control socket.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     future::Future,
     sync::Mutex,
     time::{Duration, SystemTime},
 };
 
 use edge::{
+    config::Settings,
     control::{
         Operator, Refusal, RefusalKind,
         api::{
             AddBlock, AddRoute, AddedRoutes, Backend, BackendCount, BackendSelector, BackendState, Block,
-            Check, CheckStatus, ClosedConnection, ConfigStatus, Connection, ConnectionCount, Considered,
-            DatapathStatus, DoctorReport, HelloMemory, ListenerStatus, Probe, ProbeStep, ReloadReport,
-            RemoveBlock, RemoveRoute, RemovedRoutes, Route, RouteCount, RouteSource, RouteTest, Status,
-            TestRoute, TierStatus, Timestamp,
+            Check, CheckStatus, ClosedConnection, ConcernedConnections, ConfigStatus, Connection,
+            ConnectionCount, Considered, DatapathStatus, DoctorReport, HelloMemory, ListenerStatus, Probe,
+            ProbeStep, ReloadPlan, ReloadReport, RemoveBlock, RemoveRoute, RemovedRoutes, Route, RouteCount,
+            RouteSource, RouteTest, Status, TestRoute, TierStatus, Timestamp,
         },
     },
     spec::{Choice, ClientProtocol, Conditions, Protocol, Tier},
@@ -200,6 +201,11 @@ impl Operator for Fake {
         Ok(ClosedConnection { id })
     }
 
+    fn close_connections(&self, ids: &HashSet<u64>) -> u64 {
+        self.state.lock().unwrap().closed.extend(ids);
+        ids.len() as u64
+    }
+
     fn status(&self) -> Status {
         Status {
             version: "0.1.0".into(),
@@ -251,6 +257,16 @@ impl Operator for Fake {
             "edge.toml:3:1: unknown key `hots`\n  did you mean `host`?",
         )
         .hint("edgectl config check"))
+    }
+
+    async fn plan_reload(&self) -> Result<ReloadPlan, Refusal> {
+        let old = Settings::parse("old", "[[route]]\nhost = \"a.example\"\nto = \"100.64.0.2\"\n").unwrap();
+        let new = Settings::parse("new", "[[route]]\nhost = \"b.example\"\nto = \"100.64.0.2\"\n").unwrap();
+        Ok(ReloadPlan {
+            changes: old.changes(&new),
+            connections: ConcernedConnections { ended: 1, kept: 2 },
+            warnings: vec!["daemon.admin changed".to_owned()],
+        })
     }
 
     async fn doctor(&self) -> DoctorReport {

@@ -9,12 +9,13 @@ use ipnet::IpNet;
 use super::{
     live,
     shell::{Program, ShellArg},
+    style::ColourArg,
 };
 use crate::{
-    control::api::parse_prefix,
+    control::api::{BackendState, ConnectionFilter, RouteSource, parse_prefix},
     spec::{
         BackendAddress, Choice, ClientProtocol, HostName, HostNameError, HostPattern, ProxyProtocol,
-        ProxyTlv, Redirect,
+        ProxyTlv, Redirect, Tier,
     },
 };
 
@@ -25,7 +26,7 @@ const CONFIG: &str = "/etc/edge/edge.toml";
 
 /// Steers edged, the SNI edge in front of home.
 #[derive(Debug, Parser)]
-#[command(name = "edgectl", version, arg_required_else_help = true)]
+#[command(name = "edgectl", version, arg_required_else_help = true, max_term_width = 120)]
 #[command(
     after_help = "Exit status: 0 done; 1 refused, or the check found something; 2 wrong usage; 3 edged cannot be reached."
 )]
@@ -33,6 +34,9 @@ pub(super) struct Arguments {
     /// Print JSON, as the control API has it
     #[arg(long, global = true)]
     pub(super) json: bool,
+    /// When to use colours
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub(super) color: ColourArg,
     /// The control socket of the daemon
     #[arg(long, global = true, value_name = "PATH", default_value = CONTROL)]
     pub(super) control: PathBuf,
@@ -75,7 +79,7 @@ pub(super) enum Command {
     #[command(subcommand)]
     Config(Config),
     /// Makes the daemon read its configuration again (the same as `config reload`)
-    Reload,
+    Reload(ReloadArgs),
     /// Prints a shell's completion script, which also completes names of the running daemon
     #[command(after_help = "Bash, in ~/.bashrc:         source <(edgectl completions bash)\n\
                       zsh, in ~/.zshrc:           source <(edgectl completions zsh)\n\
@@ -98,13 +102,50 @@ pub(super) enum Command {
 #[derive(Debug, Subcommand)]
 pub(super) enum Routes {
     /// All routes, with their account
-    List,
+    List(RouteFilterArgs),
+    /// Prints the routes that were added at run time as TOML for the configuration file
+    Export,
     /// Adds a route: in effect at once, and again after a restart
     Add(AddRoute),
     /// Removes a route that was added
     Remove(RemoveRoute),
     /// Says which route a client would get, and why
     Test(TestRoute),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RouteFilterArgs {
+    /// Only routes that a client who asks for this name may get, or with this pattern
+    #[arg(long, value_name = "HOST")]
+    pub(super) host: Option<HostPattern>,
+    /// Only routes for this listener
+    #[arg(long, value_name = "L", add = ArgValueCandidates::new(live::listeners))]
+    pub(super) listener: Option<Arc<str>>,
+    /// Only routes that lead to this pool or address
+    #[arg(long, value_name = "TO", add = ArgValueCandidates::new(live::targets))]
+    pub(super) backend: Option<String>,
+    /// Only routes of the file, or those added at run time
+    #[arg(long, value_name = "SOURCE")]
+    pub(super) source: Option<RouteSourceArg>,
+    /// At most this many
+    #[arg(long, value_name = "N")]
+    pub(super) limit: Option<usize>,
+}
+
+/// [`RouteSource`] on a command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum RouteSourceArg {
+    File,
+    Runtime,
+}
+
+impl From<RouteSourceArg> for RouteSource {
+    fn from(arg: RouteSourceArg) -> Self {
+        match arg {
+            RouteSourceArg::File => Self::File,
+            RouteSourceArg::Runtime => Self::Runtime,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -221,11 +262,50 @@ fn asked(text: &str) -> Result<TestedHost, HostNameError> {
 #[derive(Debug, Subcommand)]
 pub(super) enum Backends {
     /// All backends, with their health
-    List,
+    List(BackendFilterArgs),
     /// No new connections for a backend; those it has go on
     Drain(BackendArgs),
     /// New connections for a backend again
     Ready(BackendArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BackendFilterArgs {
+    /// Only this backend, with or without its port, as it is written or by its address
+    #[arg(long, value_name = "TO", add = ArgValueCandidates::new(live::backends))]
+    pub(super) backend: Option<String>,
+    /// Only of this pool
+    #[arg(long, value_name = "P", add = ArgValueCandidates::new(live::pools))]
+    pub(super) pool: Option<Arc<str>>,
+    /// Only in this state
+    #[arg(long, value_name = "STATE")]
+    pub(super) state: Option<BackendStateArg>,
+    /// Only through this tunnel
+    #[arg(long, value_name = "DEVICE")]
+    pub(super) device: Option<Arc<str>>,
+    /// At most this many
+    #[arg(long, value_name = "N")]
+    pub(super) limit: Option<usize>,
+}
+
+/// [`BackendState`] on a command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum BackendStateArg {
+    Up,
+    Unchecked,
+    Down,
+    Drained,
+}
+
+impl From<BackendStateArg> for BackendState {
+    fn from(arg: BackendStateArg) -> Self {
+        match arg {
+            BackendStateArg::Up => Self::Up,
+            BackendStateArg::Unchecked => Self::Unchecked,
+            BackendStateArg::Down => Self::Down,
+            BackendStateArg::Drained => Self::Drained,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -241,13 +321,80 @@ pub(super) struct BackendArgs {
 #[derive(Debug, Subcommand)]
 pub(super) enum Connections {
     /// All live connections
-    List,
-    /// Ends a connection
+    List {
+        #[command(flatten)]
+        filter: ConnectionFilterArgs,
+        /// At most this many, the oldest
+        #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+        limit: usize,
+    },
+    /// Ends a connection, or all that meet every condition
     Close {
         /// Its number, as `connections list` shows it
-        #[arg(add = ArgValueCandidates::new(live::connections))]
-        id: u64,
+        #[arg(add = ArgValueCandidates::new(live::connections), required_unless_present = "conditions",
+            conflicts_with = "conditions")]
+        id: Option<u64>,
+        #[command(flatten)]
+        filter: ConnectionFilterArgs,
     },
+}
+
+/// Which connections are meant.
+#[derive(Debug, Args)]
+#[group(id = "conditions", multiple = true)]
+pub(super) struct ConnectionFilterArgs {
+    /// Only of clients in this prefix
+    #[arg(long, value_name = "CIDR", value_parser = parse_prefix)]
+    client: Option<IpNet>,
+    /// Only of clients that asked for this name, or for one that the pattern matches
+    #[arg(long, value_name = "HOST", add = ArgValueCandidates::new(live::hosts_asked_for))]
+    host: Option<HostPattern>,
+    /// Only of this listener
+    #[arg(long, value_name = "L", add = ArgValueCandidates::new(live::listeners))]
+    listener: Option<Arc<str>>,
+    /// Only to this backend: its address, with or without the port
+    #[arg(long, value_name = "ADDRESS")]
+    backend: Option<Arc<str>>,
+    /// Only those that this datapath tier carries
+    #[arg(long, value_name = "TIER", visible_alias = "datapath")]
+    tier: Option<TierArg>,
+    /// Only those accepted at least this long ago, like `10m`
+    #[arg(long, value_name = "DURATION", value_parser = span)]
+    older: Option<Duration>,
+}
+
+impl ConnectionFilterArgs {
+    pub(super) fn with_limit(self, limit: usize) -> ConnectionFilter {
+        ConnectionFilter {
+            client: self.client,
+            host: self.host,
+            listener: self.listener,
+            backend: self.backend,
+            datapath: self.tier.map(Into::into),
+            older: self.older,
+            limit,
+        }
+    }
+}
+
+/// [`Tier`] on a command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum TierArg {
+    Copy,
+    Splice,
+    Sockmap,
+    Flow,
+}
+
+impl From<TierArg> for Tier {
+    fn from(arg: TierArg) -> Self {
+        match arg {
+            TierArg::Copy => Self::Copy,
+            TierArg::Splice => Self::Splice,
+            TierArg::Sockmap => Self::Sockmap,
+            TierArg::Flow => Self::Flow,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -283,7 +430,14 @@ pub(super) enum Config {
         file: PathBuf,
     },
     /// Makes the daemon read its configuration again
-    Reload,
+    Reload(ReloadArgs),
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct ReloadArgs {
+    /// Say what would change, and change nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
 }
 
 /// [`ProxyProtocol`] on a command line.

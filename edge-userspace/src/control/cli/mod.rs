@@ -3,6 +3,8 @@
 mod arguments;
 mod config;
 mod doctor;
+mod export;
+mod filter;
 mod lists;
 mod live;
 mod manual;
@@ -25,12 +27,15 @@ use clap::Parser;
 use serde::de::DeserializeOwned;
 
 use self::{
-    arguments::{Arguments, BackendArgs, Backends, Block, Command, Config, Connections},
-    style::Output,
+    arguments::{Arguments, BackendArgs, Backends, Block, Command, Config, Connections, ReloadArgs},
+    style::{ColourArg, Output},
     table::Table,
 };
 use super::{
-    api::{self, AddBlock, BackendSelector, ClosedConnection, ErrorBody, ErrorDetail, RemoveBlock},
+    api::{
+        self, AddBlock, BackendSelector, ClosedConnection, ClosedConnections, ErrorBody, ErrorDetail,
+        RemoveBlock,
+    },
     client::{Answer, Client, ClientError},
 };
 
@@ -43,6 +48,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, edged: clap::Command)
         Ok(false) => {}
         Err(error) => error.exit(),
     }
+    ColourArg::find(&arguments).apply();
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -51,6 +57,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, edged: clap::Command)
             return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
     };
+    arguments.color.apply();
     let output = Output::new(arguments.json);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -119,14 +126,13 @@ async fn run(arguments: Arguments, output: Output, edged: clap::Command) -> Resu
         Command::Backends(command) => backends(command, &daemon, output).await,
         Command::Connections(command) => connections(command, &daemon, output).await,
         Command::Block(command) => block(command, &daemon, output).await,
-        Command::Status => {
-            let answer = daemon.get("/v1/status").await?;
-            show(output, &answer, |status| status::lines(status, output))
-        }
+        Command::Status => status::run(&daemon, output).await,
         Command::Top { interval, count } => top::run(&daemon, output, interval, count).await,
         Command::Doctor { config } => doctor::run(&daemon, output, &config).await,
         Command::Config(Config::Check { file }) => config::check(&file, output),
-        Command::Config(Config::Reload) | Command::Reload => config::reload(&daemon, output).await,
+        Command::Config(Config::Reload(ReloadArgs { dry_run: true }))
+        | Command::Reload(ReloadArgs { dry_run: true }) => config::plan(&daemon, output).await,
+        Command::Config(Config::Reload(_)) | Command::Reload(_) => config::reload(&daemon, output).await,
         Command::Completions { shell, program } => Ok(shell::completions(shell, program, edged)?),
         Command::Man { directory } => Ok(manual::write(&directory, edged)?),
     }
@@ -158,7 +164,11 @@ fn list<T: DeserializeOwned>(
 async fn backends(command: Backends, daemon: &Client, output: Output) -> Result<(), Failure> {
     let selector = |BackendArgs { to, pool }| BackendSelector { to, pool };
     let answer = match command {
-        Backends::List => daemon.get("/v1/backends").await?,
+        Backends::List(filter) => {
+            let answer = daemon.get("/v1/backends").await?;
+            let wanted = |backend: &api::Backend| filter.takes(backend);
+            return filter::show(output, &answer, wanted, filter.limit, lists::backends);
+        }
         Backends::Drain(backend) => daemon.post("/v1/backends/drain", &selector(backend)).await?,
         Backends::Ready(backend) => daemon.post("/v1/backends/ready", &selector(backend)).await?,
     };
@@ -167,14 +177,27 @@ async fn backends(command: Backends, daemon: &Client, output: Output) -> Result<
 
 async fn connections(command: Connections, daemon: &Client, output: Output) -> Result<(), Failure> {
     match command {
-        Connections::List => {
-            let answer = daemon.get("/v1/connections").await?;
-            list(output, &answer, lists::connections)
+        Connections::List { filter, limit } => {
+            let filter = filter.with_limit(limit);
+            if filter.is_empty() && limit == 0 {
+                let answer = daemon.get("/v1/connections").await?;
+                return list(output, &answer, lists::connections);
+            }
+            let answer = daemon.select("/v1/connections", &filter).await?;
+            // Earlier daemons list everything.
+            let wanted = |connection: &api::Connection| filter.takes(connection);
+            filter::show(output, &answer, wanted, Some(limit), lists::connections)
         }
-        Connections::Close { id } => {
+        Connections::Close { id: Some(id), .. } => {
             let answer = daemon.delete(&format!("/v1/connections/{id}"), &()).await?;
             show(output, &answer, |closed: &ClosedConnection| {
                 vec![format!("closed connection {}", closed.id)]
+            })
+        }
+        Connections::Close { id: None, filter } => {
+            let answer = daemon.delete("/v1/connections", &filter.with_limit(0)).await?;
+            show(output, &answer, |closed: &ClosedConnections| {
+                vec![format!("closed {}", units::count(closed.closed, "connection"))]
             })
         }
     }

@@ -82,7 +82,8 @@ struct Look {
 type Rate = (f64, f64);
 
 fn frame(before: Option<&Look>, now: &Look, output: Output) -> Vec<String> {
-    let mut lines = status::summary(&now.status, output);
+    let mut lines = status::problems(&now.status, &[], output);
+    lines.extend(status::summary(&now.status, output));
     let seconds = before.map_or(0.0, |before| (now.time - before.time).as_secs_f64());
     let rate = |before: u64, now: u64| {
         #[expect(clippy::cast_precision_loss, reason = "a rate that is shown with four digits")]
