@@ -291,7 +291,8 @@ fn blocks_are_added_listed_and_removed_but_not_the_operator() {
         run(command)
     };
     from_ssh("block add 203.0.113.0/24").fails(1, "203.0.113.5 is where you come from");
-    from_ssh("block add 203.0.113.0/24 --force").ok();
+    let blocked = from_ssh("block add 203.0.113.0/24 --force").ok().stdout;
+    assert_eq!(blocked, "blocked 203.0.113.0/24; 3 connections ended\n");
 }
 
 #[test]
@@ -385,4 +386,94 @@ fn a_reader_that_has_seen_enough_is_no_error() {
     drop(child.stdout.take());
     let ended = child.wait_with_output().unwrap();
     assert_eq!((ended.status.code(), &*ended.stderr), (Some(0), &b""[..]));
+}
+
+/// `edgectl` on a terminal of 80 columns and 24 lines, made by script(1). `talk` types, and reads until it has seen something.
+fn on_terminal(daemon: &Running, call: &str, talk: impl FnOnce(&mut Typist)) -> String {
+    let (program, socket) = (env!("CARGO_BIN_EXE_edgectl"), daemon.socket().display().to_string());
+    let call = call.replace("edgectl", program).replace("SOCKET", &socket);
+    let mut child = Command::new("script")
+        .args(["-qec", &format!("stty rows 24 cols 80; {call}; echo EXIT=$?; stty -a"), "/dev/null"])
+        .env("TERM", "xterm-256color")
+        .env_remove("NO_COLOR")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut typist =
+        Typist { keys: child.stdin.take().unwrap(), screen: child.stdout.take().unwrap(), seen: Vec::new() };
+    talk(&mut typist);
+    std::io::Read::read_to_end(&mut typist.screen, &mut typist.seen).unwrap();
+    assert!(child.wait().unwrap().success());
+    String::from_utf8_lossy(&typist.seen).into_owned()
+}
+
+struct Typist {
+    keys: std::process::ChildStdin,
+    screen: std::process::ChildStdout,
+    seen: Vec<u8>,
+}
+
+impl Typist {
+    fn keys(&mut self, keys: &str) {
+        std::io::Write::write_all(&mut self.keys, keys.as_bytes()).unwrap();
+    }
+
+    #[track_caller]
+    fn until(&mut self, wanted: &str) {
+        let mut bytes = [0; 4096];
+        while !String::from_utf8_lossy(&self.seen).contains(wanted) {
+            let read = std::io::Read::read(&mut self.screen, &mut bytes).unwrap();
+            assert!(read > 0, "{wanted:?} is not in {:?}", String::from_utf8_lossy(&self.seen));
+            self.seen.extend_from_slice(&bytes[..read]);
+        }
+    }
+}
+
+/// The alternate screen is left and the terminal cooks its input again.
+#[track_caller]
+fn is_restored(seen: &str, exit: i32) {
+    let (screen, after) = seen.split_once("\x1b[?1049l").unwrap_or_else(|| panic!("{seen:?}"));
+    assert!(screen.contains("\x1b[?1049h"), "{screen:?}");
+    assert!(after.contains(&format!("EXIT={exit}")), "{after:?}");
+    assert!(after.contains(" icanon") && after.contains(" echo "), "{after:?}");
+}
+
+#[test]
+fn top_is_a_screen_that_obeys_keys_and_restores_the_terminal() {
+    let daemon = Running::start();
+    let seen = on_terminal(&daemon, "edgectl top --interval 50ms --control SOCKET", |typist| {
+        typist.until("q quit");
+        // The first q is a letter of the filter, the second one ends it.
+        typist.keys("/q\r");
+        typist.keys("sj");
+        typist.keys("q");
+    });
+    assert!(seen.contains("cloud.example.com") && seen.contains("splice"), "{seen:?}");
+    is_restored(&seen, 0);
+}
+
+#[test]
+fn top_restores_the_terminal_when_a_signal_ends_it() {
+    let daemon = Running::start();
+    // timeout(1) reports with 124 that it sent the signal.
+    let call = "timeout --foreground -s TERM 1 edgectl top --control SOCKET";
+    let seen = on_terminal(&daemon, call, |typist| typist.until("q quit"));
+    is_restored(&seen, 124);
+}
+
+#[test]
+fn lists_help_and_status_fit_a_terminal_of_80_columns() {
+    let daemon = Running::start();
+    let host = "a-service-with-a-name-of-sixty-characters-in-all.example.com";
+    edgectl(&daemon, &format!("routes add {host} [fd7a:115c:a1e0:ab12:4843:cd96:6258:2]:8443")).ok();
+    for call in ["routes list", "connections list", "backends list", "status", "routes add --help", "--help"]
+    {
+        let seen = on_terminal(&daemon, &format!("edgectl {call} --control SOCKET"), |_| {});
+        let text = anstream::adapter::strip_str(seen.split_once("EXIT=0").unwrap().0).to_string();
+        for line in text.lines() {
+            assert!(line.chars().count() <= 80, "{call}: {line:?}");
+        }
+        assert!(call != "routes list" || text.contains(host), "{text}");
+    }
 }

@@ -101,7 +101,7 @@ fn compare<T>(old: &[T], new: &[T], name: impl Fn(&T) -> String, keys: &[Key<T>]
     changes
 }
 
-fn index<'a, T>(items: &'a [T], name: impl Fn(&T) -> String) -> BTreeMap<String, &'a T> {
+fn index<T>(items: &[T], name: impl Fn(&T) -> String) -> BTreeMap<String, &T> {
     // Of two routes with the same conditions only the first is ever met.
     items.iter().rev().map(|item| (name(item), item)).collect()
 }
@@ -220,22 +220,18 @@ mod tests {
             .replace("192.0.2.1", "192.0.2.2")
             .replace("gone.example\"", "gone.example\"\nfrom = [\"192.0.2.0/24\"]\n")
             .replace("host = \".example.com\"", "host = \".example.com\"\ndeny = [\"192.0.2.0/24\"]");
-        let changes = settings(BEFORE).changes(&settings(&after));
-        let changed =
-            |name: &str, key: &str| ChangedItem { name: name.to_owned(), keys: vec![key.to_owned()] };
+        let found = settings(BEFORE).changes(&settings(&after));
+        let item = |name: &str, key: &str| ChangedItem { name: name.to_owned(), keys: vec![key.to_owned()] };
         let expected = ChangedItems {
             added: vec!["new".to_owned()],
             removed: vec!["old".to_owned()],
-            changed: vec![changed("https", "bind")],
+            changed: vec![item("https", "bind")],
         };
-        assert_eq!(changes.listeners, expected);
-        assert_eq!(changes.pools.changed, [changed("caddy", "backend")]);
-        assert_eq!(changes.routes.added, ["gone.example from=192.0.2.0/24"]);
-        assert_eq!(changes.routes.removed, ["gone.example"]);
-        assert_eq!(
-            changes.routes.changed,
-            [changed("*.example.com", "deny"), changed("example.com", "deny")]
-        );
-        assert_eq!(changes.settings, ["limits.connections", "limits.idle_timeout"]);
+        assert_eq!(found.listeners, expected);
+        assert_eq!(found.pools.changed, [item("caddy", "backend")]);
+        assert_eq!(found.routes.added, ["gone.example from=192.0.2.0/24"]);
+        assert_eq!(found.routes.removed, ["gone.example"]);
+        assert_eq!(found.routes.changed, [item("*.example.com", "deny"), item("example.com", "deny")]);
+        assert_eq!(found.settings, ["limits.connections", "limits.idle_timeout"]);
     }
 }

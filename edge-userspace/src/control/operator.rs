@@ -7,6 +7,7 @@ use super::api::{
     DoctorReport, ErrorBody, ErrorDetail, ReloadPlan, ReloadReport, RemoveBlock, RemoveRoute, RemovedRoutes,
     Route, RouteTest, Status, TestRoute,
 };
+use crate::observe::access_log::AccessLog;
 
 /// The daemon as the control API sees it.
 ///
@@ -50,6 +51,9 @@ pub trait Operator: Send + Sync + 'static {
 
     /// Ends these connections; returns how many there were.
     fn close_connections(&self, ids: &HashSet<u64>) -> u64;
+
+    /// The access log.
+    fn access_log(&self) -> &AccessLog;
 
     /// The daemon at a glance.
     fn status(&self) -> Status;

@@ -17,11 +17,12 @@ use serde::Serialize;
 use super::{
     ControlSocket, Operator, Refusal, RefusalKind,
     api::{
-        AddBlock, AddRoute, BackendSelector, ClosedConnections, ConnectionFilter, RemoveBlock, RemoveRoute,
-        TestRoute,
+        AddBlock, AddRoute, BackendSelector, ClosedConnections, ConnectionFilter, LogRequest, RemoveBlock,
+        RemoveRoute, TestRoute,
     },
     http,
     request::Fields,
+    stream,
 };
 
 /// Answers on the control socket until `shutdown`; runs on the control runtime, never on a worker.
@@ -48,6 +49,7 @@ fn router<O: Operator>(operator: Arc<O>) -> Router {
         .route("/v1/status", get(status::<O>))
         .route("/v1/doctor", get(doctor::<O>))
         .route("/v1/blocks", get(blocks::<O>).post(add_block::<O>).delete(remove_block::<O>))
+        .route("/v1/log", get(log::<O>))
         .route("/v1/reload", get(plan_reload::<O>).post(reload::<O>))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
@@ -154,6 +156,20 @@ async fn remove_block<O: Operator>(
 
 async fn reload<O: Operator>(State(operator): State<Arc<O>>) -> Response {
     answer(to_the_end(async move { operator.reload().await }).await)
+}
+
+async fn log<O: Operator>(State(operator): State<Arc<O>>, Fields(request): Fields<LogRequest>) -> Response {
+    let log = operator.access_log();
+    let lines = request.lines;
+    if !request.follow {
+        return stream::lines(log.last(|line| request.takes(line), lines), None);
+    }
+    match log.follow(move |line| request.takes(line), lines) {
+        Ok((before, follower)) => stream::lines(before, Some(follower)),
+        Err(error) => Refusal::new(RefusalKind::Unavailable, "too_many_readers", error.to_string())
+            .hint("end one of the calls of `edgectl log --follow`, or read the access log's file")
+            .into_response(),
+    }
 }
 
 async fn plan_reload<O: Operator>(State(operator): State<Arc<O>>) -> Response {

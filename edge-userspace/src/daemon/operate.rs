@@ -15,6 +15,7 @@ use crate::{
         },
     },
     datapath::StopReason,
+    observe::access_log::AccessLog,
     pool::BackendId,
     route::{Query, Rule},
     spec::{AlpnList, ClientProtocol, HostPattern, Protocol, RouteSpec, Target},
@@ -129,6 +130,10 @@ impl Operator for Daemon {
     fn close_connections(&self, ids: &HashSet<u64>) -> u64 {
         let stop = |id: u64| ids.contains(&id);
         self.edge.stop(StopReason::Operator, |connection| stop(connection.id), |flow| stop(flow.id)) as u64
+    }
+
+    fn access_log(&self) -> &AccessLog {
+        self.edge.accounts.access_log()
     }
 
     fn status(&self) -> Status {

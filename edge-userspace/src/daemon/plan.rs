@@ -10,7 +10,7 @@ use crate::{
     config::{ChangedItems, Changes, Settings, route_name},
     connection,
     control::api::{ConcernedConnections, ReloadPlan},
-    spec::{Access, RouteSpec},
+    spec::{Access, RouteSpec, Target},
 };
 
 impl Daemon {
@@ -60,10 +60,17 @@ enum Fate {
     Unconcerned,
 }
 
+/// Whom a route refuses.
+struct Guard {
+    refuses_all: bool,
+    access: Access,
+}
+
 /// The parts of two configurations that decide about live connections.
 struct Concerned {
     listeners: HashMap<String, Access>,
-    routes: HashMap<u64, Access>,
+    /// The routes that refuse some or all.
+    routes: HashMap<u64, Guard>,
     differing_listeners: HashSet<String>,
     differing_routes: HashSet<u64>,
 }
@@ -74,7 +81,11 @@ impl Concerned {
         let differing = names(&changes.routes);
         let differing = |route: &&RouteSpec| differing.contains(route_name(&route.conditions).as_str());
         // A route that was added at run time wins over one of the file.
-        let routes = new.routes.iter().chain(runtime).map(|route| (identity(route), route.access.clone()));
+        let guard = |route: &RouteSpec| {
+            let guard = Guard { refuses_all: route.to == Target::Refuse, access: route.access.clone() };
+            (identity(route), guard)
+        };
+        let routes = new.routes.iter().chain(runtime).map(guard);
         Self {
             listeners: (new.listeners.iter())
                 .map(|listener| (listener.name.to_string(), listener.access.clone()))
@@ -86,9 +97,10 @@ impl Concerned {
     }
 
     fn fate(&self, listener: &str, route: Option<u64>, client: IpAddr) -> Fate {
-        let refuses = |access: Option<&Access>| access.is_some_and(|access| !access.admits(client));
-        let route_access = route.and_then(|route| self.routes.get(&route));
-        if refuses(self.listeners.get(listener)) || refuses(route_access) {
+        let by_listener = self.listeners.get(listener).is_some_and(|access| !access.admits(client));
+        let guard = route.and_then(|route| self.routes.get(&route));
+        let by_route = guard.is_some_and(|guard| guard.refuses_all || !guard.access.admits(client));
+        if by_listener || by_route {
             Fate::Ended
         } else if self.differing_listeners.contains(listener)
             || route.is_some_and(|route| self.differing_routes.contains(&route))
@@ -129,5 +141,9 @@ mod tests {
         );
         assert_eq!(concerned.fate("https", None, denied), Fate::Unconcerned);
         assert_eq!(concerned.fate("https", Some(7), other), Fate::Unconcerned);
+
+        let refused = settings("[[route]]\nhost = \"a.test\"\nto = \"refuse\"\n");
+        let concerned = Concerned::by(&old.changes(&refused), &old, &refused, &[]);
+        assert_eq!(concerned.fate("https", a, other), Fate::Ended);
     }
 }

@@ -19,6 +19,7 @@ use edge::{
             RouteSource, RouteTest, Status, TestRoute, TierStatus, Timestamp,
         },
     },
+    observe::access_log::AccessLog,
     spec::{Choice, ClientProtocol, Conditions, Protocol, Tier},
 };
 
@@ -31,6 +32,7 @@ pub(crate) fn then() -> Timestamp {
 #[derive(Default)]
 pub(crate) struct Fake {
     state: Mutex<State>,
+    log: AccessLog,
 }
 
 #[derive(Default)]
@@ -206,6 +208,10 @@ impl Operator for Fake {
         ids.len() as u64
     }
 
+    fn access_log(&self) -> &AccessLog {
+        &self.log
+    }
+
     fn status(&self) -> Status {
         Status {
             version: "0.1.0".into(),
@@ -291,8 +297,9 @@ impl Operator for Fake {
             ));
         }
         let until = block.duration.map(|duration| Timestamp(then().0 + duration));
-        let block =
-            Block { cidr: block.cidr, until, packets: 0, source: "runtime".into(), devices: Vec::new() };
+        let closed = if block.force { 3 } else { 0 };
+        let (cidr, source, devices) = (block.cidr, "runtime".into(), Vec::new());
+        let block = Block { cidr, until, packets: 0, source, devices, closed };
         self.state.lock().unwrap().blocks.push(block.clone());
         Ok(block)
     }

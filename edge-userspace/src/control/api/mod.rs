@@ -8,6 +8,7 @@ mod blocks;
 mod connections;
 mod doctor;
 mod fields;
+mod log;
 mod plan;
 mod routes;
 mod status;
@@ -20,6 +21,7 @@ pub(super) use connections::asks_for;
 pub use connections::{ClosedConnection, ClosedConnections, Connection, ConnectionFilter};
 pub use doctor::{Check, CheckStatus, DoctorReport};
 pub use fields::{PrefixError, Timestamp, parse_prefix};
+pub use log::{LogLine, LogRequest, LostLines};
 pub use plan::{ConcernedConnections, ReloadPlan};
 pub use routes::{
     AddRoute, AddedRoutes, Considered, Probe, ProbeStep, RemoveRoute, RemovedRoutes, Route, RouteSource,

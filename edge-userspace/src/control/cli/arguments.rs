@@ -66,6 +66,24 @@ pub(super) enum Command {
         #[arg(long, value_name = "N")]
         count: Option<u64>,
     },
+    /// Connections as they end: the last lines of the access log, and with --follow those that come
+    Log {
+        /// Go on with lines as they come
+        #[arg(long, short)]
+        follow: bool,
+        /// Only clients that asked for this name, or for one that the pattern matches
+        #[arg(long, value_name = "HOST", add = ArgValueCandidates::new(live::hosts_asked_for))]
+        host: Option<HostPattern>,
+        /// Only clients in this prefix
+        #[arg(long, value_name = "CIDR", value_parser = parse_prefix)]
+        client: Option<IpNet>,
+        /// Only clients that were refused
+        #[arg(long)]
+        refused: bool,
+        /// How many of the last lines to begin with; the daemon keeps some hundreds
+        #[arg(long, short = 'n', value_name = "N", default_value_t = 20)]
+        lines: usize,
+    },
     /// Looks for what is wrong, and says how to mend it
     Doctor {
         /// The configuration to look at where the daemon cannot be asked
@@ -264,7 +282,13 @@ pub(super) enum Backends {
     /// All backends, with their health
     List(BackendFilterArgs),
     /// No new connections for a backend; those it has go on
-    Drain(BackendArgs),
+    Drain {
+        #[command(flatten)]
+        backend: BackendArgs,
+        /// Wait until its last connection has ended
+        #[arg(long)]
+        wait: bool,
+    },
     /// New connections for a backend again
     Ready(BackendArgs),
 }

@@ -7,7 +7,9 @@ mod export;
 mod filter;
 mod lists;
 mod live;
+mod log;
 mod manual;
+mod progress;
 mod routes;
 mod shell;
 mod status;
@@ -21,6 +23,7 @@ use std::{
     io::{self, Write},
     net::IpAddr,
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::Parser;
@@ -28,13 +31,14 @@ use serde::de::DeserializeOwned;
 
 use self::{
     arguments::{Arguments, BackendArgs, Backends, Block, Command, Config, Connections, ReloadArgs},
+    progress::Progress,
     style::{ColourArg, Output},
     table::Table,
 };
 use super::{
     api::{
         self, AddBlock, BackendSelector, ClosedConnection, ClosedConnections, ErrorBody, ErrorDetail,
-        RemoveBlock,
+        LogRequest, RemoveBlock,
     },
     client::{Answer, Client, ClientError},
 };
@@ -128,6 +132,9 @@ async fn run(arguments: Arguments, output: Output, edged: clap::Command) -> Resu
         Command::Block(command) => block(command, &daemon, output).await,
         Command::Status => status::run(&daemon, output).await,
         Command::Top { interval, count } => top::run(&daemon, output, interval, count).await,
+        Command::Log { follow, host, client, refused, lines } => {
+            log::run(&daemon, output, LogRequest { host, client, refused, lines, follow }).await
+        }
         Command::Doctor { config } => doctor::run(&daemon, output, &config).await,
         Command::Config(Config::Check { file }) => config::check(&file, output),
         Command::Config(Config::Reload(ReloadArgs { dry_run: true }))
@@ -169,10 +176,41 @@ async fn backends(command: Backends, daemon: &Client, output: Output) -> Result<
             let wanted = |backend: &api::Backend| filter.takes(backend);
             return filter::show(output, &answer, wanted, filter.limit, lists::backends);
         }
-        Backends::Drain(backend) => daemon.post("/v1/backends/drain", &selector(backend)).await?,
+        Backends::Drain { backend, wait } => {
+            let selector = selector(backend);
+            let answer = daemon.post("/v1/backends/drain", &selector).await?;
+            if wait { drained(daemon, &selector, output).await? } else { answer }
+        }
         Backends::Ready(backend) => daemon.post("/v1/backends/ready", &selector(backend)).await?,
     };
-    list(output, &answer, lists::backends)
+    show(output, &answer, |backends: &Vec<api::Backend>| {
+        let mut lines = lists::backends(backends).lines(output.colours, output.width);
+        let left = backends.iter().filter(|backend| backend.state == api::BackendState::Drained);
+        let left: u64 = left.map(|backend| backend.connections).sum();
+        if left > 0 {
+            lines.push(format!("{} there until they end", units::count(left, "connection")));
+        }
+        lines
+    })
+}
+
+/// The backends that are meant, once none has a connection left.
+async fn drained(daemon: &Client, meant: &BackendSelector, output: Output) -> Result<Answer, Failure> {
+    const EVERY: Duration = Duration::from_millis(500);
+    let progress = Progress::new(output);
+    loop {
+        let all: Vec<api::Backend> = daemon.get("/v1/backends").await?.read()?;
+        let is_meant = |backend: &&api::Backend| {
+            backend.to == meant.to && meant.pool.as_ref().is_none_or(|pool| *pool == backend.pool)
+        };
+        let left: u64 = all.iter().filter(is_meant).map(|backend| backend.connections).sum();
+        if left == 0 {
+            // The same again: it changes nothing, and answers with those that are meant.
+            return Ok(daemon.post("/v1/backends/drain", meant).await?);
+        }
+        let what = format!("draining: {} left", units::count(left, "connection"));
+        progress.during(&what, tokio::time::sleep(EVERY)).await;
+    }
 }
 
 async fn connections(command: Connections, daemon: &Client, output: Output) -> Result<(), Failure> {
@@ -221,7 +259,11 @@ async fn block(command: Block, daemon: &Client, output: Output) -> Result<(), Fa
             let answer = daemon.post("/v1/blocks", &AddBlock { cidr, duration, protect, force }).await?;
             show(output, &answer, |block: &api::Block| {
                 let until = block.until.map(|until| format!(" until {until}")).unwrap_or_default();
-                let mut lines = vec![format!("blocked {}{until}", block.cidr)];
+                let ended = match block.closed {
+                    0 => String::new(),
+                    closed => format!("; {} ended", units::count(closed, "connection")),
+                };
+                let mut lines = vec![format!("blocked {}{until}{ended}", block.cidr)];
                 lines.extend((!block.devices.is_empty()).then(|| status::guards(&block.devices, output)));
                 lines
             })

@@ -5,7 +5,9 @@ use std::io;
 use super::{
     Client, Failure, Output, arguments,
     arguments::{Routes, When},
-    export, filter, lists, show,
+    export, filter, lists,
+    progress::Progress,
+    show,
     style::{self, Colour, printable},
     table::{Cell, Column, NONE, Table},
     units,
@@ -101,7 +103,12 @@ fn removed(removed: &RemovedRoutes) -> Vec<String> {
 async fn test(client: arguments::TestRoute, daemon: &Client, output: Output) -> Result<(), Failure> {
     let arguments::TestRoute { host, protocol, alpn, from, listener, probe } = client;
     let request = TestRoute { host: host.0, protocol: protocol.map(Into::into), alpn, from, listener, probe };
-    let answer = daemon.post("/v1/routes/test", &request).await?;
+    let call = daemon.post("/v1/routes/test", &request);
+    let answer = if probe {
+        Progress::new(output).during("walking the way to the backends", call).await?
+    } else {
+        call.await?
+    };
     let test: RouteTest = answer.read()?;
     show(output, &answer, |test| lines(test, output))?;
     let broken = test.probe.iter().flatten().any(|probe| probe.status == CheckStatus::Fail);
