@@ -89,7 +89,7 @@ cloud.example.com  all       100.64.0.2                runtime  -            -  
 
     edgectl(&daemon, "routes remove *.example.com --alpn h3").fails(1, "no route for *.example.com");
     let removed = edgectl(&daemon, "routes remove *.example.com --close").ok();
-    assert_eq!(removed.stdout, "removed *.example.com to 100.64.0.2,[fd7a::2]:443\nclosed 1 connections\n");
+    assert_eq!(removed.stdout, "removed *.example.com to 100.64.0.2,[fd7a::2]:443\nclosed 1 connection\n");
     assert_eq!(edgectl(&daemon, "--json routes list").ok().json().as_array().unwrap().len(), 1);
 }
 
@@ -146,6 +146,105 @@ ID  CLIENT               LISTENER  HOST               BACKEND         DATAPATH  
 }
 
 #[test]
+fn lists_are_filtered_and_connections_closed_by_what_they_are() {
+    let daemon = Running::start();
+    edgectl(&daemon, "routes add cloud.example.com 100.64.0.2").ok();
+    edgectl(&daemon, "routes add *.example.com [fd7a::2]:443 --listener https").ok();
+    let count = |arguments: &str| {
+        let list = edgectl(&daemon, &format!("{arguments} --json")).ok().json();
+        list.as_array().unwrap().len()
+    };
+    for (filter, found) in [
+        ("--host cloud.example.com", 2),
+        ("--host *.example.com", 1),
+        ("--host other.example", 0),
+        ("--listener http", 1),
+        ("--backend fd7a::2", 1),
+        ("--source file", 0),
+        ("--limit 1", 1),
+    ] {
+        assert_eq!(count(&format!("routes list {filter}")), found, "{filter}");
+    }
+    for (filter, found) in [
+        ("--state up", 1),
+        ("--state down", 0),
+        ("--pool nginx", 0),
+        ("--backend 100.64.0.2 --device wg0", 1),
+    ] {
+        assert_eq!(count(&format!("backends list {filter}")), found, "{filter}");
+    }
+    for (filter, found) in [
+        ("--client 2001:db8::/32 --host *.example.com --backend 100.64.0.2 --tier splice --older 1h", 1),
+        ("--client 192.0.2.0/24", 0),
+        ("--datapath flow", 0),
+        ("--older 2h", 0),
+        ("--limit 1", 1),
+    ] {
+        assert_eq!(count(&format!("connections list {filter}")), found, "{filter}");
+    }
+    assert_eq!(
+        edgectl(&daemon, "connections list --older 2h").ok().stdout.lines().count(),
+        1,
+        "titles alone"
+    );
+    let closed = edgectl(&daemon, "connections close --host cloud.example.com").ok().stdout;
+    assert_eq!(closed, "closed 1 connection\n");
+    assert_eq!(edgectl(&daemon, "connections close --older 2h --json").ok().json(), json!({"closed": 0}));
+    edgectl(&daemon, "connections close").fails(2, "required");
+    edgectl(&daemon, "connections close 7 --host *").fails(2, "cannot be used with");
+    edgectl(&daemon, "connections list --client here").fails(2, "CIDR");
+}
+
+#[test]
+fn routes_are_exported_as_a_configuration() {
+    let daemon = Running::start();
+    assert!(edgectl(&daemon, "routes export").ok().stdout.starts_with('#'));
+    edgectl(&daemon, "routes add .example.com 100.64.0.2 [fd7a::2]:443 --alpn h2 --proxy-protocol v2").ok();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("edge.toml");
+    std::fs::write(&file, edgectl(&daemon, "routes export").ok().stdout).unwrap();
+    let mut check = command("config check");
+    check.arg(&file);
+    assert!(run(check).ok().stdout.contains("2 routes"));
+    assert_eq!(edgectl(&daemon, "routes export --json").ok().json().as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_dry_run_says_what_a_reload_would_change() {
+    let daemon = Running::start();
+    for spelling in ["reload --dry-run", "config reload --dry-run"] {
+        assert_eq!(
+            edgectl(&daemon, spelling).ok().stdout,
+            "+ route b.example\n- route a.example\n1 connection would be ended: their clients are refused\n\
+             2 connections would go on, on listeners or routes that change\n\
+             warning: daemon.admin changed\nnothing was applied\n"
+        );
+    }
+    let plan = edgectl(&daemon, "reload --dry-run --json").ok().json();
+    assert_eq!(plan["routes"]["added"], json!(["b.example"]));
+    assert_eq!(plan["connections"], json!({"ended": 1, "kept": 2}));
+}
+
+#[test]
+fn colours_follow_the_option_and_the_environment() {
+    let daemon = Running::start();
+    let coloured = |arguments: &str, variables: &[(&str, &str)]| {
+        let mut command = command(arguments);
+        for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TERM"] {
+            command.env_remove(name);
+        }
+        command.envs(variables.iter().copied()).arg("--control").arg(daemon.socket());
+        run(command).ok().stdout.contains('\x1b')
+    };
+    assert!(!coloured("backends list", &[]), "a pipe");
+    assert!(coloured("backends list --color always", &[("NO_COLOR", "1")]));
+    assert!(coloured("backends list", &[("CLICOLOR_FORCE", "1")]));
+    assert!(!coloured("backends list", &[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")]));
+    assert!(!coloured("backends list --color=never", &[("CLICOLOR_FORCE", "1")]));
+    edgectl(&daemon, "status --color sometimes").fails(2, "sometimes");
+}
+
+#[test]
 fn status_top_and_doctor_show_the_daemon() {
     let daemon = Running::start();
     let status = edgectl(&daemon, "status").ok().stdout;
@@ -192,7 +291,8 @@ fn blocks_are_added_listed_and_removed_but_not_the_operator() {
         run(command)
     };
     from_ssh("block add 203.0.113.0/24").fails(1, "203.0.113.5 is where you come from");
-    from_ssh("block add 203.0.113.0/24 --force").ok();
+    let blocked = from_ssh("block add 203.0.113.0/24 --force").ok().stdout;
+    assert_eq!(blocked, "blocked 203.0.113.0/24; 3 connections ended\n");
 }
 
 #[test]
@@ -286,4 +386,94 @@ fn a_reader_that_has_seen_enough_is_no_error() {
     drop(child.stdout.take());
     let ended = child.wait_with_output().unwrap();
     assert_eq!((ended.status.code(), &*ended.stderr), (Some(0), &b""[..]));
+}
+
+/// `edgectl` on a terminal of 80 columns and 24 lines, made by script(1). `talk` types, and reads until it has seen something.
+fn on_terminal(daemon: &Running, call: &str, talk: impl FnOnce(&mut Typist)) -> String {
+    let (program, socket) = (env!("CARGO_BIN_EXE_edgectl"), daemon.socket().display().to_string());
+    let call = call.replace("edgectl", program).replace("SOCKET", &socket);
+    let mut child = Command::new("script")
+        .args(["-qec", &format!("stty rows 24 cols 80; {call}; echo EXIT=$?; stty -a"), "/dev/null"])
+        .env("TERM", "xterm-256color")
+        .env_remove("NO_COLOR")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut typist =
+        Typist { keys: child.stdin.take().unwrap(), screen: child.stdout.take().unwrap(), seen: Vec::new() };
+    talk(&mut typist);
+    std::io::Read::read_to_end(&mut typist.screen, &mut typist.seen).unwrap();
+    assert!(child.wait().unwrap().success());
+    String::from_utf8_lossy(&typist.seen).into_owned()
+}
+
+struct Typist {
+    keys: std::process::ChildStdin,
+    screen: std::process::ChildStdout,
+    seen: Vec<u8>,
+}
+
+impl Typist {
+    fn keys(&mut self, keys: &str) {
+        std::io::Write::write_all(&mut self.keys, keys.as_bytes()).unwrap();
+    }
+
+    #[track_caller]
+    fn until(&mut self, wanted: &str) {
+        let mut bytes = [0; 4096];
+        while !String::from_utf8_lossy(&self.seen).contains(wanted) {
+            let read = std::io::Read::read(&mut self.screen, &mut bytes).unwrap();
+            assert!(read > 0, "{wanted:?} is not in {:?}", String::from_utf8_lossy(&self.seen));
+            self.seen.extend_from_slice(&bytes[..read]);
+        }
+    }
+}
+
+/// The alternate screen is left and the terminal cooks its input again.
+#[track_caller]
+fn is_restored(seen: &str, exit: i32) {
+    let (screen, after) = seen.split_once("\x1b[?1049l").unwrap_or_else(|| panic!("{seen:?}"));
+    assert!(screen.contains("\x1b[?1049h"), "{screen:?}");
+    assert!(after.contains(&format!("EXIT={exit}")), "{after:?}");
+    assert!(after.contains(" icanon") && after.contains(" echo "), "{after:?}");
+}
+
+#[test]
+fn top_is_a_screen_that_obeys_keys_and_restores_the_terminal() {
+    let daemon = Running::start();
+    let seen = on_terminal(&daemon, "edgectl top --interval 50ms --control SOCKET", |typist| {
+        typist.until("q quit");
+        // The first q is a letter of the filter, the second one ends it.
+        typist.keys("/q\r");
+        typist.keys("sj");
+        typist.keys("q");
+    });
+    assert!(seen.contains("cloud.example.com") && seen.contains("splice"), "{seen:?}");
+    is_restored(&seen, 0);
+}
+
+#[test]
+fn top_restores_the_terminal_when_a_signal_ends_it() {
+    let daemon = Running::start();
+    // timeout(1) reports with 124 that it sent the signal.
+    let call = "timeout --foreground -s TERM 1 edgectl top --control SOCKET";
+    let seen = on_terminal(&daemon, call, |typist| typist.until("q quit"));
+    is_restored(&seen, 124);
+}
+
+#[test]
+fn lists_help_and_status_fit_a_terminal_of_80_columns() {
+    let daemon = Running::start();
+    let host = "a-service-with-a-name-of-sixty-characters-in-all.example.com";
+    edgectl(&daemon, &format!("routes add {host} [fd7a:115c:a1e0:ab12:4843:cd96:6258:2]:8443")).ok();
+    for call in ["routes list", "connections list", "backends list", "status", "routes add --help", "--help"]
+    {
+        let seen = on_terminal(&daemon, &format!("edgectl {call} --control SOCKET"), |_| {});
+        let text = anstream::adapter::strip_str(seen.split_once("EXIT=0").unwrap().0).to_string();
+        for line in text.lines() {
+            assert!(line.chars().count() <= 80, "{call}: {line:?}");
+        }
+        assert!(call != "routes list" || text.contains(host), "{text}");
+    }
 }

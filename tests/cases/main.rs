@@ -48,6 +48,7 @@ mod rights;
 mod running;
 mod segments;
 mod slow_disk;
+mod terminal;
 mod timeouts;
 mod truths;
 mod unit;

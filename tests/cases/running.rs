@@ -88,10 +88,13 @@ fn the_service_manager_is_told() -> Result<()> {
         // As systemd's own is.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o777))?;
         socket.set_read_timeout(Some(SOON))?;
+        let seen = std::cell::RefCell::new(String::new());
         let told = || -> Result<String> {
             let mut buffer = [0; 4096];
             let length = socket.recv(&mut buffer).context("waiting for a notification")?;
-            Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+            let message = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            seen.borrow_mut().extend([message.as_str(), "\n"]);
+            Ok(message)
         };
         let wait_for = |wanted: &str| -> Result<String> {
             loop {
@@ -116,6 +119,10 @@ fn the_service_manager_is_told() -> Result<()> {
         edged.signal(Signal::TERM)?;
         wait_for("STOPPING=1")?;
         ensure!(edged.process().wait(SOON)?.code() == Some(0));
+        let seen = seen.borrow();
+        let at = |status: &str| seen.find(status).with_context(|| format!("no {status} in {seen}"));
+        ensure!(at("STATUS=starting: ")? < at("STATUS=serving; ")?, "{seen}");
+        ensure!(at("STATUS=serving; ")? < at("STATUS=draining")?, "{seen}");
         Ok(())
     })
 }

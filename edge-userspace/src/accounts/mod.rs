@@ -93,7 +93,7 @@ impl Accounts {
             refused,
         });
         if is_logged {
-            self.access_log.write(record);
+            self.access_log.write(record, refused);
         }
     }
 

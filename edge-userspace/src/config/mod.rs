@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod changes;
 mod document;
 mod hosts;
 mod listeners;
@@ -16,6 +17,7 @@ mod uses;
 mod value;
 mod warnings;
 
+pub use changes::{ChangedItem, ChangedItems, Changes, route_name};
 pub use problem::{ConfigError, Problem, Refusal};
 pub use settings::{DaemonSettings, FlowSpec, Limits, ResolverSpec, Settings, ShieldSpec};
 pub use uses::{Questions, Uses};

@@ -6,10 +6,11 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
-    Method, Request, StatusCode,
+    Method, Request, Response, StatusCode,
+    body::Incoming,
     header::{CONTENT_TYPE, HOST},
 };
 use hyper_util::rt::TokioIo;
@@ -23,6 +24,9 @@ use crate::group;
 const ANSWER_TIMEOUT: Duration = Duration::from_mins(2);
 /// The longest answer: a hundred thousand routes or blocked prefixes fit.
 const MAX_ANSWER: usize = 256 * 1024 * 1024;
+
+/// The longest line of an answer that goes on; those of the access log have less than a tenth.
+const MAX_LINE: usize = 64 * 1024;
 
 /// Calls the daemon behind one control socket.
 #[derive(Clone, Debug)]
@@ -84,6 +88,42 @@ impl Answer {
     }
 }
 
+impl Answer {
+    /// An item of the JSON, read.
+    pub fn item<T: DeserializeOwned>(&self, value: &serde_json::Value) -> Result<T, ClientError> {
+        T::deserialize(value).map_err(|error| ClientError::NotEdged(self.socket.clone(), error.to_string()))
+    }
+}
+
+/// An answer that goes on.
+#[derive(Debug)]
+pub struct Lines {
+    client: Client,
+    body: Incoming,
+    bytes: BytesMut,
+}
+
+impl Lines {
+    /// The next line without its end; `None` when the daemon has ended the answer.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        loop {
+            if let Some(end) = self.bytes.iter().position(|byte| *byte == b'\n') {
+                let line = self.bytes.split_to(end + 1);
+                return Ok(Some(line.freeze().slice(..end)));
+            }
+            if self.bytes.len() > MAX_LINE {
+                let error = format!("a line is longer than {MAX_LINE} bytes");
+                return Err(ClientError::NotEdged(self.client.socket.clone(), error));
+            }
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Ok(frame)) => self.bytes.extend_from_slice(frame.data_ref().map_or(&[], |data| data)),
+                Some(Err(error)) => return Err(self.client.io(io::Error::other(error))),
+            }
+        }
+    }
+}
+
 impl Client {
     /// A client of the daemon behind `socket`; it connects with each call.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
@@ -98,6 +138,12 @@ impl Client {
     /// Asks for what is at `path`.
     pub async fn get(&self, path: &str) -> Result<Answer, ClientError> {
         self.call(Method::GET, path, Bytes::new()).await
+    }
+
+    /// Asks for what `fields` select of `path`.
+    pub async fn select(&self, path: &str, fields: &(impl Serialize + Sync)) -> Result<Answer, ClientError> {
+        let body = self.body(fields)?;
+        self.call(Method::GET, path, body).await
     }
 
     /// Sends `fields` to `path`.
@@ -123,11 +169,30 @@ impl Client {
             .map_err(|_| ClientError::Timeout)?
     }
 
+    /// Asks for an answer that goes on, a line at a time.
+    pub async fn lines(&self, path: &str, fields: &(impl Serialize + Sync)) -> Result<Lines, ClientError> {
+        let response = self.send(Method::GET, path, self.body(fields)?);
+        let response =
+            tokio::time::timeout(ANSWER_TIMEOUT, response).await.map_err(|_| ClientError::Timeout)??;
+        if response.status() != StatusCode::OK {
+            return Err(self.read(response).await.err().unwrap_or(ClientError::Timeout));
+        }
+        Ok(Lines { client: self.clone(), body: response.into_body(), bytes: BytesMut::new() })
+    }
+
     async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Answer, ClientError> {
+        let response = self.send(method, path, body).await?;
+        self.read(response).await
+    }
+
+    async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.io(error))?;
-        let not_edged = |error: String| ClientError::NotEdged(self.socket.clone(), error);
         let http = |error: hyper::Error| {
-            if error.is_parse() { not_edged(error.to_string()) } else { self.io(io::Error::other(error)) }
+            if error.is_parse() {
+                ClientError::NotEdged(self.socket.clone(), error.to_string())
+            } else {
+                self.io(io::Error::other(error))
+            }
         };
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
@@ -140,7 +205,10 @@ impl Client {
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|error| self.io(io::Error::other(error)))?;
-        let response = sender.send_request(request).await.map_err(http)?;
+        sender.send_request(request).await.map_err(http)
+    }
+
+    async fn read(&self, response: Response<Incoming>) -> Result<Answer, ClientError> {
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_ANSWER)
             .collect()
@@ -151,7 +219,7 @@ impl Client {
             StatusCode::OK => Ok(Answer { socket: self.socket.clone(), body }),
             _ => Err(match serde_json::from_slice::<ErrorBody>(&body) {
                 Ok(body) => ClientError::Refused(body.error),
-                Err(_) => not_edged(format!("HTTP status {status}")),
+                Err(_) => ClientError::NotEdged(self.socket.clone(), format!("HTTP status {status}")),
             }),
         }
     }

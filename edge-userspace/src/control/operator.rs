@@ -1,12 +1,13 @@
 //! What the daemon does for the control API, and how it refuses.
 
-use std::{borrow::Cow, future::Future};
+use std::{borrow::Cow, collections::HashSet, future::Future};
 
 use super::api::{
     AddBlock, AddRoute, AddedRoutes, Backend, BackendSelector, Block, ClosedConnection, Connection,
-    DoctorReport, ErrorBody, ErrorDetail, ReloadReport, RemoveBlock, RemoveRoute, RemovedRoutes, Route,
-    RouteTest, Status, TestRoute,
+    DoctorReport, ErrorBody, ErrorDetail, ReloadPlan, ReloadReport, RemoveBlock, RemoveRoute, RemovedRoutes,
+    Route, RouteTest, Status, TestRoute,
 };
+use crate::observe::access_log::AccessLog;
 
 /// The daemon as the control API sees it.
 ///
@@ -48,11 +49,20 @@ pub trait Operator: Send + Sync + 'static {
     /// Ends a connection.
     fn close_connection(&self, id: u64) -> Result<ClosedConnection, Refusal>;
 
+    /// Ends these connections; returns how many there were.
+    fn close_connections(&self, ids: &HashSet<u64>) -> u64;
+
+    /// The access log.
+    fn access_log(&self) -> &AccessLog;
+
     /// The daemon at a glance.
     fn status(&self) -> Status;
 
     /// Reads the configuration file again. A file that is wrong changes nothing.
     fn reload(&self) -> impl Future<Output = Result<ReloadReport, Refusal>> + Send;
+
+    /// Reads the configuration file and says what a reload would change. Applies nothing.
+    fn plan_reload(&self) -> impl Future<Output = Result<ReloadPlan, Refusal>> + Send;
 
     /// Looks at kernel, capabilities, ports, tunnels and backends.
     fn doctor(&self) -> impl Future<Output = DoctorReport> + Send;

@@ -16,9 +16,13 @@ use serde::Serialize;
 
 use super::{
     ControlSocket, Operator, Refusal, RefusalKind,
-    api::{AddBlock, AddRoute, BackendSelector, RemoveBlock, RemoveRoute, TestRoute},
+    api::{
+        AddBlock, AddRoute, BackendSelector, ClosedConnections, ConnectionFilter, LogRequest, RemoveBlock,
+        RemoveRoute, TestRoute,
+    },
     http,
     request::Fields,
+    stream,
 };
 
 /// Answers on the control socket until `shutdown`; runs on the control runtime, never on a worker.
@@ -40,12 +44,13 @@ fn router<O: Operator>(operator: Arc<O>) -> Router {
         .route("/v1/backends", get(backends::<O>))
         .route("/v1/backends/drain", post(drain::<O>))
         .route("/v1/backends/ready", post(ready::<O>))
-        .route("/v1/connections", get(connections::<O>))
+        .route("/v1/connections", get(connections::<O>).delete(close_connections::<O>))
         .route("/v1/connections/{id}", delete(close_connection::<O>))
         .route("/v1/status", get(status::<O>))
         .route("/v1/doctor", get(doctor::<O>))
         .route("/v1/blocks", get(blocks::<O>).post(add_block::<O>).delete(remove_block::<O>))
-        .route("/v1/reload", post(reload::<O>))
+        .route("/v1/log", get(log::<O>))
+        .route("/v1/reload", get(plan_reload::<O>).post(reload::<O>))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .with_state(operator)
@@ -91,8 +96,28 @@ async fn ready<O: Operator>(
     answer(to_the_end(async move { operator.set_drained(backend, false).await }).await)
 }
 
-async fn connections<O: Operator>(State(operator): State<Arc<O>>) -> Response {
-    list(operator, |operator| Ok(operator.connections())).await
+async fn connections<O: Operator>(
+    State(operator): State<Arc<O>>,
+    Fields(filter): Fields<ConnectionFilter>,
+) -> Response {
+    list(operator, move |operator| Ok(filter.apply(operator.connections()))).await
+}
+
+async fn close_connections<O: Operator>(
+    State(operator): State<Arc<O>>,
+    Fields(filter): Fields<ConnectionFilter>,
+) -> Response {
+    if filter.is_empty() {
+        return Refusal::new(RefusalKind::BadRequest, "no_condition", "this would end every connection")
+            .hint("name at least one of client, host, listener, backend, datapath, older")
+            .into_response();
+    }
+    list(operator, move |operator| {
+        let meant = filter.apply(operator.connections());
+        let ids = meant.iter().map(|connection| connection.id).collect();
+        Ok(ClosedConnections { closed: operator.close_connections(&ids) })
+    })
+    .await
 }
 
 async fn close_connection<O: Operator>(State(operator): State<Arc<O>>, Path(id): Path<String>) -> Response {
@@ -131,6 +156,24 @@ async fn remove_block<O: Operator>(
 
 async fn reload<O: Operator>(State(operator): State<Arc<O>>) -> Response {
     answer(to_the_end(async move { operator.reload().await }).await)
+}
+
+async fn log<O: Operator>(State(operator): State<Arc<O>>, Fields(request): Fields<LogRequest>) -> Response {
+    let log = operator.access_log();
+    let lines = request.lines;
+    if !request.follow {
+        return stream::lines(log.last(|line| request.takes(line), lines), None);
+    }
+    match log.follow(move |line| request.takes(line), lines) {
+        Ok((before, follower)) => stream::lines(before, Some(follower)),
+        Err(error) => Refusal::new(RefusalKind::Unavailable, "too_many_readers", error.to_string())
+            .hint("end one of the calls of `edgectl log --follow`, or read the access log's file")
+            .into_response(),
+    }
+}
+
+async fn plan_reload<O: Operator>(State(operator): State<Arc<O>>) -> Response {
+    answer(operator.plan_reload().await)
 }
 
 async fn no_such_path(uri: Uri) -> Refusal {

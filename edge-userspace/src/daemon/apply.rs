@@ -57,7 +57,7 @@ impl Daemon {
     }
 
     /// Reads the configuration file, off the runtime: its disk may be slow.
-    async fn read_file(&self) -> Result<Settings, DaemonError> {
+    pub(super) async fn read_file(&self) -> Result<Settings, DaemonError> {
         let path = self.config.clone();
         let read = tokio::task::spawn_blocking(move || Settings::load(&path)).await;
         Ok(read.map_err(|error| DaemonError::System("cannot read the configuration", error.into()))??)
@@ -219,7 +219,7 @@ fn is_closed(path: &Path) -> bool {
 }
 
 /// Settings that a reload cannot apply: those that changed, and lists that edged could only open when it started.
-fn needs_restart(old: &Settings, new: &Settings) -> Vec<String> {
+pub(super) fn needs_restart(old: &Settings, new: &Settings) -> Vec<String> {
     let lists = new.shield.lists.iter().filter(|list| is_closed(list)).map(|list| {
         format!(
             "{} cannot be read: edged sees the directories of lists that were named when it started, as far as its user may; \

@@ -231,7 +231,7 @@ impl Daemon {
         self.shielding.held().retain(|(held, _)| *held != wanted.cidr);
         let cut = self.edge.stop_blocked();
         tracing::info!(cidr = %wanted.cidr, connections = cut, "blocked");
-        Ok(Block { devices: guards(&self.shielding), ..self.find_block(wanted.cidr)? })
+        Ok(Block { devices: guards(&self.shielding), closed: cut as u64, ..self.find_block(wanted.cidr)? })
     }
 
     pub(super) async fn unblock(&self, mut wanted: RemoveBlock) -> Result<Block, Refusal> {
@@ -271,7 +271,7 @@ impl Daemon {
     fn held_block(&self, cidr: IpNet, state: &State) -> Option<Block> {
         self.shielding.held().iter().find(|(held, _)| *held == cidr)?;
         let until = state.blocks.iter().find(|block| block.cidr == cidr)?.until.map(Timestamp);
-        Some(Block { cidr, until, packets: 0, source: "runtime".into(), devices: Vec::new() })
+        Some(Block { cidr, until, packets: 0, source: "runtime".into(), devices: Vec::new(), closed: 0 })
     }
 
     fn find_block(&self, cidr: IpNet) -> Result<Block, Refusal> {
@@ -304,6 +304,7 @@ fn shown(blocked: &Blocked) -> Block {
         packets: blocked.packets,
         source: blocked.list.clone().unwrap_or_else(|| "runtime".into()),
         devices: Vec::new(),
+        closed: 0,
     }
 }
 

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     control::{self, ControlSocket, admin},
     listener,
+    pool::BackendState,
 };
 
 /// Between two attempts without an event: nobody tells when another program lets a port go.
@@ -111,10 +112,32 @@ impl Daemon {
         self.tell_manager();
     }
 
+    /// `3 routes, 1 of 2 backends down, 40 connections`
+    fn counts(&self) -> String {
+        let running = self.edge.running.load();
+        let (mut all, mut down) = (0_u64, 0_u64);
+        for backend in running.backends() {
+            all += 1;
+            down += u64::from(backend.state() == BackendState::Down);
+        }
+        let backends = match (all, down) {
+            (all, 0) => counted(all, "backend"),
+            (all, down) => format!("{down} of {} down", counted(all, "backend")),
+        };
+        let flows = self.edge.flows.as_ref().map_or(0, |flows| flows.census().live);
+        let connections = counted(self.edge.registry.len() as u64 + flows, "connection");
+        format!("{}, {backends}, {connections}", counted(running.routes.len() as u64, "route"))
+    }
+
     /// The line that `systemctl status` shows.
     pub(super) fn tell_manager(&self) {
-        if let Some(line) = self.troubles.news() {
+        if let Some(line) = self.troubles.news(&self.counts()) {
             notify(&[NotifyState::Status(&line)]);
         }
     }
+}
+
+/// `1 route`, `3 routes`.
+pub(super) fn counted(count: u64, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
 }

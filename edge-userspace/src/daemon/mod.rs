@@ -19,6 +19,7 @@ mod limits;
 mod listening;
 mod observed;
 mod operate;
+mod plan;
 mod prepare;
 mod probe;
 mod segments;

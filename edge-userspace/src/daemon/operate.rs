@@ -1,6 +1,6 @@
 //! The operator's commands: the control API's calls on the running daemon.
 
-use std::{net::IpAddr, sync::Arc, time::Instant};
+use std::{collections::HashSet, net::IpAddr, sync::Arc, time::Instant};
 
 use super::{ControlState, Daemon, DaemonError, apply::Applied};
 use crate::{
@@ -10,11 +10,12 @@ use crate::{
         Operator, Refusal, RefusalKind,
         api::{
             AddBlock, AddRoute, AddedRoutes, Backend, BackendSelector, Block, ClosedConnection, Connection,
-            Considered, DoctorReport, ReloadReport, RemoveBlock, RemoveRoute, RemovedRoutes, Route,
-            RouteSource, RouteTest, Status, TestRoute,
+            Considered, DoctorReport, ReloadPlan, ReloadReport, RemoveBlock, RemoveRoute, RemovedRoutes,
+            Route, RouteSource, RouteTest, Status, TestRoute,
         },
     },
     datapath::StopReason,
+    observe::access_log::AccessLog,
     pool::BackendId,
     route::{Query, Rule},
     spec::{AlpnList, ClientProtocol, HostPattern, Protocol, RouteSpec, Target},
@@ -126,24 +127,30 @@ impl Operator for Daemon {
         }
     }
 
+    fn close_connections(&self, ids: &HashSet<u64>) -> u64 {
+        let stop = |id: u64| ids.contains(&id);
+        self.edge.stop(StopReason::Operator, |connection| stop(connection.id), |flow| stop(flow.id)) as u64
+    }
+
+    fn access_log(&self) -> &AccessLog {
+        self.edge.accounts.access_log()
+    }
+
     fn status(&self) -> Status {
         self.edge.settle();
         self.glance()
     }
 
     async fn reload(&self) -> Result<ReloadReport, Refusal> {
-        let Applied { listeners, pools, routes, warnings, .. } = self.reload_file().await.map_err(|error| {
-            let code = match &error {
-                DaemonError::Config(_) => "config_invalid",
-                DaemonError::Bind(_) => "cannot_listen",
-                _ => "reload_failed",
-            };
-            Refusal::new(RefusalKind::Invalid, code, error.to_string())
-                .hint("the running configuration is unchanged; `edgectl config check` shows errors without a reload")
-        })?;
+        let Applied { listeners, pools, routes, warnings, .. } =
+            self.reload_file().await.map_err(|error| not_reloaded(&error))?;
         // When the caller gets the answer, removed listeners are closed and new ones accept.
         self.workers.answer().await;
         Ok(ReloadReport { listeners: listeners as u64, pools: pools as u64, routes: routes as u64, warnings })
+    }
+
+    async fn plan_reload(&self) -> Result<ReloadPlan, Refusal> {
+        self.plan().await.map_err(|error| not_reloaded(&error))
     }
 
     async fn doctor(&self) -> DoctorReport {
@@ -384,6 +391,16 @@ fn not_removable(control_state: &ControlState, route: &RemoveRoute, host: &HostP
 fn ambiguous(host: &HostPattern, routes: usize) -> Refusal {
     Refusal::new(RefusalKind::Conflict, "several_routes", format!("{routes} routes for {host} match"))
         .hint("say which one with --listener, --protocol, --alpn or --from")
+}
+
+fn not_reloaded(error: &DaemonError) -> Refusal {
+    let code = match error {
+        DaemonError::Config(_) => "config_invalid",
+        DaemonError::Bind(_) => "cannot_listen",
+        _ => "reload_failed",
+    };
+    Refusal::new(RefusalKind::Invalid, code, error.to_string())
+        .hint("the running configuration is unchanged; `edgectl config check` shows errors without a reload")
 }
 
 pub(super) fn not_saved(error: &StateError) -> Refusal {

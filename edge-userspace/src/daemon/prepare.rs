@@ -4,8 +4,9 @@
 use std::{net::TcpListener, path::PathBuf};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use sd_notify::NotifyState;
 
-use super::{DaemonError, flows, vital};
+use super::{DaemonError, flows, service::notify, vital};
 use crate::{
     config::Settings,
     control::{BindError, ControlSocket},
@@ -50,6 +51,7 @@ pub fn prepare(options: &Options) -> Result<Prepared, DaemonError> {
     vital::remember_ports();
     let inherited = kernel::inherited_listeners();
     let pins = kernel::lock_pins(&options.pins)?;
+    notify(&[NotifyState::Status("starting: loading the BPF programs")]);
     let mut kernel = open_kernel(options);
     if kernel.flow.is_some() {
         flows::reserve_ports(&settings.flow.ports);

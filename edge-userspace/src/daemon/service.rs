@@ -13,7 +13,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Daemon, DaemonError, prepare::Prepared};
+use super::{Daemon, DaemonError, listening::counted, prepare::Prepared};
 use crate::datapath::StopReason;
 
 /// How long connections get to hear that the daemon ends, after the time to drain is over.
@@ -27,6 +27,7 @@ pub async fn run(prepared: Prepared) -> Result<(), DaemonError> {
         Signals::new().map_err(|error| DaemonError::System("cannot listen to signals", error))?;
     let (admin, control_path) = (settings.daemon.admin, settings.daemon.control.clone());
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    notify(&[NotifyState::Status("starting: taking over flows, opening listeners")]);
     let daemon = Daemon::start(config, settings, inherited, workers, kernel).await?;
     // Before readiness is announced: a client that was promised a larger MSS would stay on its sockets.
     daemon.announce();
@@ -77,6 +78,7 @@ pub async fn run(prepared: Prepared) -> Result<(), DaemonError> {
         () = signals.end() => tracing::warn!("told to end twice: connections are cut"),
     }
     daemon.edge.accounts.access_log().flush();
+    daemon.edge.accounts.access_log().end_followers();
     let _ = ending.send(true);
     let _ = timeout(LAST_WORDS, control).await;
     Ok(())
@@ -94,15 +96,15 @@ impl Daemon {
         self.workers.close_all();
         let registry = &self.edge.registry;
         tracing::info!(connections = registry.len(), "draining");
-        if timeout(patience, self.empty()).await.is_err() {
+        if timeout(patience, self.empty(Instant::now() + patience)).await.is_err() {
             let cut = registry.stop(StopReason::Shutdown, |_| true);
             tracing::warn!(connections = cut, "the time to drain is over: connections are cut");
-            let _ = timeout(LAST_WORDS, self.empty()).await;
+            let _ = timeout(LAST_WORDS, self.empty(Instant::now())).await;
         }
     }
 
-    /// Waits until no connection is left.
-    async fn empty(&self) {
+    /// Waits until no connection is left; the service manager is told how many are, and how long they may stay.
+    async fn empty(&self, until: Instant) {
         /// Between two attempts to hand over what was not quiet enough.
         const EVERY: Duration = Duration::from_secs(1);
         let mut called: Option<Instant> = None;
@@ -113,6 +115,9 @@ impl Daemon {
             }
             if called.is_none_or(|last| last.elapsed() >= EVERY) {
                 self.edge.registry.last_call();
+                let left = counted(self.edge.registry.len() as u64, "connection");
+                let patience = until.saturating_duration_since(Instant::now()).as_secs();
+                notify(&[NotifyState::Status(&format!("draining: {left} left, for at most {patience}s"))]);
                 called = Some(Instant::now());
             }
             // A slot is released after its connection left the registry; the timeout covers one released in

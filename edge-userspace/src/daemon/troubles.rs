@@ -131,15 +131,16 @@ impl Troubles {
         listeners.chain(parts).collect()
     }
 
-    /// The line for the service manager (`STATUS=` in `sd_notify(3)`), if it has changed.
-    pub(super) fn news(&self) -> Option<String> {
-        let line = match &*self.lines() {
+    /// The line for the service manager (`STATUS=` in `sd_notify(3)`) with these counts, if it has changed.
+    pub(super) fn news(&self, counts: &str) -> Option<String> {
+        let serving = match &*self.lines() {
             [] => "serving".to_owned(),
             [one] => format!("serving, but {one}"),
             [first, others @ ..] => {
                 format!("serving, but {first} (`edgectl status` shows {} more)", others.len())
             }
         };
+        let line = format!("{serving}; {counts}");
         let mut known = self.known();
         let is_new = known.told.as_ref() != Some(&line);
         known.told = Some(line.clone());
@@ -174,12 +175,14 @@ mod tests {
             ]
         );
         assert_eq!(troubles.of("http"), []);
-        let line = troubles.news().unwrap();
+        let line = troubles.news("2 routes").unwrap();
         assert!(
-            line.starts_with("serving, but listener https: 10.0.0.1:443: ") && line.contains("2 more"),
+            line.starts_with("serving, but listener https: 10.0.0.1:443: ")
+                && line.ends_with("2 more); 2 routes"),
             "{line}"
         );
-        assert_eq!(troubles.news(), None);
+        assert_eq!(troubles.news("2 routes"), None);
+        assert!(troubles.news("3 routes").is_some());
         troubles.note_listeners([(binding("10.0.0.1:443"), Trouble::Away)]);
         troubles.note(Part::Admin, None);
         assert_eq!(troubles.of("https"), [("10.0.0.1:443".parse().unwrap(), Trouble::Away)]);

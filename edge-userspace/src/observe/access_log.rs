@@ -3,6 +3,7 @@
 //! A connection never waits for the log. If the reader is slower than the connections for so long that the
 //! queue fills up, lines are dropped. A warning with their number follows the next line that gets through.
 
+mod live;
 mod record;
 
 use std::{
@@ -21,8 +22,10 @@ use std::{
 
 use crossbeam_utils::atomic::AtomicCell;
 
+pub use live::{Follower, Line, TooManyReaders};
 pub use record::{Clients, Record};
 
+use self::live::Live;
 use crate::{group, lock::lock};
 
 /// Lines that may wait: a second of a busy edge, a few megabytes.
@@ -74,6 +77,14 @@ pub enum AccessLogTarget {
 pub struct AccessLog {
     queue: Option<SyncSender<Order>>,
     shared: Arc<Shared>,
+    live: Live,
+}
+
+impl Default for AccessLog {
+    /// A log that goes nowhere.
+    fn default() -> Self {
+        Self { queue: None, shared: Arc::default(), live: Live::new(false) }
+    }
 }
 
 impl AccessLog {
@@ -86,7 +97,7 @@ impl AccessLog {
     /// The thread cannot be started.
     pub fn open(target: &AccessLogTarget) -> io::Result<Self> {
         if *target == AccessLogTarget::Off {
-            return Ok(Self { queue: None, shared: Arc::default() });
+            return Ok(Self::default());
         }
         Self::start(target.clone(), None)
     }
@@ -104,17 +115,41 @@ impl AccessLog {
             writer.reopen();
         }
         thread::Builder::new().name("access-log".into()).spawn(move || writer.run(&orders))?;
-        Ok(Self { queue: Some(queue), shared })
+        Ok(Self { queue: Some(queue), shared, live: Live::new(true) })
     }
 
-    /// Writes a line, soon.
-    pub fn write(&self, mut record: Record) {
-        let Some(queue) = &self.queue else { return };
+    /// Writes a line, soon, and shows it to those who follow the log; `refused`: the edge refused the connection.
+    pub fn write(&self, mut record: Record, refused: bool) {
         record.client = self.shared.clients.load().shown(record.client);
+        self.live.offer(&record, refused);
+        let Some(queue) = &self.queue else { return };
         if queue.try_send(Order::Write(Box::new(record))).is_err() {
             self.shared.dropped.fetch_add(1, Relaxed);
             self.shared.dropped_in_all.fetch_add(1, Relaxed);
         }
+    }
+
+    /// The last `count` lines that are wanted, the oldest first, of those that are kept.
+    pub fn last(&self, wanted: impl Fn(&Line) -> bool, count: usize) -> Vec<Arc<Line>> {
+        self.live.last(wanted, count)
+    }
+
+    /// The last `count` lines that are wanted, and all that follow them.
+    ///
+    /// # Errors
+    ///
+    /// As many follow as may.
+    pub fn follow(
+        &self,
+        wanted: impl Fn(&Line) -> bool + Send + Sync + 'static,
+        count: usize,
+    ) -> Result<(Vec<Arc<Line>>, Follower), TooManyReaders> {
+        self.live.follow(wanted, count)
+    }
+
+    /// Ends all who follow the log: the daemon ends.
+    pub fn end_followers(&self) {
+        self.live.end();
     }
 
     /// Sets how much of a client's address later lines show.
@@ -306,7 +341,7 @@ mod tests {
     use super::*;
     use crate::spec::{ClientProtocol, Tier};
 
-    fn record(id: u64) -> Record {
+    pub(super) fn record(id: u64) -> Record {
         Record {
             time: SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123),
             id,
@@ -338,7 +373,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("access.log");
         let log = AccessLog::open(&AccessLogTarget::File(path.clone())).unwrap();
-        log.write(record(1));
+        log.write(record(1), false);
         log.flush();
         let expected = concat!(
             r#"{"time":"2023-11-14T22:13:20.123Z","id":1,"client":"192.0.2.7:4711","local":"198.51.100.1:443","listener":"https","#,
@@ -355,11 +390,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (path, rotated) = (directory.path().join("access.log"), directory.path().join("access.log.1"));
         let log = AccessLog::open(&AccessLogTarget::File(path.clone())).unwrap();
-        log.write(record(1));
+        log.write(record(1), false);
         log.flush();
         std::fs::rename(&path, &rotated).unwrap();
         log.reopen();
-        log.write(record(2));
+        log.write(record(2), false);
         log.flush();
         assert!(std::fs::read_to_string(&rotated).unwrap().contains("\"id\":1,"));
         let fresh = std::fs::read_to_string(&path).unwrap();
@@ -390,7 +425,7 @@ mod tests {
         let log = AccessLog::start(target, Some(Box::new(Stuck(stopped, Arc::clone(&written))))).unwrap();
         let (many, started) = (2 * QUEUE as u64, Instant::now());
         for id in 0..many {
-            log.write(record(id));
+            log.write(record(id), false);
         }
         let dropped = log.shared.dropped.load(Relaxed);
         assert!(dropped >= QUEUE as u64 - 1, "{dropped}");
@@ -415,11 +450,11 @@ mod tests {
         let path = directory.path().join("later/access.log");
         let log = AccessLog::open(&AccessLogTarget::File(path.clone())).unwrap();
         assert!(log.trouble().unwrap().contains(path.to_str().unwrap()));
-        log.write(record(1));
+        log.write(record(1), false);
         log.flush();
         std::fs::create_dir(path.parent().unwrap()).unwrap();
         log.reopen();
-        log.write(record(2));
+        log.write(record(2), false);
         log.flush();
         assert_eq!(log.trouble(), None);
         let text = std::fs::read_to_string(&path).unwrap();

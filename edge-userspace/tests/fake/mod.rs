@@ -1,23 +1,25 @@
 //! A daemon of the imagination: an [`Operator`] in memory, behind a real control socket.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     future::Future,
     sync::Mutex,
     time::{Duration, SystemTime},
 };
 
 use edge::{
+    config::Settings,
     control::{
         Operator, Refusal, RefusalKind,
         api::{
             AddBlock, AddRoute, AddedRoutes, Backend, BackendCount, BackendSelector, BackendState, Block,
-            Check, CheckStatus, ClosedConnection, ConfigStatus, Connection, ConnectionCount, Considered,
-            DatapathStatus, DoctorReport, HelloMemory, ListenerStatus, Probe, ProbeStep, ReloadReport,
-            RemoveBlock, RemoveRoute, RemovedRoutes, Route, RouteCount, RouteSource, RouteTest, Status,
-            TestRoute, TierStatus, Timestamp,
+            Check, CheckStatus, ClosedConnection, ConcernedConnections, ConfigStatus, Connection,
+            ConnectionCount, Considered, DatapathStatus, DoctorReport, HelloMemory, ListenerStatus, Probe,
+            ProbeStep, ReloadPlan, ReloadReport, RemoveBlock, RemoveRoute, RemovedRoutes, Route, RouteCount,
+            RouteSource, RouteTest, Status, TestRoute, TierStatus, Timestamp,
         },
     },
+    observe::access_log::AccessLog,
     spec::{Choice, ClientProtocol, Conditions, Protocol, Tier},
 };
 
@@ -30,6 +32,7 @@ pub(crate) fn then() -> Timestamp {
 #[derive(Default)]
 pub(crate) struct Fake {
     state: Mutex<State>,
+    log: AccessLog,
 }
 
 #[derive(Default)]
@@ -200,6 +203,15 @@ impl Operator for Fake {
         Ok(ClosedConnection { id })
     }
 
+    fn close_connections(&self, ids: &HashSet<u64>) -> u64 {
+        self.state.lock().unwrap().closed.extend(ids);
+        ids.len() as u64
+    }
+
+    fn access_log(&self) -> &AccessLog {
+        &self.log
+    }
+
     fn status(&self) -> Status {
         Status {
             version: "0.1.0".into(),
@@ -253,6 +265,16 @@ impl Operator for Fake {
         .hint("edgectl config check"))
     }
 
+    async fn plan_reload(&self) -> Result<ReloadPlan, Refusal> {
+        let old = Settings::parse("old", "[[route]]\nhost = \"a.example\"\nto = \"100.64.0.2\"\n").unwrap();
+        let new = Settings::parse("new", "[[route]]\nhost = \"b.example\"\nto = \"100.64.0.2\"\n").unwrap();
+        Ok(ReloadPlan {
+            changes: old.changes(&new),
+            connections: ConcernedConnections { ended: 1, kept: 2 },
+            warnings: vec!["daemon.admin changed".to_owned()],
+        })
+    }
+
     async fn doctor(&self) -> DoctorReport {
         DoctorReport {
             checks: vec![
@@ -275,8 +297,9 @@ impl Operator for Fake {
             ));
         }
         let until = block.duration.map(|duration| Timestamp(then().0 + duration));
-        let block =
-            Block { cidr: block.cidr, until, packets: 0, source: "runtime".into(), devices: Vec::new() };
+        let closed = if block.force { 3 } else { 0 };
+        let (cidr, source, devices) = (block.cidr, "runtime".into(), Vec::new());
+        let block = Block { cidr, until, packets: 0, source, devices, closed };
         self.state.lock().unwrap().blocks.push(block.clone());
         Ok(block)
     }

@@ -22,6 +22,9 @@ pub struct Block {
     /// the status.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<Guard>,
+    /// Live connections that were ended. Only in the answer to `POST`, where there were any.
+    #[serde(default, skip_serializing_if = "fields::is_default")]
+    pub closed: u64,
 }
 
 /// How blocked sources are kept out where their packets come in by one device.

@@ -56,6 +56,10 @@ pub(super) fn prefix<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IpNet
     parse_prefix(&String::deserialize(deserializer)?).map_err(de::Error::custom)
 }
 
+pub(super) fn some_prefix<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpNet>, D::Error> {
+    prefix(deserializer).map(Some)
+}
+
 pub(super) fn prefixes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
     let texts: Vec<String> = one_or_many(deserializer)?;
     texts.iter().map(|text| parse_prefix(text)).collect::<Result<_, _>>().map_err(de::Error::custom)

@@ -8,6 +8,8 @@ mod blocks;
 mod connections;
 mod doctor;
 mod fields;
+mod log;
+mod plan;
 mod routes;
 mod status;
 
@@ -15,9 +17,12 @@ use serde::{Deserialize, Serialize};
 
 pub use backends::{Backend, BackendSelector, BackendState};
 pub use blocks::{AddBlock, Block, Guard, GuardedBy, RemoveBlock};
-pub use connections::{ClosedConnection, Connection};
+pub(super) use connections::asks_for;
+pub use connections::{ClosedConnection, ClosedConnections, Connection, ConnectionFilter};
 pub use doctor::{Check, CheckStatus, DoctorReport};
 pub use fields::{PrefixError, Timestamp, parse_prefix};
+pub use log::{LogLine, LogRequest, LostLines};
+pub use plan::{ConcernedConnections, ReloadPlan};
 pub use routes::{
     AddRoute, AddedRoutes, Considered, Probe, ProbeStep, RemoveRoute, RemovedRoutes, Route, RouteSource,
     RouteTest, TargetError, TestRoute, parse_target,

@@ -1,14 +1,18 @@
 //! What `edgectl` understands on its command line.
 
+mod filters;
+
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::ArgValueCandidates;
 use ipnet::IpNet;
 
+pub(super) use self::filters::{BackendFilterArgs, ConnectionFilterArgs, RouteFilterArgs};
 use super::{
     live,
     shell::{Program, ShellArg},
+    style::ColourArg,
 };
 use crate::{
     control::api::parse_prefix,
@@ -26,7 +30,7 @@ pub(super) const CONFIG: &str = "/etc/edge/edge.toml";
 
 /// Steers edged, the SNI edge in front of home.
 #[derive(Debug, Parser)]
-#[command(name = "edgectl", version, arg_required_else_help = true)]
+#[command(name = "edgectl", version, arg_required_else_help = true, max_term_width = 120)]
 #[command(
     after_help = "Exit status: 0 done; 1 refused, or the check found something; 2 wrong usage; 3 edged cannot be reached."
 )]
@@ -34,6 +38,9 @@ pub(super) struct Arguments {
     /// Print JSON, as the control API has it
     #[arg(long, global = true)]
     pub(super) json: bool,
+    /// When to use colours
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub(super) color: ColourArg,
     /// The control socket of the daemon
     #[arg(long, global = true, value_name = "PATH", default_value = CONTROL)]
     pub(super) control: PathBuf,
@@ -63,6 +70,24 @@ pub(super) enum Command {
         #[arg(long, value_name = "N")]
         count: Option<u64>,
     },
+    /// Connections as they end: the last lines of the access log, and with --follow those that come
+    Log {
+        /// Go on with lines as they come
+        #[arg(long, short)]
+        follow: bool,
+        /// Only clients that asked for this name, or for one that the pattern matches
+        #[arg(long, value_name = "HOST", add = ArgValueCandidates::new(live::hosts_asked_for))]
+        host: Option<HostPattern>,
+        /// Only clients in this prefix
+        #[arg(long, value_name = "CIDR", value_parser = parse_prefix)]
+        client: Option<IpNet>,
+        /// Only clients that were refused
+        #[arg(long)]
+        refused: bool,
+        /// How many of the last lines to begin with; the daemon keeps some hundreds
+        #[arg(long, short = 'n', value_name = "N", default_value_t = 20)]
+        lines: usize,
+    },
     /// Looks for what is wrong, and says how to mend it
     Doctor {
         /// The configuration to look at where the daemon cannot be asked
@@ -76,7 +101,7 @@ pub(super) enum Command {
     #[command(subcommand)]
     Config(Config),
     /// Makes the daemon read its configuration again (the same as `config reload`)
-    Reload,
+    Reload(ReloadArgs),
     /// Writes the first configuration: finds tunnels and home, asks two questions, starts edged
     Init(Init),
     /// Translates a configuration of HAProxy, nginx, sniproxy or Traefik
@@ -105,7 +130,9 @@ pub(super) enum Command {
 #[derive(Debug, Subcommand)]
 pub(super) enum Routes {
     /// All routes, with their account
-    List,
+    List(RouteFilterArgs),
+    /// Prints the routes that were added at run time as TOML for the configuration file
+    Export,
     /// Adds a route: in effect at once, and again after a restart
     Add(AddRoute),
     /// Removes a route that was added
@@ -228,9 +255,15 @@ fn asked(text: &str) -> Result<TestedHost, HostNameError> {
 #[derive(Debug, Subcommand)]
 pub(super) enum Backends {
     /// All backends, with their health
-    List,
+    List(BackendFilterArgs),
     /// No new connections for a backend; those it has go on
-    Drain(BackendArgs),
+    Drain {
+        #[command(flatten)]
+        backend: BackendArgs,
+        /// Wait until its last connection has ended
+        #[arg(long)]
+        wait: bool,
+    },
     /// New connections for a backend again
     Ready(BackendArgs),
 }
@@ -248,12 +281,21 @@ pub(super) struct BackendArgs {
 #[derive(Debug, Subcommand)]
 pub(super) enum Connections {
     /// All live connections
-    List,
-    /// Ends a connection
+    List {
+        #[command(flatten)]
+        filter: ConnectionFilterArgs,
+        /// At most this many, the oldest
+        #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+        limit: usize,
+    },
+    /// Ends a connection, or all that meet every condition
     Close {
         /// Its number, as `connections list` shows it
-        #[arg(add = ArgValueCandidates::new(live::connections))]
-        id: u64,
+        #[arg(add = ArgValueCandidates::new(live::connections), required_unless_present = "conditions",
+            conflicts_with = "conditions")]
+        id: Option<u64>,
+        #[command(flatten)]
+        filter: ConnectionFilterArgs,
     },
 }
 
@@ -349,7 +391,14 @@ pub(super) enum Config {
         file: PathBuf,
     },
     /// Makes the daemon read its configuration again
-    Reload,
+    Reload(ReloadArgs),
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct ReloadArgs {
+    /// Say what would change, and change nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
 }
 
 /// [`ProxyProtocol`] on a command line.

@@ -6,11 +6,12 @@ use serde::Serialize;
 
 use super::{
     Client, Failure, Output, show,
-    style::{self, Colour},
+    style::{self, Colour, printable},
+    units,
 };
 use crate::{
-    config::{Problem, Settings},
-    control::api::ReloadReport,
+    config::{Changes, Problem, Settings},
+    control::api::{ConcernedConnections, ReloadPlan, ReloadReport},
 };
 
 /// The output of `config check --json`.
@@ -75,6 +76,46 @@ pub(super) async fn reload(daemon: &Client, output: Output) -> Result<(), Failur
         lines.extend(report.warnings.iter().map(|warning| warned(output, warning)));
         lines
     })
+}
+
+/// What a reload would change; the exit status is 0 as well where that is something.
+pub(super) async fn plan(daemon: &Client, output: Output) -> Result<(), Failure> {
+    let answer = daemon.get("/v1/reload").await?;
+    show(output, &answer, |plan: &ReloadPlan| planned(plan, output))
+}
+
+fn planned(plan: &ReloadPlan, output: Output) -> Vec<String> {
+    let Changes { listeners, pools, routes, settings } = &plan.changes;
+    let mut lines = Vec::new();
+    for (kind, items) in [("listener", listeners), ("pool", pools), ("route", routes)] {
+        let mut say = |sign: &str, name: &str, keys: &str, colour| {
+            lines.push(printable(&format!("{sign} {kind} {name}{keys}")).into_owned());
+            if let Some(line) = lines.last_mut() {
+                *line = output.paint(line, colour);
+            }
+        };
+        items.added.iter().for_each(|name| say("+", name, "", Colour::Green));
+        items.removed.iter().for_each(|name| say("-", name, "", Colour::Red));
+        for item in &items.changed {
+            say("~", &item.name, &format!(": {}", item.keys.join(", ")), Colour::Yellow);
+        }
+    }
+    lines.extend(settings.iter().map(|key| output.paint(&format!("~ {key}"), Colour::Yellow)));
+    if lines.is_empty() {
+        lines.push("a reload would change nothing".to_owned());
+    }
+    let ConcernedConnections { ended, kept } = plan.connections;
+    if ended > 0 {
+        let count = units::count(ended, "connection");
+        lines.push(output.paint(&format!("{count} would be ended: their clients are refused"), Colour::Red));
+    }
+    if kept > 0 {
+        let count = units::count(kept, "connection");
+        lines.push(format!("{count} would go on, on listeners or routes that change"));
+    }
+    lines.extend(plan.warnings.iter().map(|warning| warned(output, warning)));
+    lines.push("nothing was applied".to_owned());
+    lines
 }
 
 fn warned(output: Output, warning: &str) -> String {

@@ -22,17 +22,17 @@ pub(super) fn target(to: &Target) -> String {
 pub(super) fn routes(routes: &[Route]) -> Table {
     let mut table = Table::new([
         Column::text("HOST"),
-        Column::text("LISTENER"),
+        Column::text("LISTENER").detail(),
         Column::text("TO"),
         Column::text("SOURCE"),
-        Column::text("PROTOCOL").optional(),
-        Column::text("ALPN").optional(),
-        Column::text("FROM").optional(),
-        Column::text("ALLOW").optional(),
-        Column::text("DENY").optional(),
-        Column::text("REDIRECT").optional(),
-        Column::text("PROXY").optional(),
-        Column::text("DATAPATH").optional(),
+        Column::text("PROTOCOL").optional().detail(),
+        Column::text("ALPN").optional().detail(),
+        Column::text("FROM").optional().detail(),
+        Column::text("ALLOW").optional().detail(),
+        Column::text("DENY").optional().detail(),
+        Column::text("REDIRECT").optional().detail(),
+        Column::text("PROXY").optional().detail(),
+        Column::text("DATAPATH").optional().detail(),
         Column::number("CONNECTIONS"),
         Column::number("UP"),
         Column::number("DOWN"),
@@ -76,17 +76,17 @@ pub(super) fn backends(backends: &[Backend]) -> Table {
     let mut table = Table::new([
         Column::text("POOL"),
         Column::text("TO"),
-        Column::text("ADDRESS"),
+        Column::text("ADDRESS").detail(),
         Column::text("STATE"),
         Column::text("FOR"),
-        Column::text("DEVICE").optional(),
-        Column::number("WEIGHT"),
+        Column::text("DEVICE").optional().detail(),
+        Column::number("WEIGHT").detail(),
         Column::number("CONNECTIONS"),
         Column::number("UP"),
         Column::number("DOWN"),
-        Column::number("RTT"),
-        Column::text("REASON").optional(),
-        Column::text("LAST ERROR").optional(),
+        Column::number("RTT").detail(),
+        Column::text("REASON").optional().detail(),
+        Column::text("LAST ERROR").optional().detail(),
     ]);
     for backend in backends {
         let weight =
@@ -130,13 +130,13 @@ pub(super) fn connections(connections: &[Connection]) -> Table {
     let mut table = Table::new([
         Column::number("ID"),
         Column::text("CLIENT"),
-        Column::text("LISTENER"),
+        Column::text("LISTENER").detail(),
         Column::text("HOST"),
         Column::text("BACKEND"),
-        Column::text("DEVICE").optional(),
-        Column::text("DATAPATH"),
+        Column::text("DEVICE").optional().detail(),
+        Column::text("DATAPATH").detail(),
         Column::number("AGE"),
-        Column::number("IDLE"),
+        Column::number("IDLE").detail(),
         Column::number("UP"),
         Column::number("DOWN"),
     ]);
@@ -191,4 +191,66 @@ pub(super) fn blocks(blocks: &[Block]) -> Table {
         ]);
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const HOST: &str = "a-service-with-a-name-of-sixty-characters-in-all.example.com1";
+    const CLIENT: &str = "[2001:db8:1234:5678:9abc:def0:1234:5678]:54321";
+    const BACKEND: &str = "[fd7a:115c:a1e0:ab12:4843:cd96:6258:2]:8443";
+
+    fn read<T: serde::de::DeserializeOwned>(value: Value) -> T {
+        serde_json::from_value(value).unwrap()
+    }
+
+    /// At 80 columns no line is longer, and each of these texts is whole, so that it can be copied.
+    fn fits(table: &Table, whole: &[&str]) {
+        let lines = table.lines(false, Some(80));
+        for line in &lines {
+            assert!(line.len() <= 80, "{}: {line:?}", line.len());
+        }
+        for text in whole {
+            assert!(lines.iter().any(|line| line.contains(text)), "{text} is not whole in {lines:#?}");
+        }
+        let piped = table.lines(false, None);
+        assert_eq!(piped.len(), 2, "a row is a line where there is no terminal: {piped:#?}");
+    }
+
+    #[test]
+    fn connections_fit_80_columns() {
+        let connection = read(json!({
+            "id": 123_456, "client": CLIENT, "listener": "https", "host": HOST, "alpn": ["h2"], "route": "*",
+            "backend": BACKEND, "device": "wg0", "backend_state": "down", "datapath": "sockmap", "spilled": true,
+            "age_seconds": 90_061.0, "idle_seconds": 3.0, "bytes_up": 1_234_567, "bytes_down": 5_678_901
+        }));
+        fits(
+            &connections(&[connection]),
+            &["123456", HOST, CLIENT, BACKEND, "(down)", "sockmap (spilled)", "5.4 MiB"],
+        );
+    }
+
+    #[test]
+    fn routes_fit_80_columns() {
+        let route = read(json!({
+            "host": HOST, "listener": ["https"], "to": [BACKEND, "192.0.2.1:443"], "source": "runtime",
+            "alpn": ["h2", "http/1.1"], "from": ["2001:db8::/32"], "proxy_protocol": "v2", "datapath": "auto",
+            "connections": 5, "connections_limit": 10, "bytes_up": 1_234_567, "bytes_down": 5_678_901
+        }));
+        fits(&routes(&[route]), &[HOST, BACKEND, "runtime", "2001:db8::/32", "5/10", "5.4 MiB"]);
+    }
+
+    #[test]
+    fn backends_fit_80_columns() {
+        let backend = read(json!({
+            "pool": "caddy", "to": BACKEND, "address": BACKEND, "state": "down", "since": "2023-11-14T22:13:20Z",
+            "reason": "the tunnel wg0 has had no handshake for ten minutes, and nothing answers behind it",
+            "device": "wg0", "weight": 1, "backup": true, "connections": 5, "bytes_up": 1, "bytes_down": 2,
+            "rtt_ms": 21.5
+        }));
+        fits(&backends(&[backend]), &["caddy", BACKEND, "down", "1 backup", "handshake", "21.5 ms"]);
+    }
 }

@@ -29,6 +29,13 @@ pub(super) fn exact_hosts() -> Vec<CompletionCandidate> {
     hosts(|route| matches!(route.host, HostPattern::Exact(_)))
 }
 
+/// Names that live connections asked for.
+pub(super) fn hosts_asked_for() -> Vec<CompletionCandidate> {
+    let all: Vec<Connection> = ask("/v1/connections").unwrap_or_default();
+    let hosts = all.iter().filter_map(|connection| connection.host.as_ref());
+    distinct(hosts.map(|host| (host.to_string(), "host".to_owned())))
+}
+
 fn hosts(wanted: impl Fn(&Route) -> bool) -> Vec<CompletionCandidate> {
     let routes: Vec<Route> = ask("/v1/routes").unwrap_or_default();
     let wanted = routes.iter().filter(|route| wanted(route));

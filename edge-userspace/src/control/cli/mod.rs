@@ -3,11 +3,15 @@
 mod arguments;
 mod config;
 mod doctor;
+mod export;
+mod filter;
 mod import;
 mod init;
 mod lists;
 mod live;
+mod log;
 mod manual;
+mod progress;
 mod routes;
 mod shell;
 mod status;
@@ -21,18 +25,23 @@ use std::{
     io::{self, Write},
     net::IpAddr,
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::Parser;
 use serde::de::DeserializeOwned;
 
 use self::{
-    arguments::{Arguments, BackendArgs, Backends, Block, Command, Config, Connections},
-    style::Output,
+    arguments::{Arguments, BackendArgs, Backends, Block, Command, Config, Connections, ReloadArgs},
+    progress::Progress,
+    style::{ColourArg, Output},
     table::Table,
 };
 use super::{
-    api::{self, AddBlock, BackendSelector, ClosedConnection, ErrorBody, ErrorDetail, RemoveBlock},
+    api::{
+        self, AddBlock, BackendSelector, ClosedConnection, ClosedConnections, ErrorBody, ErrorDetail,
+        LogRequest, RemoveBlock,
+    },
     client::{Answer, Client, ClientError},
 };
 
@@ -45,6 +54,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, edged: clap::Command)
         Ok(false) => {}
         Err(error) => error.exit(),
     }
+    ColourArg::find(&arguments).apply();
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -53,6 +63,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, edged: clap::Command)
             return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
     };
+    arguments.color.apply();
     let output = Output::new(arguments.json);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -125,16 +136,18 @@ async fn run(arguments: Arguments, output: Output, edged: clap::Command) -> Resu
         Command::Backends(command) => backends(command, &daemon, output).await,
         Command::Connections(command) => connections(command, &daemon, output).await,
         Command::Block(command) => block(command, &daemon, output).await,
-        Command::Status => {
-            let answer = daemon.get("/v1/status").await?;
-            show(output, &answer, |status| status::lines(status, output))
-        }
+        Command::Status => status::run(&daemon, output).await,
         Command::Top { interval, count } => top::run(&daemon, output, interval, count).await,
+        Command::Log { follow, host, client, refused, lines } => {
+            log::run(&daemon, output, LogRequest { host, client, refused, lines, follow }).await
+        }
         Command::Doctor { config } => doctor::run(&daemon, output, &config).await,
         Command::Config(Config::Check { file }) => config::check(&file, output),
-        Command::Config(Config::Reload) | Command::Reload => config::reload(&daemon, output).await,
         Command::Init(arguments) => init::run(arguments, &daemon, output).await,
         Command::Import(arguments) => import::run(&arguments, output),
+        Command::Config(Config::Reload(ReloadArgs { dry_run: true }))
+        | Command::Reload(ReloadArgs { dry_run: true }) => config::plan(&daemon, output).await,
+        Command::Config(Config::Reload(_)) | Command::Reload(_) => config::reload(&daemon, output).await,
         Command::Completions { shell, program } => Ok(shell::completions(shell, program, edged)?),
         Command::Man { directory } => Ok(manual::write(&directory, edged)?),
     }
@@ -166,23 +179,71 @@ fn list<T: DeserializeOwned>(
 async fn backends(command: Backends, daemon: &Client, output: Output) -> Result<(), Failure> {
     let selector = |BackendArgs { to, pool }| BackendSelector { to, pool };
     let answer = match command {
-        Backends::List => daemon.get("/v1/backends").await?,
-        Backends::Drain(backend) => daemon.post("/v1/backends/drain", &selector(backend)).await?,
+        Backends::List(filter) => {
+            let answer = daemon.get("/v1/backends").await?;
+            let wanted = |backend: &api::Backend| filter.takes(backend);
+            return filter::show(output, &answer, wanted, filter.limit, lists::backends);
+        }
+        Backends::Drain { backend, wait } => {
+            let selector = selector(backend);
+            let answer = daemon.post("/v1/backends/drain", &selector).await?;
+            if wait { drained(daemon, &selector, output).await? } else { answer }
+        }
         Backends::Ready(backend) => daemon.post("/v1/backends/ready", &selector(backend)).await?,
     };
-    list(output, &answer, lists::backends)
+    show(output, &answer, |backends: &Vec<api::Backend>| {
+        let mut lines = lists::backends(backends).lines(output.colours, output.width);
+        let left = backends.iter().filter(|backend| backend.state == api::BackendState::Drained);
+        let left: u64 = left.map(|backend| backend.connections).sum();
+        if left > 0 {
+            lines.push(format!("{} there until they end", units::count(left, "connection")));
+        }
+        lines
+    })
+}
+
+/// The backends that are meant, once none has a connection left.
+async fn drained(daemon: &Client, meant: &BackendSelector, output: Output) -> Result<Answer, Failure> {
+    const EVERY: Duration = Duration::from_millis(500);
+    let progress = Progress::new(output);
+    loop {
+        let all: Vec<api::Backend> = daemon.get("/v1/backends").await?.read()?;
+        let is_meant = |backend: &&api::Backend| {
+            backend.to == meant.to && meant.pool.as_ref().is_none_or(|pool| *pool == backend.pool)
+        };
+        let left: u64 = all.iter().filter(is_meant).map(|backend| backend.connections).sum();
+        if left == 0 {
+            // The same again: it changes nothing, and answers with those that are meant.
+            return Ok(daemon.post("/v1/backends/drain", meant).await?);
+        }
+        let what = format!("draining: {} left", units::count(left, "connection"));
+        progress.during(&what, tokio::time::sleep(EVERY)).await;
+    }
 }
 
 async fn connections(command: Connections, daemon: &Client, output: Output) -> Result<(), Failure> {
     match command {
-        Connections::List => {
-            let answer = daemon.get("/v1/connections").await?;
-            list(output, &answer, lists::connections)
+        Connections::List { filter, limit } => {
+            let filter = filter.with_limit(limit);
+            if filter.is_empty() && limit == 0 {
+                let answer = daemon.get("/v1/connections").await?;
+                return list(output, &answer, lists::connections);
+            }
+            let answer = daemon.select("/v1/connections", &filter).await?;
+            // Earlier daemons list everything.
+            let wanted = |connection: &api::Connection| filter.takes(connection);
+            filter::show(output, &answer, wanted, Some(limit), lists::connections)
         }
-        Connections::Close { id } => {
+        Connections::Close { id: Some(id), .. } => {
             let answer = daemon.delete(&format!("/v1/connections/{id}"), &()).await?;
             show(output, &answer, |closed: &ClosedConnection| {
                 vec![format!("closed connection {}", closed.id)]
+            })
+        }
+        Connections::Close { id: None, filter } => {
+            let answer = daemon.delete("/v1/connections", &filter.with_limit(0)).await?;
+            show(output, &answer, |closed: &ClosedConnections| {
+                vec![format!("closed {}", units::count(closed.closed, "connection"))]
             })
         }
     }
@@ -206,7 +267,11 @@ async fn block(command: Block, daemon: &Client, output: Output) -> Result<(), Fa
             let answer = daemon.post("/v1/blocks", &AddBlock { cidr, duration, protect, force }).await?;
             show(output, &answer, |block: &api::Block| {
                 let until = block.until.map(|until| format!(" until {until}")).unwrap_or_default();
-                let mut lines = vec![format!("blocked {}{until}", block.cidr)];
+                let ended = match block.closed {
+                    0 => String::new(),
+                    closed => format!("; {} ended", units::count(closed, "connection")),
+                };
+                let mut lines = vec![format!("blocked {}{until}{ended}", block.cidr)];
                 lines.extend((!block.devices.is_empty()).then(|| status::guards(&block.devices, output)));
                 lines
             })

@@ -1,25 +1,39 @@
 //! `edgectl routes`: listed, added, removed, and tested with the reasons.
 
+use std::io;
+
 use super::{
     Client, Failure, Output, arguments,
     arguments::{Routes, When},
-    list, lists, show,
-    style::{Colour, printable},
+    export, filter, lists,
+    progress::Progress,
+    show,
+    style::{self, Colour, printable},
     table::{Cell, Column, NONE, Table},
+    units,
 };
 use crate::{
     control::api::{
-        AddRoute, AddedRoutes, CheckStatus, Probe, RemoveRoute, RemovedRoutes, Route, RouteTest, TestRoute,
-        parse_target,
+        AddRoute, AddedRoutes, CheckStatus, Probe, RemoveRoute, RemovedRoutes, Route, RouteSource, RouteTest,
+        TestRoute, parse_target,
     },
     spec::Target,
 };
 
 pub(super) async fn run(command: Routes, daemon: &Client, output: Output) -> Result<(), Failure> {
     match command {
-        Routes::List => {
+        Routes::List(filter) => {
             let answer = daemon.get("/v1/routes").await?;
-            list(output, &answer, lists::routes)
+            filter::show(output, &answer, |route: &Route| filter.takes(route), filter.limit, lists::routes)
+        }
+        Routes::Export => {
+            let answer = daemon.get("/v1/routes").await?;
+            if output.json {
+                let added = |route: &Route| route.source == RouteSource::Runtime;
+                return filter::show(output, &answer, added, None, lists::routes);
+            }
+            let toml = export::toml(&answer.read::<Vec<Route>>()?).map_err(io::Error::other)?;
+            Ok(style::write(toml.as_bytes())?)
         }
         Routes::Add(route) => {
             let answer = daemon.post("/v1/routes", &to_add(route)?).await?;
@@ -81,7 +95,7 @@ fn removed(removed: &RemovedRoutes) -> Vec<String> {
         .map(|route| format!("removed {} to {}", route.host, printable(&lists::target(&route.to))))
         .collect();
     if removed.closed > 0 {
-        lines.push(format!("closed {} connections", removed.closed));
+        lines.push(format!("closed {}", units::count(removed.closed, "connection")));
     }
     lines
 }
@@ -89,7 +103,12 @@ fn removed(removed: &RemovedRoutes) -> Vec<String> {
 async fn test(client: arguments::TestRoute, daemon: &Client, output: Output) -> Result<(), Failure> {
     let arguments::TestRoute { host, protocol, alpn, from, listener, probe } = client;
     let request = TestRoute { host: host.0, protocol: protocol.map(Into::into), alpn, from, listener, probe };
-    let answer = daemon.post("/v1/routes/test", &request).await?;
+    let call = daemon.post("/v1/routes/test", &request);
+    let answer = if probe {
+        Progress::new(output).during("walking the way to the backends", call).await?
+    } else {
+        call.await?
+    };
     let test: RouteTest = answer.read()?;
     show(output, &answer, |test| lines(test, output))?;
     let broken = test.probe.iter().flatten().any(|probe| probe.status == CheckStatus::Fail);

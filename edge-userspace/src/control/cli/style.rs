@@ -2,8 +2,13 @@
 
 use std::{
     borrow::Cow,
+    ffi::OsString,
     io::{self, IsTerminal, Write},
 };
+
+use anstream::{AutoStream, ColorChoice};
+use anstyle::{AnsiColor, Style};
+use clap::ValueEnum;
 
 /// A colour by what it says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,17 +25,67 @@ pub(super) enum Colour {
     Bold,
 }
 
+impl Colour {
+    const fn style(self) -> Style {
+        match self {
+            Self::Green => AnsiColor::Green.on_default(),
+            Self::Yellow => AnsiColor::Yellow.on_default(),
+            Self::Red => AnsiColor::Red.on_default(),
+            Self::Dim => Style::new().dimmed(),
+            Self::Bold => Style::new().bold(),
+        }
+    }
+}
+
+/// When the output is coloured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum ColourArg {
+    /// On a terminal that can, unless `NO_COLOR` is set; elsewhere with `CLICOLOR_FORCE`
+    #[default]
+    Auto,
+    /// Everywhere
+    Always,
+    /// Nowhere
+    Never,
+}
+
+impl ColourArg {
+    /// What a command line asks for, also one that clap refuses: its error has colours too.
+    pub(super) fn find(arguments: &[OsString]) -> Self {
+        let mut texts = arguments.iter().filter_map(|argument| argument.to_str());
+        let mut found = Self::default();
+        while let Some(text) = texts.next() {
+            let value = match text.strip_prefix("--color") {
+                Some("") => texts.next(),
+                Some(rest) => rest.strip_prefix('='),
+                None if text == "--" => break,
+                None => None,
+            };
+            found = value.and_then(|value| Self::from_str(value, false).ok()).unwrap_or(found);
+        }
+        found
+    }
+
+    /// Makes it the rule for everything that this process writes, clap's help and errors included.
+    pub(super) fn apply(self) {
+        let choice = match self {
+            Self::Auto => ColorChoice::Auto,
+            Self::Always => ColorChoice::Always,
+            Self::Never => ColorChoice::Never,
+        };
+        choice.write_global();
+    }
+}
+
 /// The text in a colour (ECMA-48 SGR).
 pub(super) fn paint(text: &str, colour: Option<Colour>) -> String {
-    let code = match colour {
-        None => return text.to_owned(),
-        Some(Colour::Green) => 32,
-        Some(Colour::Yellow) => 33,
-        Some(Colour::Red) => 31,
-        Some(Colour::Dim) => 2,
-        Some(Colour::Bold) => 1,
-    };
-    format!("\x1b[{code}m{text}\x1b[0m")
+    match colour {
+        None => text.to_owned(),
+        Some(colour) => {
+            let style = colour.style();
+            format!("{style}{text}{style:#}")
+        }
+    }
 }
 
 /// The text without control sequences for the terminal: parts of the output come from the network.
@@ -45,7 +100,8 @@ pub(super) struct Output {
     pub(super) json: bool,
     /// Standard output is a terminal.
     pub(super) terminal: bool,
-    /// Colours are wanted (<https://no-color.org>).
+    /// Colours are wanted: `--color`, and the rules of anstream for a terminal and its environment (`NO_COLOR`,
+    /// `CLICOLOR`, `CLICOLOR_FORCE`, `TERM=dumb`).
     pub(super) colours: bool,
     /// How many characters a line of the terminal has; `None` where there is none to fit into.
     pub(super) width: Option<usize>,
@@ -55,10 +111,10 @@ impl Output {
     /// The style for this process's terminal and environment.
     pub(super) fn new(json: bool) -> Self {
         let terminal = io::stdout().is_terminal();
-        let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let colours = AutoStream::choice(&io::stdout()) != ColorChoice::Never;
         let size = rustix::termios::tcgetwinsize(io::stdout()).ok();
         let width = size.map(|size| usize::from(size.ws_col)).filter(|columns| *columns > 0);
-        Self { json, terminal, colours: terminal && !unwanted, width }
+        Self { json, terminal, colours, width }
     }
 
     /// Text in a colour, where colours are wanted.
@@ -81,4 +137,25 @@ pub(super) fn write(bytes: &[u8]) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(bytes)?;
     stdout.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_searched_for_the_choice() {
+        let found = |line: &str| ColourArg::find(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        assert_eq!(found("edgectl routes list"), ColourArg::Auto);
+        assert_eq!(found("edgectl --color=always routes"), ColourArg::Always);
+        assert_eq!(found("edgectl routes list --color never"), ColourArg::Never);
+        assert_eq!(found("edgectl --color sometimes"), ColourArg::Auto);
+        assert_eq!(found("edgectl --color"), ColourArg::Auto);
+    }
+
+    #[test]
+    fn a_colour_ends_with_its_text() {
+        assert_eq!(paint("x", Some(Colour::Red)), "\x1b[31mx\x1b[0m");
+        assert_eq!(paint("x", None), "x");
+    }
 }

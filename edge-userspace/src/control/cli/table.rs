@@ -1,4 +1,7 @@
-//! Text tables: columns as wide as their widest cell, numbers to the right.
+//! Text tables: columns as wide as their widest cell, numbers to the right. On a terminal that is too narrow, the columns
+//! that matter least stand below their row, behind their titles: names and addresses stay whole and can be copied.
+
+use unicode_width::UnicodeWidthStr as _;
 
 use super::style::{Colour, paint, printable};
 
@@ -10,22 +13,28 @@ pub(super) struct Column {
     title: &'static str,
     right: bool,
     optional: bool,
+    detail: bool,
 }
 
 impl Column {
     /// Text, to the left.
     pub(super) const fn text(title: &'static str) -> Self {
-        Self { title, right: false, optional: false }
+        Self { title, right: false, optional: false, detail: false }
     }
 
     /// A number, to the right.
     pub(super) const fn number(title: &'static str) -> Self {
-        Self { title, right: true, optional: false }
+        Self { title, right: true, optional: false, detail: false }
     }
 
     /// Shown only where some row has a value.
     pub(super) const fn optional(self) -> Self {
         Self { optional: true, ..self }
+    }
+
+    /// The first to stand below the row where the terminal is narrow.
+    pub(super) const fn detail(self) -> Self {
+        Self { detail: true, ..self }
     }
 }
 
@@ -81,22 +90,22 @@ impl Table {
         self.rows.push(cells);
     }
 
-    /// The lines, the titles first. Where they are wider than `width`, the columns that do not fit stand below their row,
-    /// each value behind its title; nothing is cut.
+    /// The lines, the titles first. Where they are wider than `width` columns, details, then columns from the right,
+    /// stand below their row, each value behind its title; nothing is cut. Without a width each row is one line.
     pub(super) fn lines(&self, colours: bool, width: Option<usize>) -> Vec<String> {
         let mut shown: Vec<_> = (self.columns.iter().enumerate())
             .filter(|(nth, column)| !column.optional || self.rows.iter().any(|row| row[*nth].text != NONE))
             .map(|(nth, column)| {
-                let widest = self.rows.iter().map(|row| row[nth].text.chars().count()).max().unwrap_or(0);
+                let widest = self.rows.iter().map(|row| row[nth].text.width()).max().unwrap_or(0);
                 (nth, column, widest.max(column.title.len()))
             })
             .collect();
-        let below = shown.split_off(width.map_or(shown.len(), |width| fitting(&shown, width)));
+        let below = width.map(|width| overflow(&mut shown, width)).unwrap_or_default();
         let line = |cells: &[Cell]| {
             let mut line = String::new();
             for &(nth, column, width) in &shown {
                 let Cell { text, colour } = &cells[nth];
-                let gap = " ".repeat(width - text.chars().count());
+                let gap = " ".repeat(width - text.width());
                 let text = if colours { paint(text, *colour) } else { text.clone() };
                 if !line.is_empty() {
                     line.push_str(GAP);
@@ -113,12 +122,19 @@ impl Table {
         for row in &self.rows {
             lines.push(line(row));
             let rest = below.iter().filter(|(nth, ..)| row[*nth].text != NONE);
+            let room = width.unwrap_or(usize::MAX).saturating_sub(INDENT.len());
             let rest: Vec<_> = rest
-                .map(|(nth, column, _)| format!("{} {}", column.title.to_lowercase(), row[*nth].text))
+                .map(|(nth, column, _)| {
+                    let item = format!("{} {}", column.title.to_lowercase(), row[*nth].text);
+                    // A short value stays in one line.
+                    if visible(&item) < room.min(UNBROKEN) { item.replace(' ', UNBREAKABLE) } else { item }
+                })
                 .collect();
             if !rest.is_empty() {
-                let room = width.unwrap_or(usize::MAX).saturating_sub(INDENT.len());
-                lines.extend(wrapped(&rest.join(", "), room).map(|line| format!("{INDENT}{line}")));
+                let rest = rest.join(", ");
+                lines.extend(
+                    wrapped(&rest, room).map(|line| format!("{INDENT}{}", line.replace(UNBREAKABLE, " "))),
+                );
             }
         }
         lines
@@ -130,22 +146,36 @@ const GAP: &str = "  ";
 /// Before what stands below its row.
 const INDENT: &str = "    ";
 
-/// How many columns fit; the first one is always there.
-fn fitting(columns: &[(usize, &Column, usize)], width: usize) -> usize {
-    let mut used = 0;
-    let fit = columns.iter().take_while(|(nth, _, wide)| {
-        used += wide + if *nth == 0 { 0 } else { GAP.len() };
-        used <= width
-    });
-    fit.count().max(1)
+/// Below a row, a value shorter than this many columns is not broken.
+const UNBROKEN: usize = 40;
+/// A space that is not broken at, until the lines are made.
+const UNBREAKABLE: &str = "\u{a0}";
+
+/// Takes out the columns that do not fit: details first, then from the right. The first column always stays.
+fn overflow<'a>(
+    columns: &mut Vec<(usize, &'a Column, usize)>,
+    width: usize,
+) -> Vec<(usize, &'a Column, usize)> {
+    let mut below = Vec::new();
+    let taken = |columns: &[(usize, &Column, usize)]| {
+        columns.iter().map(|(_, _, wide)| wide + GAP.len()).sum::<usize>().saturating_sub(GAP.len())
+    };
+    while columns.len() > 1 && taken(columns) > width {
+        let last = columns.len() - 1;
+        let out =
+            columns.iter().rposition(|(_, column, _)| column.detail).filter(|&nth| nth > 0).unwrap_or(last);
+        below.push(columns.remove(out));
+    }
+    below.sort_unstable_by_key(|(nth, ..)| *nth);
+    below
 }
 
-/// The text in lines of at most `width` characters, broken at spaces; a longer word has a line of its own.
+/// The text in lines of at most `width` columns, broken at spaces; a longer word has a line of its own.
 pub(super) fn wrapped(text: &str, width: usize) -> impl Iterator<Item = String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split(' ') {
         match lines.last_mut() {
-            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+            Some(line) if visible(line) + 1 + visible(word) <= width => {
                 line.push(' ');
                 line.push_str(word);
             }
@@ -153,6 +183,11 @@ pub(super) fn wrapped(text: &str, width: usize) -> impl Iterator<Item = String> 
         }
     }
     lines.into_iter()
+}
+
+/// The columns that a text takes; its colours take none.
+fn visible(text: &str) -> usize {
+    anstream::adapter::strip_str(text).map(str::width).sum()
 }
 
 #[cfg(test)]
@@ -183,6 +218,29 @@ mod tests {
         let mut table = table();
         table.row(["\x1b[2Jx".into(), NONE.into(), "0".into()]);
         assert!(!table.lines(false, None).concat().contains('\x1b'));
+    }
+
+    #[test]
+    fn details_give_way_first_and_wide_characters_count_twice() {
+        let columns = [
+            Column::text("HOST"),
+            Column::text("LISTENER").detail(),
+            Column::text("TO"),
+            Column::number("UP"),
+        ];
+        let mut table = Table::new(columns);
+        table.row(["\u{65e5}\u{672c}.example".into(), "https".into(), "192.0.2.1:443".into(), "7 B".into()]);
+        table.row(["a.example".into(), "https".into(), "192.0.2.1:443".into(), "1 B".into()]);
+        assert_eq!(
+            table.lines(false, Some(34)),
+            [
+                "HOST          TO              UP",
+                "\u{65e5}\u{672c}.example  192.0.2.1:443  7 B",
+                "    listener https",
+                "a.example     192.0.2.1:443  1 B",
+                "    listener https",
+            ]
+        );
     }
 
     #[test]

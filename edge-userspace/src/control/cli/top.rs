@@ -1,6 +1,10 @@
-//! `edgectl top`: the summary and the busiest connections, drawn again and again.
+//! `edgectl top`: the summary and the busiest connections, again and again. On a terminal a screen with keys; elsewhere
+//! lines, or the status as JSON.
 
-use std::{collections::HashMap, io, time::Duration};
+mod screen;
+mod terminal;
+
+use std::{collections::HashMap, time::Duration};
 
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -10,34 +14,25 @@ use super::{
     table::{Cell, Column, Table},
     units,
 };
-use crate::control::api::{Connection, Status};
+use crate::control::api::{Backend, Connection, Status};
 
-/// Lines on a terminal that does not say how high it is.
-const DEFAULT_HEIGHT: usize = 24;
-
-/// Draws until interrupted, or `count` times. As JSON: the status, one line a look.
+/// Shows samples until interrupted, or `count` of them. As JSON: the status, one line a sample.
 pub(super) async fn run(
     daemon: &Client,
     output: Output,
     interval: Duration,
     count: Option<u64>,
 ) -> Result<(), Failure> {
-    let whole_screen = output.terminal && !output.json;
-    if whole_screen {
-        // The alternate screen, without a cursor, long lines cut (xterm's private modes 1049, 25 and 7).
-        style::write(b"\x1b[?1049h\x1b[?25l\x1b[?7l")?;
+    if output.terminal && !output.json {
+        return terminal::run(daemon, output, interval, count).await;
     }
-    let result = tokio::select! {
-        result = look(daemon, output, interval, count) => result,
+    tokio::select! {
+        result = print(daemon, output, interval, count) => result,
         interrupted = tokio::signal::ctrl_c() => interrupted.map_err(Failure::from),
-    };
-    if whole_screen {
-        style::write(b"\x1b[?7h\x1b[?25h\x1b[?1049l")?;
     }
-    result
 }
 
-async fn look(
+async fn print(
     daemon: &Client,
     output: Output,
     interval: Duration,
@@ -46,68 +41,81 @@ async fn look(
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut before = None;
-    let mut looks = 0;
-    while count.is_none_or(|count| looks < count) {
+    let mut samples = 0;
+    while count.is_none_or(|count| samples < count) {
         ticks.tick().await;
-        looks += 1;
-        let answer = daemon.get("/v1/status").await?;
+        samples += 1;
         if output.json {
-            style::write(answer.json())?;
+            style::write(daemon.get("/v1/status").await?.json())?;
             continue;
         }
-        let status = answer.read()?;
-        let connections = daemon.get("/v1/connections").await?.read()?;
-        let now = Look { time: Instant::now(), status, connections };
-        let mut lines = frame(before.as_ref(), &now, output);
-        if output.terminal {
-            lines.truncate(height());
-            // Home; each line clears what stood behind it, the last one what stood below.
-            style::write(format!("\x1b[H{}\x1b[J", lines.join("\x1b[K\r\n")).as_bytes())?;
-        } else {
-            style::write_lines(lines)?;
-        }
+        let now = Sample::take(daemon).await?;
+        style::write_lines(lines(before.as_ref(), &now, output))?;
         before = Some(now);
     }
     Ok(())
 }
 
-/// A sample of one moment.
-struct Look {
+/// The daemon at one moment.
+struct Sample {
     time: Instant,
     status: Status,
     connections: Vec<Connection>,
+    /// Where any is down.
+    backends: Vec<Backend>,
+}
+
+impl Sample {
+    async fn take(daemon: &Client) -> Result<Self, Failure> {
+        let status: Status = daemon.get("/v1/status").await?.read()?;
+        let connections = daemon.get("/v1/connections").await?.read()?;
+        let backends = match status.backends.down {
+            0 => Vec::new(),
+            _ => daemon.get("/v1/backends").await?.read()?,
+        };
+        Ok(Self { time: Instant::now(), status, connections, backends })
+    }
 }
 
 /// Up and down, in bytes a second.
 type Rate = (f64, f64);
 
-fn frame(before: Option<&Look>, now: &Look, output: Output) -> Vec<String> {
-    let mut lines = status::summary(&now.status, output);
+/// Bytes or events a second; 0 for no time.
+fn rate(before: u64, now: u64, seconds: f64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "a rate that is shown with four digits")]
+    let difference = now.saturating_sub(before) as f64;
+    if seconds > 0.0 { difference / seconds } else { 0.0 }
+}
+
+/// The connections with what they carried since the sample before.
+fn rates<'a>(before: Option<&Sample>, now: &'a Sample) -> Vec<(&'a Connection, Rate)> {
     let seconds = before.map_or(0.0, |before| (now.time - before.time).as_secs_f64());
-    let rate = |before: u64, now: u64| {
-        #[expect(clippy::cast_precision_loss, reason = "a rate that is shown with four digits")]
-        let difference = now.saturating_sub(before) as f64;
-        if seconds > 0.0 { difference / seconds } else { 0.0 }
-    };
+    let known: HashMap<u64, &Connection> =
+        before.iter().flat_map(|before| &before.connections).map(|old| (old.id, old)).collect();
+    let rated = now.connections.iter().map(|connection| {
+        let rates = known.get(&connection.id).map_or((0.0, 0.0), |old| {
+            let up = rate(old.bytes_up, connection.bytes_up, seconds);
+            (up, rate(old.bytes_down, connection.bytes_down, seconds))
+        });
+        (connection, rates)
+    });
+    rated.collect()
+}
+
+fn lines(before: Option<&Sample>, now: &Sample, output: Output) -> Vec<String> {
+    let mut lines = status::problems(&now.status, &now.backends, output);
+    lines.extend(status::summary(&now.status, output));
     if let Some(before) = before {
+        let seconds = (now.time - before.time).as_secs_f64();
         lines.push(format!(
             "{} {:.1} connections/s, {} up, {} down",
             output.paint("rates         ", Colour::Dim),
-            rate(before.status.connections.total, now.status.connections.total),
-            units::bit_rate(rate(before.status.bytes_up, now.status.bytes_up)),
-            units::bit_rate(rate(before.status.bytes_down, now.status.bytes_down)),
+            rate(before.status.connections.total, now.status.connections.total, seconds),
+            units::bit_rate(rate(before.status.bytes_up, now.status.bytes_up, seconds)),
+            units::bit_rate(rate(before.status.bytes_down, now.status.bytes_down, seconds)),
         ));
     }
-    let known: HashMap<u64, &Connection> =
-        before.iter().flat_map(|before| &before.connections).map(|old| (old.id, old)).collect();
-    let mut rows: Vec<(&Connection, Rate)> = (now.connections.iter())
-        .map(|connection| {
-            let rates = known.get(&connection.id).map_or((0.0, 0.0), |old| {
-                (rate(old.bytes_up, connection.bytes_up), rate(old.bytes_down, connection.bytes_down))
-            });
-            (connection, rates)
-        })
-        .collect();
+    let mut rows = rates(before, now);
     rows.sort_by(|(a, (a_up, a_down)), (b, (b_up, b_down))| {
         (b_up + b_down).total_cmp(&(a_up + a_down)).then(b.id.cmp(&a.id))
     });
@@ -129,7 +137,7 @@ fn busiest(rows: &[(&Connection, Rate)]) -> Table {
         Column::number("UP NOW"),
         Column::number("DOWN NOW"),
     ]);
-    // More than any terminal is high; a daemon may have a hundred thousand.
+    // A daemon may have a hundred thousand.
     for (connection, (up, down)) in rows.iter().take(500) {
         table.row([
             connection.id.to_string().into(),
@@ -145,11 +153,4 @@ fn busiest(rows: &[(&Connection, Rate)]) -> Table {
         ]);
     }
     table
-}
-
-fn height() -> usize {
-    match rustix::termios::tcgetwinsize(io::stdout()) {
-        Ok(size) if size.ws_row > 0 => usize::from(size.ws_row),
-        _ => DEFAULT_HEIGHT,
-    }
 }

@@ -35,6 +35,11 @@ pub(super) fn bit_rate(bytes_per_second: f64) -> String {
     format!("{rate:.1} {unit}")
 }
 
+/// A number of things: `1 connection`, `3 connections`.
+pub(super) fn count(count: u64, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
+}
+
 /// A span of time in its two largest units: `250ms`, `42s`, `3m 5s`, `2d 4h`.
 pub(super) fn age(span: Duration) -> String {
     let seconds = span.as_secs();
