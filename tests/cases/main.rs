@@ -48,6 +48,7 @@ mod running;
 mod segments;
 mod slow_disk;
 mod timeouts;
+mod traces;
 mod truths;
 mod unit;
 mod unix_targets;

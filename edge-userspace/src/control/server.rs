@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::{
     ControlSocket, Operator, Refusal, RefusalKind,
-    api::{AddBlock, AddRoute, BackendSelector, RemoveBlock, RemoveRoute, TestRoute},
+    api::{AddBlock, AddRoute, BackendSelector, RemoveBlock, RemoveRoute, TestRoute, TraceClient},
     http,
     request::Fields,
 };
@@ -45,6 +45,7 @@ fn router<O: Operator>(operator: Arc<O>) -> Router {
         .route("/v1/status", get(status::<O>))
         .route("/v1/doctor", get(doctor::<O>))
         .route("/v1/blocks", get(blocks::<O>).post(add_block::<O>).delete(remove_block::<O>))
+        .route("/v1/trace", post(trace::<O>))
         .route("/v1/reload", post(reload::<O>))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
@@ -127,6 +128,10 @@ async fn remove_block<O: Operator>(
     Fields(block): Fields<RemoveBlock>,
 ) -> Response {
     answer(to_the_end(async move { operator.remove_block(block).await }).await)
+}
+
+async fn trace<O: Operator>(State(operator): State<Arc<O>>, Fields(client): Fields<TraceClient>) -> Response {
+    answer(operator.trace(client))
 }
 
 async fn reload<O: Operator>(State(operator): State<Arc<O>>) -> Response {

@@ -15,7 +15,7 @@ use edge::{
             Check, CheckStatus, ClosedConnection, ConfigStatus, Connection, ConnectionCount, Considered,
             DatapathStatus, DoctorReport, HelloMemory, ListenerStatus, Probe, ProbeStep, ReloadReport,
             RemoveBlock, RemoveRoute, RemovedRoutes, Route, RouteCount, RouteSource, RouteTest, Status,
-            TestRoute, TierStatus, Timestamp,
+            TestRoute, TierStatus, Timestamp, Trace, TraceClient,
         },
     },
     spec::{Choice, ClientProtocol, Conditions, Protocol, Tier},
@@ -287,5 +287,9 @@ impl Operator for Fake {
             Some(place) => Ok(state.blocks.remove(place)),
             None => Err(Refusal::new(RefusalKind::Unsupported, "no_xdp", "this machine has no XDP")),
         }
+    }
+
+    fn trace(&self, _: TraceClient) -> Result<Trace, Refusal> {
+        Err(Refusal::new(RefusalKind::Conflict, "not_tracing", "the imagination has no packets"))
     }
 }

@@ -12,6 +12,7 @@ mod status;
 mod style;
 mod table;
 mod top;
+mod trace;
 mod units;
 
 use std::{
@@ -124,6 +125,7 @@ async fn run(arguments: Arguments, output: Output, edged: clap::Command) -> Resu
             show(output, &answer, |status| status::lines(status, output))
         }
         Command::Top { interval, count } => top::run(&daemon, output, interval, count).await,
+        Command::Trace { client } => trace::run(&daemon, output, client).await,
         Command::Doctor { config } => doctor::run(&daemon, output, &config).await,
         Command::Config(Config::Check { file }) => config::check(&file, output),
         Command::Config(Config::Reload) | Command::Reload => config::reload(&daemon, output).await,
