@@ -8,7 +8,14 @@
 #![expect(clippy::inline_always, reason = "the verifier follows a pointer in the function that looked it up")]
 
 pub mod headers;
+#[cfg(feature = "trace")]
+pub mod macro_support;
 pub mod shared;
+pub mod trace;
+
+// aya-log's macros name their support by the crate that they belong to.
+#[cfg(feature = "trace")]
+extern crate self as aya_log_ebpf;
 
 /// Declares the licence, without which the kernel refuses GPL-only helpers.
 #[macro_export]

@@ -43,7 +43,7 @@ use edge_ebpf::{
     },
     read,
     shared::Shared,
-    write,
+    trace, write,
 };
 
 edge_ebpf::program!();
@@ -136,10 +136,12 @@ fn drops<const HAS_HEADER: bool>(octets: Octets) -> bool {
         let bytes = (octets.end - octets.start) as u64;
         write!(counters, blocked = read!(counters, blocked).wrapping_add(1));
         write!(counters, blocked_bytes = read!(counters, blocked_bytes).wrapping_add(bytes));
+        trace::blocked(&packet.source, bytes as u32);
         return true;
     }
     if packet.tcp.is_some_and(|tcp| is_too_fast(octets, packet.source, tcp)) {
         write!(counters, limited = read!(counters, limited).wrapping_add(1));
+        trace::limited(&packet.source, (octets.end - octets.start) as u32);
         return true;
     }
     false

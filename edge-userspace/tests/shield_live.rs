@@ -22,7 +22,7 @@ use aya::{
 use caps::Capability;
 use edge::{
     kernel::{
-        self, Hook, Kernel, Objects, Wanted,
+        self, Hook, Kernel, Wanted,
         capability::{self, Duty},
     },
     shield::{Devices, Shield, ShieldError, Vital},
@@ -102,8 +102,7 @@ impl Lab {
     }
 
     fn open(&self) -> Shield {
-        let wanted =
-            Wanted { objects: Objects::embedded(), pins: self.pins.clone(), shield: true, flow: false };
+        let wanted = Wanted { pins: self.pins.clone(), shield: true, flow: false, ..Wanted::default() };
         let kernel = Kernel::open(&wanted);
         assert_eq!(kernel.findings, []);
         let mut shield = Shield::new(kernel.shield.unwrap()).unwrap();

@@ -57,7 +57,7 @@ fn bpftool_loads_every_object() -> Result<()> {
         ensure!(output.status.success(), "{}: {said}", object.display());
         loaded += 1;
     }
-    ensure!(loaded == 3, "{loaded} objects");
+    ensure!(loaded == 5, "{loaded} objects");
     Ok(())
 }
 

@@ -50,6 +50,7 @@ mod segments;
 mod slow_disk;
 mod terminal;
 mod timeouts;
+mod traces;
 mod truths;
 mod unit;
 mod unix_targets;

@@ -43,6 +43,7 @@ pub struct EdgedPlan<'a> {
     before: Vec<String>,
     programs: Option<PathBuf>,
     environment: Vec<(String, String)>,
+    arguments: Vec<String>,
 }
 
 /// The files of one daemon. A second daemon with the same files takes the first one's place.
@@ -104,6 +105,13 @@ impl EdgedPlan<'_> {
         self
     }
 
+    /// Adds an argument of the command line, like `--trace-ebpf`.
+    #[must_use]
+    pub fn argument(mut self, argument: &str) -> Self {
+        self.arguments.push(argument.to_owned());
+        self
+    }
+
     /// The configuration file's text.
     fn text(&self, body: &str) -> String {
         format!(
@@ -128,6 +136,7 @@ impl EdgedPlan<'_> {
         command.args(words).arg("--config").arg(&self.files.config);
         // All namespaces of the machine share bpffs, so each daemon gets its own directory for pins.
         command.arg("--pins").arg(self.lab.pins());
+        command.args(&self.arguments);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         self.lab.edge.spawn("edged", command)
     }
@@ -156,6 +165,7 @@ impl Edged {
             before: Vec::new(),
             programs: None,
             environment: Vec::new(),
+            arguments: Vec::new(),
         }
     }
 
@@ -276,6 +286,17 @@ impl Edgectl {
             String::from_utf8_lossy(&output.stderr)
         );
         Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Starts it, with `--control`, and leaves it running; what it writes goes to a file in this directory.
+    pub fn spawn(&self, arguments: &[&str], directory: &Path) -> Result<Process> {
+        let mut command = Command::new(&self.program);
+        command.args(arguments).arg("--control").arg(&self.control);
+        Process::spawn(
+            "edgectl",
+            command,
+            directory.join(format!("edgectl-{}.log", arguments.join("-").replace('/', "_"))),
+        )
     }
 
     /// Runs it with `--json`, wants success, and reads what it says.

@@ -15,7 +15,7 @@ use clap::Args;
 use object::{
     Object as _, ObjectSection as _,
     build::elf::{Builder, SectionData},
-    elf::SHT_STRTAB,
+    elf::{SHT_STRTAB, STV_HIDDEN},
 };
 use sha2::{Digest as _, Sha256};
 
@@ -24,6 +24,8 @@ const TOOLCHAIN: &str = "1.95.0";
 /// The last linker that carries its own LLVM of the tool-chain's version.
 const BPF_LINKER: &str = "0.10.4";
 const PACKAGE: &str = "edge-ebpf";
+/// The binary that is built with the feature `trace` as well, for the tracing object of each program that has one.
+const TRACED: [(&str, &str); 2] = [("flow-trace", "flow"), ("shield", "shield")];
 const TARGET: &str = "bpfel-unknown-none";
 const OBJECTS: &str = "edge-userspace/bpf";
 const SUMS: &str = "SHA256SUMS";
@@ -43,14 +45,21 @@ impl BuildEbpf {
         let linker_path = linker_path(&target)?;
         let programs = programs(&root)?;
         let built = target.join("bpf");
-        compile(&root, &built, &rust_src, &linker_path, &programs)?;
+        let ordinary: Vec<_> =
+            programs.iter().map(|program| (&**program, format!("{program}.bpf.o"))).collect();
+        let traced = TRACED.map(|(binary, program)| (binary, format!("{program}.trace.bpf.o")));
 
         let mut objects = BTreeMap::new();
-        for program in &programs {
-            let path = built.join(TARGET).join("release").join(program);
-            let linked = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-            let object = strip(&linked).with_context(|| format!("stripping {}", path.display()))?;
-            objects.insert(format!("{program}.bpf.o"), object);
+        for (features, wanted) in [("programs", &*ordinary), ("programs,trace", &traced)] {
+            let binaries: Vec<_> = wanted.iter().map(|(binary, _)| *binary).collect();
+            compile(&root, &built, &rust_src, &linker_path, &binaries, features)?;
+            for (binary, name) in wanted {
+                let path = built.join(TARGET).join("release").join(binary);
+                let linked = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+                let object = strip(&linked, name.ends_with(".trace.bpf.o"))
+                    .with_context(|| format!("stripping {}", path.display()))?;
+                objects.insert(name.clone(), object);
+            }
         }
         let directory = root.join(OBJECTS);
         if !self.check {
@@ -121,7 +130,7 @@ fn linker_path(target: &Path) -> Result<std::ffi::OsString> {
     Ok(env::join_paths(std::iter::once(bin).chain(env::split_paths(&path)))?)
 }
 
-/// The binaries of `edge-ebpf`: one a program.
+/// The binaries of `edge-ebpf`: one a program, without those that only the tracing objects need.
 fn programs(root: &Path) -> Result<Vec<String>> {
     let metadata = output(
         Command::new("cargo").args(["metadata", "--no-deps", "--format-version", "1"]).current_dir(root),
@@ -133,6 +142,7 @@ fn programs(root: &Path) -> Result<Vec<String>> {
         .filter(|package| package["name"] == PACKAGE)
         .flat_map(|package| list(&package["targets"]))
         .filter(|target| target["kind"][0] == "bin")
+        .filter(|target| !list(&target["required-features"]).iter().any(|feature| feature == "trace"))
         .filter_map(|target| target["name"].as_str().map(str::to_owned))
         .collect();
     ensure!(!programs.is_empty(), "{PACKAGE} has no programs");
@@ -144,7 +154,8 @@ fn compile(
     built: &Path,
     rust_src: &Path,
     linker_path: &std::ffi::OsStr,
-    programs: &[String],
+    programs: &[&str],
+    features: &str,
 ) -> Result<()> {
     let cargo_home = match env::var_os("CARGO_HOME") {
         Some(home) => PathBuf::from(home),
@@ -166,7 +177,7 @@ fn compile(
     let mut cargo = Command::new("rustup");
     cargo
         .args(["run", TOOLCHAIN, "cargo", "build", "--locked", "--release", "--package", PACKAGE])
-        .args(["--target", TARGET, "-Zbuild-std=core", "--features", "programs", "--target-dir"])
+        .args(["--target", TARGET, "-Zbuild-std=core", "--features", features, "--target-dir"])
         .arg(built)
         .current_dir(root);
     for program in programs {
@@ -198,7 +209,7 @@ fn without_caller_settings(command: &mut Command) {
 
 /// Removes DWARF and keeps `.BTF` and `.BTF.ext`, as `llvm-strip -g` does; refuses objects that libbpf would
 /// refuse.
-fn strip(linked: &[u8]) -> Result<Vec<u8>> {
+fn strip(linked: &[u8], is_traced: bool) -> Result<Vec<u8>> {
     let mut elf = Builder::read(linked)?;
     let mut has_btf = false;
     let mut dead = Vec::new();
@@ -213,6 +224,11 @@ fn strip(linked: &[u8]) -> Result<Vec<u8>> {
     }
     ensure!(has_btf, "no .BTF section");
     for symbol in &mut elf.symbols {
+        // The kernel verifies a global function by its type and refuses one that returns a pointer. libbpf makes hidden
+        // functions static; aya does so with these names. The ordinary programs do not call them.
+        if is_traced && [b"memset", b"memcpy"].iter().any(|name| symbol.name.as_slice() == *name) {
+            symbol.st_other = STV_HIDDEN;
+        }
         if symbol.section.is_some_and(|section| dead.contains(&section)) {
             symbol.delete = true;
         }

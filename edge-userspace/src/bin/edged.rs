@@ -21,7 +21,12 @@ fn main() -> ExitCode {
     } else if arguments.uninstall {
         uninstall(&arguments.pins)
     } else {
-        serve(&Options { config: arguments.config, bpf_object: arguments.bpf_object, pins: arguments.pins })
+        serve(&Options {
+            config: arguments.config,
+            bpf_object: arguments.bpf_object,
+            trace_ebpf: arguments.trace_ebpf,
+            pins: arguments.pins,
+        })
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

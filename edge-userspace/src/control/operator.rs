@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::HashSet, future::Future};
 use super::api::{
     AddBlock, AddRoute, AddedRoutes, Backend, BackendSelector, Block, ClosedConnection, Connection,
     DoctorReport, ErrorBody, ErrorDetail, ReloadPlan, ReloadReport, RemoveBlock, RemoveRoute, RemovedRoutes,
-    Route, RouteTest, Status, TestRoute,
+    Route, RouteTest, Status, TestRoute, Trace, TraceClient,
 };
 use crate::observe::access_log::AccessLog;
 
@@ -75,6 +75,9 @@ pub trait Operator: Send + Sync + 'static {
 
     /// Lets a blocked prefix in again; the answer is the block as it was.
     fn remove_block(&self, block: RemoveBlock) -> impl Future<Output = Result<Block, Refusal>> + Send;
+
+    /// Gives the lines about a client's packets that have come since the reader's last call.
+    fn trace(&self, client: TraceClient) -> Result<Trace, Refusal>;
 }
 
 /// The kind of a refusal.

@@ -18,7 +18,7 @@ use super::{
     ControlSocket, Operator, Refusal, RefusalKind,
     api::{
         AddBlock, AddRoute, BackendSelector, ClosedConnections, ConnectionFilter, LogRequest, RemoveBlock,
-        RemoveRoute, TestRoute,
+        RemoveRoute, TestRoute, TraceClient,
     },
     http,
     request::Fields,
@@ -51,6 +51,7 @@ fn router<O: Operator>(operator: Arc<O>) -> Router {
         .route("/v1/blocks", get(blocks::<O>).post(add_block::<O>).delete(remove_block::<O>))
         .route("/v1/log", get(log::<O>))
         .route("/v1/reload", get(plan_reload::<O>).post(reload::<O>))
+        .route("/v1/trace", post(trace::<O>))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .with_state(operator)
@@ -152,6 +153,10 @@ async fn remove_block<O: Operator>(
     Fields(block): Fields<RemoveBlock>,
 ) -> Response {
     answer(to_the_end(async move { operator.remove_block(block).await }).await)
+}
+
+async fn trace<O: Operator>(State(operator): State<Arc<O>>, Fields(client): Fields<TraceClient>) -> Response {
+    answer(operator.trace(client))
 }
 
 async fn reload<O: Operator>(State(operator): State<Arc<O>>) -> Response {

@@ -19,6 +19,9 @@ pub struct Arguments {
     /// Load BPF objects from this file or directory instead of the embedded ones
     #[arg(long, value_name = "PATH")]
     pub bpf_object: Option<PathBuf>,
+    /// Load BPF programs that report what they do with packets: to the log, and to `edgectl trace`. They are slower
+    #[arg(long)]
+    pub trace_ebpf: bool,
     /// The directory of everything pinned in the kernel; each daemon of a machine needs one of its own
     #[arg(long, value_name = "PATH", default_value = kernel::DEFAULT_PINS)]
     pub pins: PathBuf,

@@ -30,6 +30,7 @@ mod start;
 mod state_writer;
 mod status;
 mod tiers;
+mod trace;
 mod troubles;
 mod vital;
 mod worker;
@@ -46,7 +47,7 @@ pub use service::run;
 
 use self::{
     blocks::Shielding, build::Retained, ebb::Ebb, following::Following, segments::Segments, sockets::Sockets,
-    state_writer::StateWriter, troubles::Troubles, worker::Workers,
+    state_writer::StateWriter, trace::Tracing, troubles::Troubles, worker::Workers,
 };
 use crate::{
     config::{
@@ -113,6 +114,8 @@ pub struct Daemon {
     troubles: Arc<Troubles>,
     /// The blocks that were on disk when the daemon started.
     loaded_blocks: Vec<state::Block>,
+    /// What the tracing objects report, where the daemon was started with them.
+    tracing: Option<Tracing>,
     /// Where tiers come from that are asked for later.
     objects: Objects,
     /// Features that the kernel lacks, as of the daemon's start.
@@ -164,6 +167,9 @@ impl Daemon {
         loop {
             let idle = self.edge.running.load().idle_timeout;
             tokio::time::sleep(idle.map_or(EVERY, |idle| (idle / 8).clamp(AT_LEAST, EVERY))).await;
+            if let Some(tracing) = &self.tracing {
+                tracing.forget_idle();
+            }
             let edge = Arc::clone(&self.edge);
             // Off the control runtime: with very many flows a look takes long.
             if tokio::task::spawn_blocking(move || edge.sweep(idle)).await.is_err() {

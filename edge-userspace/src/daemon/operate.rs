@@ -11,7 +11,7 @@ use crate::{
         api::{
             AddBlock, AddRoute, AddedRoutes, Backend, BackendSelector, Block, ClosedConnection, Connection,
             Considered, DoctorReport, ReloadPlan, ReloadReport, RemoveBlock, RemoveRoute, RemovedRoutes,
-            Route, RouteSource, RouteTest, Status, TestRoute,
+            Route, RouteSource, RouteTest, Status, TestRoute, Trace, TraceClient,
         },
     },
     datapath::StopReason,
@@ -167,6 +167,11 @@ impl Operator for Daemon {
 
     async fn remove_block(&self, block: RemoveBlock) -> Result<Block, Refusal> {
         self.unblock(block).await
+    }
+
+    fn trace(&self, client: TraceClient) -> Result<Trace, Refusal> {
+        let Some(tracing) = &self.tracing else { return Err(super::trace::not_tracing()) };
+        tracing.read(client)
     }
 }
 

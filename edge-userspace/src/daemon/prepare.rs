@@ -26,6 +26,8 @@ pub struct Options {
     pub config: PathBuf,
     /// BPF objects to load instead of the embedded ones.
     pub bpf_object: Option<PathBuf>,
+    /// Whether the BPF programs are to report what they do with packets.
+    pub trace_ebpf: bool,
     /// The directory of pins, on a BPF filesystem.
     pub pins: PathBuf,
 }
@@ -113,7 +115,12 @@ pub fn prepare(options: &Options) -> Result<Prepared, DaemonError> {
 /// Loads the parts that the kernel supports. A refused part is missing, and reported once.
 fn open_kernel(options: &Options) -> Kernel {
     let objects = options.bpf_object.clone().map_or_else(Objects::embedded, Objects::replaced_by);
-    let mut kernel = Kernel::open(&Wanted { objects, pins: options.pins.clone(), ..Wanted::default() });
+    let mut kernel = Kernel::open(&Wanted {
+        objects,
+        pins: options.pins.clone(),
+        trace: options.trace_ebpf,
+        ..Wanted::default()
+    });
     say(&kernel.findings);
     // Later there is no right to look.
     kernel.findings.extend(kernel::probe::probe().findings);

@@ -18,6 +18,7 @@ use super::{
     segments::Segments,
     sockets::Sockets,
     state_writer::StateWriter,
+    trace::Tracing,
     troubles::{Part, Troubles},
     worker::Workers,
 };
@@ -98,6 +99,7 @@ impl Daemon {
             tunnels: following.tunnels(),
             troubles: Arc::clone(&troubles),
             loaded_blocks: state.blocks.clone(),
+            tracing: kernel.tracer.map(Tracing::start),
             findings: kernel.findings,
             unread: kernel.unread,
             objects: kernel.objects,

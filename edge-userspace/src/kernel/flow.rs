@@ -20,7 +20,6 @@ use aya::{
     },
 };
 use edge_common::flow::{Flow, FlowKey, Label, Pending};
-use tracing::info;
 
 use super::{
     Framing, Interface, KernelError, Objects,
@@ -32,7 +31,8 @@ use super::{
     link_device::device_of,
     load::{Shape, load},
     pin::Pins,
-    pin_name,
+    pin_name, probe,
+    trace::Tracer,
 };
 
 pub(super) const OBJECT: &str = "flow";
@@ -129,16 +129,21 @@ pub(super) struct FlowLinks {
 }
 
 impl FlowProgram {
-    /// Loads the programs and adopts the maps that an earlier daemon pinned. Its links and filters go on running
-    /// the earlier programs, on the same maps, until [`Self::attach`].
-    pub(super) fn load(objects: &Objects, pins: &Pins, uses_tcx: bool) -> Result<Self, KernelError> {
+    /// Loads the programs and adopts an earlier daemon's maps; its links and filters run its programs until [`Self::attach`].
+    pub(super) fn load(
+        objects: &Objects,
+        pins: &Pins,
+        trace: Option<&mut Tracer>,
+    ) -> Result<Self, KernelError> {
         let directory = pins.of(OBJECT)?;
         let mut ebpf = load(OBJECT, &objects.flow()?, &directory, &MAPS)?;
         for name in CLASSIFIERS.into_iter().flatten() {
             classifier(&mut ebpf, name)?.load().map_err(failed("loading", name))?;
         }
         sock_ops(&mut ebpf)?.load().map_err(failed("loading", ESTABLISHED))?;
-        let links = FlowLinks { ebpf, directory, attached: BTreeMap::new(), uses_tcx };
+        trace.map_or(Ok(()), |tracer| tracer.add(&mut ebpf, OBJECT))?;
+        let links =
+            FlowLinks { ebpf, directory, attached: BTreeMap::new(), uses_tcx: probe::tcx() == Ok(true) };
         Ok(Self { hands: Hands::Own(links), maps: None })
     }
 
@@ -296,7 +301,7 @@ impl FlowLinks {
                 attach_filter(program, program_name, hook, &name)?;
             }
         }
-        info!(device = name, tcx = self.uses_tcx, "packets of flows are carried here");
+        tracing::info!(device = name, tcx = self.uses_tcx, "packets of flows are carried here");
         self.attached.insert(index, name);
         Ok(())
     }

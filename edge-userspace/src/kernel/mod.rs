@@ -40,6 +40,7 @@ mod shield;
 mod sock_diag;
 mod sockmap;
 pub mod tcp;
+mod trace;
 mod tracker;
 mod xfrm;
 
@@ -66,6 +67,7 @@ pub use route_lookup::{Hop, RouteLookup, RouteQuestion};
 pub use shield::{Hook, Prefix, ShieldProgram};
 pub use sock_diag::connected_to;
 pub use sockmap::{DEFAULT_CREDIT, Joined, JoinedSocket, NotJoined, Progress, Sockmap};
+pub use trace::{TraceLine, Traced, Tracer};
 pub use tracker::Tracker;
 pub use xfrm::{IpsecPolicies, IpsecSource, Policies};
 
@@ -80,11 +82,19 @@ pub struct Wanted {
     pub shield: bool,
     /// Whether connections are to be handed to the flow tier.
     pub flow: bool,
+    /// Whether the programs are to report what they do with packets.
+    pub trace: bool,
 }
 
 impl Default for Wanted {
     fn default() -> Self {
-        Self { objects: Objects::embedded(), pins: DEFAULT_PINS.into(), shield: true, flow: true }
+        Self {
+            objects: Objects::embedded(),
+            pins: DEFAULT_PINS.into(),
+            shield: true,
+            flow: true,
+            trace: false,
+        }
     }
 }
 
@@ -101,6 +111,8 @@ pub struct Kernel {
     pub older: Vec<OlderFlows>,
     /// Flows that programs of layouts unknown to this version carry.
     pub unread: Vec<UnreadFlows>,
+    /// The reports of the tracing objects, where they were wanted.
+    pub tracer: Option<Tracer>,
     /// The wanted parts that are missing, and why.
     pub findings: Vec<Finding>,
 }
@@ -112,8 +124,9 @@ impl Kernel {
     /// later drops capabilities in all threads.
     pub fn open(wanted: &Wanted) -> Self {
         let mut kernel = Self { objects: wanted.objects.clone(), ..Self::default() };
+        kernel.tracer = wanted.trace.then(Tracer::default);
         if wanted.shield {
-            let shield = Self::open_shield(wanted);
+            let shield = kernel.open_part(wanted, "shield", Self::open_shield);
             kernel.shield = kernel.or_find(
                 shield,
                 "shield",
@@ -122,7 +135,7 @@ impl Kernel {
         }
         if wanted.flow {
             kernel.find_others(wanted);
-            let flow = Self::open_flow(wanted);
+            let flow = kernel.open_part(wanted, "flow tier", Self::open_flow);
             kernel.flow = kernel.or_find(flow, "flow tier", "connections stay on their sockets");
             if kernel.flow.is_none() {
                 // Nobody is there to list them.
@@ -164,9 +177,28 @@ impl Kernel {
         keeper::Wards { flow, shield, older, objects: self.objects.clone() }
     }
 
-    fn open_flow(wanted: &Wanted) -> Result<FlowProgram, KernelError> {
+    /// Opens a part: the tracing objects where they are wanted, the ordinary ones where those are refused.
+    fn open_part<T>(
+        &mut self,
+        wanted: &Wanted,
+        name: &str,
+        open: fn(&Wanted, Option<&mut Tracer>) -> Result<T, KernelError>,
+    ) -> Result<T, KernelError> {
+        if let Some(tracer) = &mut self.tracer {
+            let traced = Wanted { objects: wanted.objects.clone().traced(), ..wanted.clone() };
+            match open(&traced, Some(tracer)) {
+                Ok(part) => return Ok(part),
+                Err(error) => {
+                    self.findings.push(error.finding("tracing", &format!("the {name} reports nothing")));
+                }
+            }
+        }
+        open(wanted, None)
+    }
+
+    fn open_flow(wanted: &Wanted, tracer: Option<&mut Tracer>) -> Result<FlowProgram, KernelError> {
         let pins = pin::Pins::open(&wanted.pins)?;
-        FlowProgram::load(&wanted.objects, &pins, probe::tcx() == Ok(true))
+        FlowProgram::load(&wanted.objects, &pins, tracer)
     }
 
     /// The part, or `None` and a finding that says why.
@@ -174,8 +206,8 @@ impl Kernel {
         part.map_err(|error| self.findings.push(error.finding(name, effect))).ok()
     }
 
-    fn open_shield(wanted: &Wanted) -> Result<ShieldProgram, KernelError> {
+    fn open_shield(wanted: &Wanted, tracer: Option<&mut Tracer>) -> Result<ShieldProgram, KernelError> {
         let pins = pin::Pins::open(&wanted.pins)?;
-        ShieldProgram::load(&wanted.objects, &pins)
+        ShieldProgram::load(&wanted.objects, &pins, tracer)
     }
 }

@@ -11,25 +11,35 @@ macro_rules! embed {
 }
 
 const FLOW: &[u8] = embed!("flow");
+const FLOW_TRACE: &[u8] = embed!("flow.trace");
 const SHIELD: &[u8] = embed!("shield");
+const SHIELD_TRACE: &[u8] = embed!("shield.trace");
 const SOCKMAP: &[u8] = embed!("sockmap");
 
 /// Where objects are taken from.
 #[derive(Clone, Debug, Default)]
 pub struct Objects {
     replacement: Option<PathBuf>,
+    /// Whether the programs are those that report what they do with packets.
+    trace: bool,
 }
 
 impl Objects {
     /// Those built into this binary.
     pub const fn embedded() -> Self {
-        Self { replacement: None }
+        Self { replacement: None, trace: false }
     }
 
     /// Those of a directory of `*.bpf.o`, or the one object of a file; what is not there is taken from this
     /// binary.
     pub const fn replaced_by(path: PathBuf) -> Self {
-        Self { replacement: Some(path) }
+        Self { replacement: Some(path), trace: false }
+    }
+
+    /// The tracing objects of the same source. The sockmap tier has none.
+    #[must_use]
+    pub fn traced(self) -> Self {
+        Self { trace: true, ..self }
     }
 
     /// The file or directory that replaces the embedded ones.
@@ -39,11 +49,17 @@ impl Objects {
 
     /// The object that holds the flow tier.
     pub(super) fn flow(&self) -> Result<Cow<'static, [u8]>, KernelError> {
+        if self.trace {
+            return self.find("flow.trace.bpf.o", FLOW_TRACE);
+        }
         self.find("flow.bpf.o", FLOW)
     }
 
     /// The object that holds the shield.
     pub(super) fn shield(&self) -> Result<Cow<'static, [u8]>, KernelError> {
+        if self.trace {
+            return self.find("shield.trace.bpf.o", SHIELD_TRACE);
+        }
         self.find("shield.bpf.o", SHIELD)
     }
 
@@ -83,7 +99,7 @@ mod tests {
 
     #[test]
     fn embedded_objects_are_elf_files_for_bpf() {
-        for object in [SHIELD, SOCKMAP] {
+        for object in [SHIELD, SOCKMAP, SHIELD_TRACE, FLOW_TRACE] {
             assert!(object.starts_with(b"\x7fELF"));
             assert_eq!(object[18..20], 247_u16.to_le_bytes(), "e_machine is EM_BPF");
         }

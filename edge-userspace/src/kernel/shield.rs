@@ -28,6 +28,7 @@ use super::{
     keeper::{Indexes, Reply, Request, keeper},
     load::{Shape, load, map, take},
     pin::Pins,
+    trace::Tracer,
 };
 
 const OBJECT: &str = "shield";
@@ -67,7 +68,7 @@ impl Prefix {
         self.length
     }
 
-    fn key(&self) -> Key<[u8; 16]> {
+    pub(super) fn key(&self) -> Key<[u8; 16]> {
         Key::new(self.length.into(), self.octets)
     }
 }
@@ -142,7 +143,11 @@ pub enum Hook {
 impl ShieldProgram {
     /// Loads the programs, adopts the maps and links of an earlier daemon, and lets its links run these programs.
     /// They are attached to other devices by [`Self::attach`], not before: an attached program costs something.
-    pub(super) fn load(objects: &Objects, pins: &Pins) -> Result<Self, KernelError> {
+    pub(super) fn load(
+        objects: &Objects,
+        pins: &Pins,
+        trace: Option<&mut Tracer>,
+    ) -> Result<Self, KernelError> {
         pins.inherit(OBJECT, &ALIKE)?;
         let directory = pins.of(OBJECT)?;
         let predecessors = pins.others()?.into_iter().map(|other| other.directory.join(OBJECT));
@@ -157,6 +162,7 @@ impl ShieldProgram {
         let (blocks, packets) = (take(&mut ebpf, OBJECT, BLOCKS)?, take(&mut ebpf, OBJECT, BLOCK_PACKETS)?);
         let counters = take(&mut ebpf, OBJECT, COUNTERS)?;
         let (limit, ports) = (take(&mut ebpf, OBJECT, SYN_LIMIT)?, take(&mut ebpf, OBJECT, SYN_PORTS)?);
+        trace.map_or(Ok(()), |tracer| tracer.add(&mut ebpf, OBJECT))?;
         let mut links = ShieldLinks {
             ebpf,
             directory,

@@ -16,7 +16,7 @@ use edge::{
             Check, CheckStatus, ClosedConnection, ConcernedConnections, ConfigStatus, Connection,
             ConnectionCount, Considered, DatapathStatus, DoctorReport, HelloMemory, ListenerStatus, Probe,
             ProbeStep, ReloadPlan, ReloadReport, RemoveBlock, RemoveRoute, RemovedRoutes, Route, RouteCount,
-            RouteSource, RouteTest, Status, TestRoute, TierStatus, Timestamp,
+            RouteSource, RouteTest, Status, TestRoute, TierStatus, Timestamp, Trace, TraceClient,
         },
     },
     observe::access_log::AccessLog,
@@ -310,5 +310,9 @@ impl Operator for Fake {
             Some(place) => Ok(state.blocks.remove(place)),
             None => Err(Refusal::new(RefusalKind::Unsupported, "no_xdp", "this machine has no XDP")),
         }
+    }
+
+    fn trace(&self, _: TraceClient) -> Result<Trace, Refusal> {
+        Err(Refusal::new(RefusalKind::Conflict, "not_tracing", "the imagination has no packets"))
     }
 }

@@ -12,6 +12,7 @@ mod log;
 mod plan;
 mod routes;
 mod status;
+mod trace;
 
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +32,7 @@ pub use status::{
     BackendCount, BindTrouble, ConfigStatus, ConnectionCount, ConntrackStatus, DatapathStatus, HelloMemory,
     ListenerStatus, OtherLayout, ReloadReport, ReloadStatus, RouteCount, Status, TierStatus,
 };
+pub use trace::{Trace, TraceClient, TraceLine};
 
 /// The body of every answer that is not a success.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

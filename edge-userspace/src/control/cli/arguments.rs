@@ -88,6 +88,12 @@ pub(super) enum Command {
         #[arg(long, short = 'n', value_name = "N", default_value_t = 20)]
         lines: usize,
     },
+    /// What the kernel does with a client's packets, live; edged must run with --trace-ebpf
+    Trace {
+        /// The client: an address or a prefix
+        #[arg(value_parser = parse_prefix)]
+        client: IpNet,
+    },
     /// Looks for what is wrong, and says how to mend it
     Doctor {
         /// The configuration to look at where the daemon cannot be asked

@@ -18,6 +18,7 @@ mod status;
 mod style;
 mod table;
 mod top;
+mod trace;
 mod units;
 
 use std::{
@@ -141,6 +142,7 @@ async fn run(arguments: Arguments, output: Output, edged: clap::Command) -> Resu
         Command::Log { follow, host, client, refused, lines } => {
             log::run(&daemon, output, LogRequest { host, client, refused, lines, follow }).await
         }
+        Command::Trace { client } => trace::run(&daemon, output, client).await,
         Command::Doctor { config } => doctor::run(&daemon, output, &config).await,
         Command::Config(Config::Check { file }) => config::check(&file, output),
         Command::Init(arguments) => init::run(arguments, &daemon, output).await,
