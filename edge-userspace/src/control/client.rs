@@ -9,7 +9,8 @@ use std::{
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
-    Method, Request, StatusCode,
+    Method, Request, Response, StatusCode,
+    body::Incoming,
     header::{CONTENT_TYPE, HOST},
 };
 use hyper_util::rt::TokioIo;
@@ -23,6 +24,8 @@ use crate::group;
 const ANSWER_TIMEOUT: Duration = Duration::from_mins(2);
 /// The longest answer: a hundred thousand routes or blocked prefixes fit.
 const MAX_ANSWER: usize = 256 * 1024 * 1024;
+/// The longest line of an answer that is read line by line.
+const MAX_LINE: usize = 1024 * 1024;
 
 /// Calls the daemon behind one control socket.
 #[derive(Clone, Debug)]
@@ -123,11 +126,50 @@ impl Client {
             .map_err(|_| ClientError::Timeout)?
     }
 
+    /// Asks for what is at `path`, and passes on each line of the answer as it comes.
+    pub async fn each_line<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        mut each: impl FnMut(T),
+    ) -> Result<(), ClientError> {
+        let lines = async {
+            let response = self.send(Method::GET, path, Bytes::new()).await?;
+            if response.status() != StatusCode::OK {
+                return self.read(response).await.map(drop);
+            }
+            let mut body = response.into_body();
+            let mut begun = Vec::new();
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|error| self.io(io::Error::other(error)))?;
+                begun.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+                while let Some(end) = begun.iter().position(|&byte| byte == b'\n') {
+                    let line: Vec<u8> = begun.drain(..=end).collect();
+                    each(Answer { socket: self.socket.clone(), body: line.into() }.read()?);
+                }
+                if begun.len() > MAX_LINE {
+                    let message = format!("a line of more than {MAX_LINE} bytes");
+                    return Err(ClientError::NotEdged(self.socket.clone(), message));
+                }
+            }
+            Ok(())
+        };
+        tokio::time::timeout(ANSWER_TIMEOUT, lines).await.map_err(|_| ClientError::Timeout)?
+    }
+
     async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Answer, ClientError> {
+        let response = self.send(method, path, body).await?;
+        self.read(response).await
+    }
+
+    /// Sends the request; returns the head of the answer.
+    async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.io(error))?;
-        let not_edged = |error: String| ClientError::NotEdged(self.socket.clone(), error);
         let http = |error: hyper::Error| {
-            if error.is_parse() { not_edged(error.to_string()) } else { self.io(io::Error::other(error)) }
+            if error.is_parse() {
+                ClientError::NotEdged(self.socket.clone(), error.to_string())
+            } else {
+                self.io(io::Error::other(error))
+            }
         };
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
@@ -140,7 +182,11 @@ impl Client {
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|error| self.io(io::Error::other(error)))?;
-        let response = sender.send_request(request).await.map_err(http)?;
+        sender.send_request(request).await.map_err(http)
+    }
+
+    /// Reads the body of an answer.
+    async fn read(&self, response: Response<Incoming>) -> Result<Answer, ClientError> {
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_ANSWER)
             .collect()
@@ -151,7 +197,7 @@ impl Client {
             StatusCode::OK => Ok(Answer { socket: self.socket.clone(), body }),
             _ => Err(match serde_json::from_slice::<ErrorBody>(&body) {
                 Ok(body) => ClientError::Refused(body.error),
-                Err(_) => not_edged(format!("HTTP status {status}")),
+                Err(_) => ClientError::NotEdged(self.socket.clone(), format!("HTTP status {status}")),
             }),
         }
     }

@@ -3,9 +3,9 @@
 use std::{borrow::Cow, future::Future};
 
 use super::api::{
-    AddBlock, AddRoute, AddedRoutes, Backend, BackendSelector, Block, ClosedConnection, Connection,
-    DoctorReport, ErrorBody, ErrorDetail, ReloadReport, RemoveBlock, RemoveRoute, RemovedRoutes, Route,
-    RouteTest, Status, TestRoute,
+    AddBlock, AddRoute, AddedRoutes, Backend, BackendSelector, Block, Check, ClosedConnection, Connection,
+    ErrorBody, ErrorDetail, ReloadReport, RemoveBlock, RemoveRoute, RemovedRoutes, Route, RouteTest, Status,
+    TestRoute,
 };
 
 /// The daemon as the control API sees it.
@@ -54,8 +54,8 @@ pub trait Operator: Send + Sync + 'static {
     /// Reads the configuration file again. A file that is wrong changes nothing.
     fn reload(&self) -> impl Future<Output = Result<ReloadReport, Refusal>> + Send;
 
-    /// Looks at kernel, capabilities, ports, tunnels and backends.
-    fn doctor(&self) -> impl Future<Output = DoctorReport> + Send;
+    /// Looks at kernel, capabilities, ports, tunnels and backends; passes on each finding at once.
+    fn doctor(&self, found: impl FnMut(Check) + Send) -> impl Future<Output = ()> + Send;
 
     /// Every blocked prefix.
     fn blocks(&self) -> Result<Vec<Block>, Refusal>;

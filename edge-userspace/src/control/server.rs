@@ -12,11 +12,13 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{delete, get, post},
 };
+use futures_util::stream;
 use serde::Serialize;
+use tokio::sync::mpsc;
 
 use super::{
     ControlSocket, Operator, Refusal, RefusalKind,
-    api::{AddBlock, AddRoute, BackendSelector, RemoveBlock, RemoveRoute, TestRoute},
+    api::{AddBlock, AddRoute, BackendSelector, Check, DoctorReport, RemoveBlock, RemoveRoute, TestRoute},
     http,
     request::Fields,
 };
@@ -44,6 +46,7 @@ fn router<O: Operator>(operator: Arc<O>) -> Router {
         .route("/v1/connections/{id}", delete(close_connection::<O>))
         .route("/v1/status", get(status::<O>))
         .route("/v1/doctor", get(doctor::<O>))
+        .route("/v1/doctor/stream", get(doctor_stream::<O>))
         .route("/v1/blocks", get(blocks::<O>).post(add_block::<O>).delete(remove_block::<O>))
         .route("/v1/reload", post(reload::<O>))
         .fallback(no_such_path)
@@ -111,7 +114,35 @@ async fn status<O: Operator>(State(operator): State<Arc<O>>) -> Response {
 }
 
 async fn doctor<O: Operator>(State(operator): State<Arc<O>>) -> Response {
-    answer(Ok(operator.doctor().await))
+    let mut report = DoctorReport::default();
+    operator.doctor(|check| report.checks.push(check)).await;
+    answer(Ok(report))
+}
+
+/// The findings of doctor as they come, each on a line of its own.
+async fn doctor_stream<O: Operator>(State(operator): State<Arc<O>>) -> Response {
+    // A report is finite; the reader need not keep up with it.
+    let (sender, receiver) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let found = |check| drop(sender.send(check));
+        tokio::select! {
+            () = operator.doctor(found) => {}
+            // Nobody reads any more.
+            () = sender.closed() => {}
+        }
+    });
+    let lines = stream::unfold(receiver, async |mut receiver| {
+        let check: Check = receiver.recv().await?;
+        let line = serde_json::to_vec(&check).map(|mut line| {
+            line.push(b'\n');
+            line
+        });
+        Some((line, receiver))
+    });
+    let mut response = Response::new(Body::from_stream(lines));
+    let kind = axum::http::HeaderValue::from_static("application/x-ndjson");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
 }
 
 async fn blocks<O: Operator>(State(operator): State<Arc<O>>) -> Response {

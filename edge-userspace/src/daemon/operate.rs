@@ -9,8 +9,8 @@ use crate::{
     control::{
         Operator, Refusal, RefusalKind,
         api::{
-            AddBlock, AddRoute, AddedRoutes, Backend, BackendSelector, Block, ClosedConnection, Connection,
-            Considered, DoctorReport, ReloadReport, RemoveBlock, RemoveRoute, RemovedRoutes, Route,
+            AddBlock, AddRoute, AddedRoutes, Backend, BackendSelector, Block, Check, ClosedConnection,
+            Connection, Considered, ReloadReport, RemoveBlock, RemoveRoute, RemovedRoutes, Route,
             RouteSource, RouteTest, Status, TestRoute,
         },
     },
@@ -146,8 +146,8 @@ impl Operator for Daemon {
         Ok(ReloadReport { listeners: listeners as u64, pools: pools as u64, routes: routes as u64, warnings })
     }
 
-    async fn doctor(&self) -> DoctorReport {
-        self.examine().await
+    async fn doctor(&self, found: impl FnMut(Check) + Send) {
+        self.examine(found).await;
     }
 
     fn blocks(&self) -> Result<Vec<Block>, Refusal> {
@@ -241,7 +241,9 @@ impl Daemon {
         let probe = match (way, client.probe) {
             (Some(destination), true) => {
                 let port = listener.spec.bind.first().map_or(0, std::net::SocketAddr::port);
-                Some(super::probe::probe(&destination.pool, client.host.as_ref(), protocol, port).await)
+                let blocked = self.shielding.shield().blocked().unwrap_or_default();
+                let host = client.host.as_ref();
+                Some(super::probe::probe(&destination.pool, host, protocol, port, &blocked).await)
             }
             _ => None,
         };

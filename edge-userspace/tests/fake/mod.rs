@@ -13,9 +13,9 @@ use edge::{
         api::{
             AddBlock, AddRoute, AddedRoutes, Backend, BackendCount, BackendSelector, BackendState, Block,
             Check, CheckStatus, ClosedConnection, ConfigStatus, Connection, ConnectionCount, Considered,
-            DatapathStatus, DoctorReport, HelloMemory, ListenerStatus, Probe, ProbeStep, ReloadReport,
-            RemoveBlock, RemoveRoute, RemovedRoutes, Route, RouteCount, RouteSource, RouteTest, Status,
-            TestRoute, TierStatus, Timestamp,
+            DatapathStatus, HelloMemory, ListenerStatus, Probe, ProbeStep, ReloadReport, RemoveBlock,
+            RemoveRoute, RemovedRoutes, Route, RouteCount, RouteSource, RouteTest, Status, TestRoute,
+            TierStatus, Timestamp,
         },
     },
     spec::{Choice, ClientProtocol, Conditions, Protocol, Tier},
@@ -145,6 +145,7 @@ impl Operator for Fake {
                         status: CheckStatus::Fail,
                         message: "connection refused".into(),
                         duration_ms: Some(0.4),
+                        remedy: None,
                     }],
                 }]
             }),
@@ -253,13 +254,9 @@ impl Operator for Fake {
         .hint("edgectl config check"))
     }
 
-    async fn doctor(&self) -> DoctorReport {
-        DoctorReport {
-            checks: vec![
-                Check::new("kernel", CheckStatus::Ok, "Linux 6.12.0"),
-                Check::new("bpffs", CheckStatus::Warn, "not mounted").remedy("mount -t bpf bpf /sys/fs/bpf"),
-            ],
-        }
+    async fn doctor(&self, mut found: impl FnMut(Check) + Send) {
+        found(Check::new("kernel", CheckStatus::Ok, "Linux 6.12.0"));
+        found(Check::new("bpffs", CheckStatus::Warn, "not mounted").remedy("mount -t bpf bpf /sys/fs/bpf"));
     }
 
     fn blocks(&self) -> Result<Vec<Block>, Refusal> {

@@ -124,7 +124,7 @@ async fn run(arguments: Arguments, output: Output, edged: clap::Command) -> Resu
             show(output, &answer, |status| status::lines(status, output))
         }
         Command::Top { interval, count } => top::run(&daemon, output, interval, count).await,
-        Command::Doctor { config } => doctor::run(&daemon, output, &config).await,
+        Command::Doctor(arguments) => doctor::run(&daemon, output, &arguments).await,
         Command::Config(Config::Check { file }) => config::check(&file, output),
         Command::Config(Config::Reload) | Command::Reload => config::reload(&daemon, output).await,
         Command::Completions { shell, program } => Ok(shell::completions(shell, program, edged)?),
