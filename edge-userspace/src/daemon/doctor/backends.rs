@@ -14,7 +14,7 @@ use crate::{
     },
     pool::{Backend, BackendState, check::Plan},
     shield::Blocked,
-    spec::{Ask, ClientProtocol, HealthSpec, HostName, HostPattern, Protocol},
+    spec::{Ask, ClientProtocol, HealthSpec, HostName, HostPattern, ListenerSpec, Protocol},
 };
 
 /// Backends that are connected to for one report; each takes a few connections.
@@ -56,7 +56,7 @@ pub(super) fn homes(running: &Running) -> Vec<Home> {
             },
         }));
     };
-    let port = |spec: &crate::spec::ListenerSpec| spec.bind.first().map_or(443, SocketAddr::port);
+    let port = |spec: &ListenerSpec| spec.bind.first().map_or(443, SocketAddr::port);
     for rule in &running.routes {
         let conditions = &rule.conditions;
         let heard = listeners.iter().filter(|listener| conditions.hear(&listener.spec.name));
@@ -178,7 +178,7 @@ fn of_state(name: String, state: BackendState, shown: &api::Backend) -> Check {
         (BackendState::Up | BackendState::Unchecked, Some(error)) => {
             let message = format!("accepts connections now; the last one before failed: {error}");
             Check::new(name, CheckStatus::Warn, message)
-                .remedy(format!("`edgectl routes test HOST --probe` if it happens again; `journalctl -u edged` has the times"))
+                .remedy("`edgectl routes test HOST --probe` if it happens again; `journalctl -u edged` has the times")
         }
         (BackendState::Up, None) => Check::new(name, CheckStatus::Ok, reason),
         (BackendState::Unchecked, None) => {

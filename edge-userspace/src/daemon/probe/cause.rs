@@ -34,7 +34,7 @@ pub(in crate::daemon) enum Cause<'a> {
     NoWayBy { device: &'a str, address: IpAddr },
     /// This machine has no route to it.
     NoWay { address: IpAddr },
-    /// No WireGuard peer of the device has the address in its AllowedIPs.
+    /// No WireGuard peer of the device has the address in its `AllowedIPs`.
     NotAllowed { device: &'a str, address: IpAddr, peers: &'a [Peer] },
     /// The WireGuard peer has never shaken hands, or has no endpoint yet.
     NoHandshake { device: &'a str },

@@ -97,9 +97,8 @@ fn problem(check: &Check, output: Output) -> Vec<String> {
     let room = output.width.unwrap_or(WIDTH).saturating_sub(INDENT).max(20);
     let mut lines = vec![format!("{}  {}", word(check, output), printable(&check.name))];
     // A line with white space in front shows a place in a file: its columns matter.
-    let message = message(check).flat_map(|line| match line.starts_with(' ') || line.contains("  ") {
-        true => vec![line],
-        false => wrapped(&line, room).collect(),
+    let message = message(check).flat_map(|line| {
+        if line.starts_with(' ') || line.contains("  ") { vec![line] } else { wrapped(&line, room).collect() }
     });
     lines.extend(message.map(|line| format!("{:INDENT$}{line}", "")));
     if let Some(remedy) = &check.remedy {
@@ -178,8 +177,8 @@ mod tests {
 
     #[test]
     fn a_line_sums_up() {
-        let check = |status| Check::new("x", status, "y");
         use CheckStatus::{Fail, Ok, Skip, Warn};
+        let check = |status| Check::new("x", status, "y");
         for (statuses, expected) in [
             (&[Ok, Ok, Skip][..], "all is well: 2 ok, 1 not examined (`edgectl doctor -v` lists them all)"),
             (&[Warn, Ok], "it works, but see above: 1 warning, 1 ok (`edgectl doctor -v` lists them all)"),
