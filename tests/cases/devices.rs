@@ -240,7 +240,7 @@ fn the_tunnel_home_is_left_to_the_check_at_accept() -> Result<()> {
         ensure!(again.is_err(), "the source is served");
         let status = daemon.edgectl().json(&["status"])?;
         ensure!(status["rejected"]["blocked"].as_u64() > Some(0), "{}", status["rejected"]);
-        let doctor = String::from_utf8(daemon.edgectl().run(&["doctor"])?.stdout)?;
+        let doctor = String::from_utf8(daemon.edgectl().run(&["doctor", "-v"])?.stdout)?;
         ensure!(doctor.contains(&format!("shield on {device}")), "{doctor}");
         // Packets from home are not dropped.
         let mut other = lab.client.connect(lab.edge.at(443))?;

@@ -101,7 +101,7 @@ fn closed_flows_leave_nothing_in_conntrack() -> Result<()> {
         ensure!(metrics.get("edge_conntrack_limit") > 0, "no limit");
         let status = daemon.edgectl().json(&["status"])?;
         ensure!(status["conntrack"]["limit"].as_u64() > Some(0), "{}", status["conntrack"]);
-        let doctor = daemon.edgectl().run(&["doctor"])?;
+        let doctor = daemon.edgectl().run(&["doctor", "-v"])?;
         let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
         ensure!(doctor.contains("conntrack"), "{doctor}");
         Ok(())
@@ -350,7 +350,7 @@ fn decided(lab: &Lab, daemon: &Edged, fate: Fate, count: usize) -> Result<()> {
                 Ok(())
             })?;
             wait_for_flows(daemon, 0)?;
-            let doctor = daemon.edgectl().run(&["doctor"])?;
+            let doctor = daemon.edgectl().run(&["doctor", "-v"])?;
             let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
             ensure!(doctor.contains(reason), "the doctor does not name {reason}: {doctor}");
             Ok(())

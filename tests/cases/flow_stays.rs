@@ -185,7 +185,7 @@ os.execv(sys.argv[1], sys.argv[1:])
             let early = wait::until_ok("the service manager", SOON, || lab.client.connect(lab.edge.at(443)));
             let daemon = daemon.join().unwrap_or_else(|_| lab::bail!("the start panicked"))?;
             served(lab, early?, "handshake_not_seen", 0)?;
-            let doctor = daemon.edgectl().run(&["doctor"])?;
+            let doctor = daemon.edgectl().run(&["doctor", "-v"])?;
             let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
             ensure!(doctor.contains("Slice=edge.slice"), "{doctor}");
             // Later connections are seen.

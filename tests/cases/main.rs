@@ -12,6 +12,7 @@ mod configuration;
 mod control;
 mod crowds;
 mod devices;
+mod doctor;
 mod endings;
 mod failover;
 mod figures;

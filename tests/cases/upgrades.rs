@@ -131,7 +131,7 @@ fn flows_of_an_older_layout_go_on_beside_new_ones_until_they_end() -> Result<()>
         ensure!(flows.iter().all(|flow| flow["host"] == NAME && flow["route"] == NAME), "{flows:?}");
         let left = others(&new)?;
         ensure!(left[0]["layout"] == "v2" && left[0]["flows"] == 5 && left[0]["readable"] == true, "{left}");
-        let doctor = new.edgectl().run(&["doctor"])?;
+        let doctor = new.edgectl().run(&["doctor", "-v"])?;
         let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
         ensure!(doctor.contains("flows of an earlier version"), "{doctor}");
         let blocks = new.edgectl().list("block")?;
@@ -255,7 +255,7 @@ fn flows_of_a_layout_that_nobody_knows_go_on_too() -> Result<()> {
         let left = others(&second)?;
         ensure!(left[0]["layout"] == "v3-00000000" && left[0]["flows"] == 1, "{left}");
         ensure!(left[0]["readable"] == false, "{left}");
-        let doctor = second.edgectl().run(&["doctor"])?;
+        let doctor = second.edgectl().run(&["doctor", "-v"])?;
         let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
         ensure!(doctor.contains("flows of another version") && doctor.contains("--uninstall"), "{doctor}");
         ensure!(!other.join("shield").exists(), "two shields");

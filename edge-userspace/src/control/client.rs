@@ -185,6 +185,7 @@ impl Client {
         self.read(response).await
     }
 
+    /// Sends the request; returns the head of the answer.
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.io(error))?;
         let http = |error: hyper::Error| {
@@ -208,6 +209,7 @@ impl Client {
         sender.send_request(request).await.map_err(http)
     }
 
+    /// Reads the body of an answer.
     async fn read(&self, response: Response<Incoming>) -> Result<Answer, ClientError> {
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_ANSWER)

@@ -3,9 +3,9 @@
 use std::{borrow::Cow, collections::HashSet, future::Future};
 
 use super::api::{
-    AddBlock, AddRoute, AddedRoutes, Backend, BackendSelector, Block, ClosedConnection, Connection,
-    DoctorReport, ErrorBody, ErrorDetail, ReloadPlan, ReloadReport, RemoveBlock, RemoveRoute, RemovedRoutes,
-    Route, RouteTest, Status, TestRoute, Trace, TraceClient,
+    AddBlock, AddRoute, AddedRoutes, Backend, BackendSelector, Block, Check, ClosedConnection, Connection,
+    ErrorBody, ErrorDetail, ReloadPlan, ReloadReport, RemoveBlock, RemoveRoute, RemovedRoutes, Route,
+    RouteTest, Status, TestRoute, Trace, TraceClient,
 };
 use crate::observe::access_log::AccessLog;
 
@@ -64,8 +64,8 @@ pub trait Operator: Send + Sync + 'static {
     /// Reads the configuration file and says what a reload would change. Applies nothing.
     fn plan_reload(&self) -> impl Future<Output = Result<ReloadPlan, Refusal>> + Send;
 
-    /// Looks at kernel, capabilities, ports, tunnels and backends.
-    fn doctor(&self) -> impl Future<Output = DoctorReport> + Send;
+    /// Looks at kernel, capabilities, ports, tunnels and backends; passes on each finding at once.
+    fn doctor(&self, found: impl FnMut(Check) + Send) -> impl Future<Output = ()> + Send;
 
     /// Every blocked prefix.
     fn blocks(&self) -> Result<Vec<Block>, Refusal>;

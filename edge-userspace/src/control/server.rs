@@ -13,12 +13,13 @@ use axum::{
     routing::{delete, get, post},
 };
 use serde::Serialize;
+use tokio::sync::mpsc;
 
 use super::{
     ControlSocket, Operator, Refusal, RefusalKind,
     api::{
-        AddBlock, AddRoute, BackendSelector, ClosedConnections, ConnectionFilter, LogRequest, RemoveBlock,
-        RemoveRoute, TestRoute, TraceClient,
+        AddBlock, AddRoute, BackendSelector, ClosedConnections, ConnectionFilter, DoctorReport, LogRequest,
+        RemoveBlock, RemoveRoute, TestRoute, TraceClient,
     },
     http,
     request::Fields,
@@ -48,6 +49,7 @@ fn router<O: Operator>(operator: Arc<O>) -> Router {
         .route("/v1/connections/{id}", delete(close_connection::<O>))
         .route("/v1/status", get(status::<O>))
         .route("/v1/doctor", get(doctor::<O>))
+        .route("/v1/doctor/stream", get(doctor_stream::<O>))
         .route("/v1/blocks", get(blocks::<O>).post(add_block::<O>).delete(remove_block::<O>))
         .route("/v1/log", get(log::<O>))
         .route("/v1/reload", get(plan_reload::<O>).post(reload::<O>))
@@ -137,7 +139,24 @@ async fn status<O: Operator>(State(operator): State<Arc<O>>) -> Response {
 }
 
 async fn doctor<O: Operator>(State(operator): State<Arc<O>>) -> Response {
-    answer(Ok(operator.doctor().await))
+    let mut report = DoctorReport::default();
+    operator.doctor(|check| report.checks.push(check)).await;
+    answer(Ok(report))
+}
+
+/// The findings of doctor as they come, each on a line of its own.
+async fn doctor_stream<O: Operator>(State(operator): State<Arc<O>>) -> Response {
+    // A report is finite; the reader need not keep up with it.
+    let (sender, receiver) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let found = |check| drop(sender.send(check));
+        tokio::select! {
+            () = operator.doctor(found) => {}
+            // Nobody reads any more.
+            () = sender.closed() => {}
+        }
+    });
+    stream::findings(receiver)
 }
 
 async fn blocks<O: Operator>(State(operator): State<Arc<O>>) -> Response {

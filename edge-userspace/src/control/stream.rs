@@ -1,15 +1,17 @@
-//! An answer that goes on: lines of the access log as they come, one JSON object a line.
+//! Answers that go on, one JSON object a line: lines of the access log, and findings of doctor, as they come.
 
-use std::sync::Arc;
+use std::{convert::Infallible, sync::Arc};
 
 use axum::{
     body::{Body, Bytes},
     http::{HeaderValue, header::CONTENT_TYPE},
     response::Response,
 };
+use futures_util::stream::{self, TryStream};
 use serde::Serialize;
+use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::api::LostLines;
+use super::api::{Check, LostLines};
 use crate::observe::access_log::{Follower, Line};
 
 /// Bytes that are gathered for one write, if that many wait.
@@ -21,15 +23,29 @@ pub(super) fn lines(before: Vec<Arc<Line>>, follower: Option<Follower>) -> Respo
     for line in before {
         write(&mut first, &*line);
     }
-    let rest = futures_util::stream::unfold((Some(first), follower), |(first, follower)| async {
+    let rest = stream::unfold((Some(first), follower), |(first, follower)| async {
         if let Some(first) = first.filter(|first| !first.is_empty()) {
-            return Some((Ok::<_, std::convert::Infallible>(Bytes::from(first)), (None, follower)));
+            return Some((Ok::<_, Infallible>(Bytes::from(first)), (None, follower)));
         }
         let mut follower = follower?;
         let chunk = next(&mut follower).await?;
         Some((Ok(chunk.into()), (None, Some(follower))))
     });
-    let mut response = Response::new(Body::from_stream(rest));
+    response(rest)
+}
+
+/// Findings until the examination ends.
+pub(super) fn findings(findings: UnboundedReceiver<Check>) -> Response {
+    response(stream::unfold(findings, async |mut findings| {
+        let check = findings.recv().await?;
+        let mut line = Vec::new();
+        write(&mut line, &check);
+        Some((Ok::<_, Infallible>(Bytes::from(line)), findings))
+    }))
+}
+
+fn response(lines: impl TryStream<Ok = Bytes, Error = Infallible> + Send + 'static) -> Response {
+    let mut response = Response::new(Body::from_stream(lines));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     response
 }

@@ -9,9 +9,9 @@ use crate::{
     control::{
         Operator, Refusal, RefusalKind,
         api::{
-            AddBlock, AddRoute, AddedRoutes, Backend, BackendSelector, Block, ClosedConnection, Connection,
-            Considered, DoctorReport, ReloadPlan, ReloadReport, RemoveBlock, RemoveRoute, RemovedRoutes,
-            Route, RouteSource, RouteTest, Status, TestRoute, Trace, TraceClient,
+            AddBlock, AddRoute, AddedRoutes, Backend, BackendSelector, Block, Check, ClosedConnection,
+            Connection, Considered, ReloadPlan, ReloadReport, RemoveBlock, RemoveRoute, RemovedRoutes, Route,
+            RouteSource, RouteTest, Status, TestRoute, Trace, TraceClient,
         },
     },
     datapath::StopReason,
@@ -153,8 +153,8 @@ impl Operator for Daemon {
         self.plan().await.map_err(|error| not_reloaded(&error))
     }
 
-    async fn doctor(&self) -> DoctorReport {
-        self.examine().await
+    async fn doctor(&self, found: impl FnMut(Check) + Send) {
+        self.examine(found).await;
     }
 
     fn blocks(&self) -> Result<Vec<Block>, Refusal> {
@@ -253,7 +253,9 @@ impl Daemon {
         let probe = match (way, client.probe) {
             (Some(destination), true) => {
                 let port = listener.spec.bind.first().map_or(0, std::net::SocketAddr::port);
-                Some(super::probe::probe(&destination.pool, client.host.as_ref(), protocol, port).await)
+                let blocked = self.shielding.shield().blocked().unwrap_or_default();
+                let host = client.host.as_ref();
+                Some(super::probe::probe(&destination.pool, host, protocol, port, &blocked).await)
             }
             _ => None,
         };

@@ -14,8 +14,8 @@ use edge::{
         api::{
             AddBlock, AddRoute, AddedRoutes, Backend, BackendCount, BackendSelector, BackendState, Block,
             Check, CheckStatus, ClosedConnection, ConcernedConnections, ConfigStatus, Connection,
-            ConnectionCount, Considered, DatapathStatus, DoctorReport, HelloMemory, ListenerStatus, Probe,
-            ProbeStep, ReloadPlan, ReloadReport, RemoveBlock, RemoveRoute, RemovedRoutes, Route, RouteCount,
+            ConnectionCount, Considered, DatapathStatus, HelloMemory, ListenerStatus, Probe, ProbeStep,
+            ReloadPlan, ReloadReport, RemoveBlock, RemoveRoute, RemovedRoutes, Route, RouteCount,
             RouteSource, RouteTest, Status, TestRoute, TierStatus, Timestamp, Trace, TraceClient,
         },
     },
@@ -148,6 +148,7 @@ impl Operator for Fake {
                         status: CheckStatus::Fail,
                         message: "connection refused".into(),
                         duration_ms: Some(0.4),
+                        remedy: None,
                     }],
                 }]
             }),
@@ -275,13 +276,9 @@ impl Operator for Fake {
         })
     }
 
-    async fn doctor(&self) -> DoctorReport {
-        DoctorReport {
-            checks: vec![
-                Check::new("kernel", CheckStatus::Ok, "Linux 6.12.0"),
-                Check::new("bpffs", CheckStatus::Warn, "not mounted").remedy("mount -t bpf bpf /sys/fs/bpf"),
-            ],
-        }
+    async fn doctor(&self, mut found: impl FnMut(Check) + Send) {
+        found(Check::new("kernel", CheckStatus::Ok, "Linux 6.12.0"));
+        found(Check::new("bpffs", CheckStatus::Warn, "not mounted").remedy("mount -t bpf bpf /sys/fs/bpf"));
     }
 
     fn blocks(&self) -> Result<Vec<Block>, Refusal> {

@@ -384,6 +384,9 @@ pub struct ProbeStep {
     pub message: String,
     /// How long it took, in milliseconds.
     pub duration_ms: Option<f64>,
+    /// How to mend it, where it failed and the cause is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
 }
 
 #[cfg(test)]

@@ -95,11 +95,7 @@ pub(super) enum Command {
         client: IpNet,
     },
     /// Looks for what is wrong, and says how to mend it
-    Doctor {
-        /// The configuration to look at where the daemon cannot be asked
-        #[arg(long, value_name = "FILE", default_value = CONFIG)]
-        config: PathBuf,
-    },
+    Doctor(DoctorArgs),
     /// Sources whose packets are dropped before they cost anything
     #[command(subcommand)]
     Block(Block),
@@ -131,6 +127,16 @@ pub(super) enum Command {
         /// The directory, such as ./man; `man` looks for the pages in man1 and man8 of /usr/local/share/man
         directory: PathBuf,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DoctorArgs {
+    /// The configuration to look at where the daemon cannot be asked
+    #[arg(long, value_name = "FILE", default_value = CONFIG)]
+    pub(super) config: PathBuf,
+    /// List what is in order, too
+    #[arg(short, long)]
+    pub(super) verbose: bool,
 }
 
 #[derive(Debug, Subcommand)]

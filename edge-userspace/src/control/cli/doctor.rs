@@ -1,69 +1,87 @@
 //! `edgectl doctor`: what the daemon finds, or without a daemon what can be seen from here.
 
+mod print;
+
 use std::{io, net::TcpListener, path::Path};
 
-use super::{
-    Client, ClientError, Failure, Output, routes,
-    style::{self, Colour, printable},
-    table::wrapped,
-};
+use serde::Serialize;
+
+use self::print::Report;
+use super::{Client, ClientError, Failure, Output, arguments::DoctorArgs, style};
 use crate::{
     config::Settings,
     control::api::{Check, CheckStatus, DoctorReport},
     listener::holder,
 };
 
-pub(super) async fn run(daemon: &Client, output: Output, config: &Path) -> Result<(), Failure> {
-    let (report, reached) = match daemon.get("/v1/doctor").await {
-        Ok(answer) => (answer.read()?, true),
-        Err(refused @ ClientError::Refused(_)) => return Err(refused.into()),
-        Err(unreachable) => (from_outside(&unreachable, config), false),
-    };
-    if output.json {
+/// The body of a request that selects nothing.
+#[derive(Serialize)]
+struct NoFields {}
+
+pub(super) async fn run(daemon: &Client, output: Output, arguments: &DoctorArgs) -> Result<(), Failure> {
+    let (worst, reached) = if output.json {
+        let (report, reached) = whole(daemon, arguments).await?;
         style::write_lines([serde_json::to_string(&report).map_err(io::Error::other)?])?;
+        (report.worst(), reached)
     } else {
-        style::write_lines(lines(&report, output))?;
-    }
-    match report.worst() {
+        let mut report = Report::new(output, arguments.verbose);
+        let reached = streamed(daemon, arguments, &mut report).await?;
+        report.end()?;
+        (report.found().iter().map(|check| check.status).max(), reached)
+    };
+    match worst {
         _ if !reached => Err(Failure::Unreachable),
         Some(CheckStatus::Fail) => Err(Failure::Found),
         _ => Ok(()),
     }
 }
 
-fn lines(report: &DoctorReport, output: Output) -> Vec<String> {
-    let width = report.checks.iter().map(|check| check.name.chars().count()).max().unwrap_or(0);
-    let mut lines = Vec::new();
-    for check in &report.checks {
-        let (word, colour) = routes::status(check.status);
-        let word = output.paint(&format!("{word:4}"), colour);
-        // A message may have several lines, such as the report on a configuration file.
-        let message: Vec<_> = check.message.lines().map(|line| printable(line).into_owned()).collect();
-        let arrow = output.paint("->", Colour::Bold);
-        let remedy = check.remedy.as_ref().map(|remedy| printable(remedy).into_owned());
-        let longest = message.iter().chain(&remedy).map(|line| line.chars().count() + "-> ".len()).max();
-        match output.width {
-            // Beside a long name there is no room: below it.
-            Some(room) if 6 + width + 2 + longest.unwrap_or(0) > room => {
-                lines.push(format!("{word}  {}", check.name));
-                let room = room.saturating_sub(6);
-                lines.extend(
-                    message.iter().flat_map(|line| wrapped(line, room)).map(|line| format!("      {line}")),
-                );
-                let remedy = remedy.iter().flat_map(|remedy| wrapped(remedy, room.saturating_sub(3)));
-                let before = |nth| if nth == 0 { arrow.as_str() } else { "  " };
-                lines.extend(remedy.enumerate().map(|(nth, line)| format!("      {} {line}", before(nth))));
-            }
-            _ => {
-                let mut message = message.into_iter();
-                let first = message.next().unwrap_or_default();
-                lines.push(format!("{word}  {:width$}  {first}", check.name));
-                lines.extend(message.map(|line| format!("      {:width$}  {line}", "")));
-                lines.extend(remedy.map(|remedy| format!("      {:width$}  {arrow} {remedy}", "")));
+/// The whole report, and whether it is the daemon's.
+async fn whole(daemon: &Client, arguments: &DoctorArgs) -> Result<(DoctorReport, bool), Failure> {
+    match daemon.get("/v1/doctor").await {
+        Ok(answer) => Ok((answer.read()?, true)),
+        Err(refused @ ClientError::Refused(_)) => Err(refused.into()),
+        Err(unreachable) => Ok((from_outside(&unreachable, &arguments.config), false)),
+    }
+}
+
+/// The same, finding by finding as the daemon makes them.
+async fn streamed(daemon: &Client, arguments: &DoctorArgs, report: &mut Report) -> Result<bool, Failure> {
+    match follow(daemon, report).await? {
+        Ok(()) => return Ok(true),
+        // A daemon of an earlier version has the whole report only.
+        Err(ClientError::Refused(refused)) if refused.code == "no_such_path" => {}
+        Err(refused @ ClientError::Refused(_)) => return Err(refused.into()),
+        // It went away in the middle.
+        Err(broken) if !report.found().is_empty() => return Err(broken.into()),
+        Err(_) => {}
+    }
+    let (whole, reached) = whole(daemon, arguments).await?;
+    for check in whole.checks {
+        report.add(check)?;
+    }
+    Ok(reached)
+}
+
+/// Reports each finding as it comes. The inner error is the daemon's.
+async fn follow(daemon: &Client, report: &mut Report) -> io::Result<Result<(), ClientError>> {
+    let mut lines = match daemon.lines("/v1/doctor/stream", &NoFields {}).await {
+        Ok(lines) => lines,
+        Err(error) => return Ok(Err(error)),
+    };
+    loop {
+        let check = match lines.next().await {
+            Ok(Some(line)) => serde_json::from_slice::<Check>(&line),
+            Ok(None) => return Ok(Ok(())),
+            Err(error) => return Ok(Err(error)),
+        };
+        match check {
+            Ok(check) => report.add(check)?,
+            Err(error) => {
+                return Ok(Err(ClientError::NotEdged(daemon.socket().to_owned(), error.to_string())));
             }
         }
     }
-    lines
 }
 
 /// Findings that need no daemon.

@@ -143,7 +143,7 @@ async fn run(arguments: Arguments, output: Output, edged: clap::Command) -> Resu
             log::run(&daemon, output, LogRequest { host, client, refused, lines, follow }).await
         }
         Command::Trace { client } => trace::run(&daemon, output, client).await,
-        Command::Doctor { config } => doctor::run(&daemon, output, &config).await,
+        Command::Doctor(arguments) => doctor::run(&daemon, output, &arguments).await,
         Command::Config(Config::Check { file }) => config::check(&file, output),
         Command::Init(arguments) => init::run(arguments, &daemon, output).await,
         Command::Import(arguments) => import::run(&arguments, output),

@@ -169,6 +169,7 @@ fn probe_lines(probe: &Probe, output: Output) -> Vec<String> {
         let (word, colour) = status(step.status);
         let word = output.paint(&format!("{word:4}"), colour);
         lines.push(format!("  {word}  {:11} {}{time}", step.name, printable(&step.message)));
+        lines.extend(step.remedy.as_ref().map(|remedy| format!("        -> {}", printable(remedy))));
     }
     lines
 }

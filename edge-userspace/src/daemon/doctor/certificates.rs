@@ -12,11 +12,11 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 
-use super::ways::{AT_ONCE, Home, MOST};
+use super::backends::{AT_ONCE, Home, MOST};
 use crate::{
     control::api::{Check, CheckStatus},
     pool::check::{CheckError, certificate::Certificate, diagnosis::certificate},
-    spec::HostPattern,
+    spec::{Ask, HostPattern},
 };
 
 /// A shorter remaining validity is worth a warning: ACME clients renew at a third of 90 days, and have failed
@@ -37,7 +37,8 @@ struct Seen {
 /// Asks one backend for each route.
 pub(super) async fn look(homes: &[Home]) -> Vec<Check> {
     let mut routes = HashSet::new();
-    let up = homes.iter().filter(|home| home.backend.state().takes_connections());
+    let tls = homes.iter().filter(|home| home.ask == Ask::Tls);
+    let up = tls.filter(|home| home.backend.state().takes_connections());
     // One backend a route: those of a pool offer the same service.
     let each = up.filter(|home| routes.insert(Arc::as_ptr(&home.destination).addr()));
     let asked: Vec<_> = each.take(MOST).map(ask).collect();

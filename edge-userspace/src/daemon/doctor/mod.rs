@@ -1,5 +1,6 @@
 //! The examination for `edgectl doctor`: the daemon looks at itself and its environment.
 
+mod backends;
 mod blocks;
 mod certificates;
 mod firewall;
@@ -9,16 +10,30 @@ mod ways;
 
 use std::sync::Arc;
 
-use super::{Daemon, status};
+use super::Daemon;
 use crate::{
-    control::api::{Check, CheckStatus, DoctorReport, Guard, GuardedBy, OtherLayout},
+    connection::Running,
+    control::api::{Check, CheckStatus, Guard, GuardedBy, OtherLayout},
     datapath::{LARGER_PIPES, SMALL_PIPES, are_pipes_large},
     kernel::{self, Finding, keeper},
-    pool::BackendState,
 };
 
 impl Daemon {
-    pub(super) async fn examine(&self) -> DoctorReport {
+    /// Looks at everything, what costs no waiting first, and passes on each finding at once.
+    pub(super) async fn examine(&self, mut found: impl FnMut(Check) + Send) {
+        let running = self.edge.running.load_full();
+        self.at_a_glance(&running).into_iter().for_each(&mut found);
+        self.blocks_that_cut().await.into_iter().for_each(&mut found);
+        let backends: Vec<_> = running.backends().map(Arc::clone).collect();
+        ways::devices(&backends).await.into_iter().for_each(&mut found);
+        let homes = backends::homes(&running);
+        let blocked = self.shielding.shield().blocked().unwrap_or_default();
+        backends::walks(&homes, &blocked, &mut found).await;
+        certificates::look(&homes).await.into_iter().for_each(&mut found);
+    }
+
+    /// The checks that are answered from memory and from files of the kernel.
+    fn at_a_glance(&self, running: &Running) -> Vec<Check> {
         let mut checks = Vec::new();
         let glance = self.glance();
         checks.push(match glance.config.last_reload {
@@ -42,31 +57,22 @@ impl Daemon {
             },
             format!("{} of at most {}", glance.connections.now, glance.connections.limit),
         ));
-        let running = self.edge.running.load_full();
         let mut listeners: Vec<_> = running.listeners.keys().collect();
         listeners.sort();
         checks
             .extend(listeners.into_iter().map(|name| ways::announced(name, self.segments.of(name).as_ref())));
-        checks.extend(self.missing(&running));
-        let backends: Vec<_> = running.backends().map(Arc::clone).collect();
-        checks.extend(backends.iter().map(|backend| backend_check(backend)));
-        checks.extend(ways::devices(&backends).await);
-        let homes = ways::homes(&running);
-        checks.extend(ways::hellos(&homes).await);
-        checks.extend(certificates::look(&homes).await);
-        checks.extend(headers::look(&running).await);
-        checks.extend(headers::sizes(&running));
+        checks.extend(self.missing(running));
+        checks.extend(headers::sizes(running));
         checks.push(firewall::conntrack());
         if let Some(flows) = &self.edge.flows {
             checks.extend(firewall::hindrances(flows));
         }
         checks.extend(shield(&super::blocks::guards(&self.shielding)));
-        checks.extend(self.blocks_that_cut().await);
         checks.push(pipes());
         checks.extend(self.left_by_others().iter().filter(|other| other.readable).map(older_check));
         checks.extend(self.findings.iter().cloned().map(kernel_check));
         checks.extend(keeper());
-        DoctorReport { checks }
+        checks
     }
 }
 
@@ -122,29 +128,6 @@ fn pipes() -> Check {
         Ok(false) => Check::new("pipes", CheckStatus::Warn, SMALL_PIPES).remedy(LARGER_PIPES),
         Err(error) => Check::new("pipes", CheckStatus::Warn, format!("no pipe can be made: {error}"))
             .remedy("raise LimitNOFILE of the service"),
-    }
-}
-
-fn backend_check(backend: &crate::pool::Backend) -> Check {
-    let name = format!("backend {}", backend.id());
-    let shown = status::backend(backend);
-    let reason = shown.reason.clone().unwrap_or_else(|| "in order".into());
-    let failing = shown.last_error.as_ref().filter(|_| shown.last_error_at > shown.last_success_at);
-    match (backend.state(), failing) {
-        (BackendState::Up | BackendState::Unchecked, Some(error)) => {
-            Check::new(name, CheckStatus::Warn, format!("the last connection failed: {error}"))
-                .remedy("see that the service runs at home and that the tunnel is up")
-        }
-        (BackendState::Up, None) => Check::new(name, CheckStatus::Ok, reason),
-        (BackendState::Unchecked, None) => Check::new(
-            name,
-            CheckStatus::Skip,
-            "is not checked, and no client has come yet; `edgectl routes test HOST --probe` tries it",
-        ),
-        (BackendState::Drained, _) => Check::new(name, CheckStatus::Warn, reason)
-            .remedy(format!("`edgectl backends ready {}` brings it back", backend.to())),
-        (BackendState::Down, _) => Check::new(name, CheckStatus::Fail, reason)
-            .remedy("see that the service runs at home and that the tunnel is up"),
     }
 }
 
