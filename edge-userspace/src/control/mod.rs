@@ -16,6 +16,7 @@ mod operator;
 mod request;
 mod server;
 mod socket;
+mod stalled;
 
 pub use operator::{Operator, Refusal, RefusalKind};
 pub use server::serve;
