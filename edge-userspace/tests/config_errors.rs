@@ -104,7 +104,9 @@ fn the_full_example_writes_the_defaults_out() {
     assert_eq!(full.flow, minimal.flow);
     assert_eq!(full.listeners[0], minimal.listeners[0]);
     assert_eq!(full.daemon.admin, Some("127.0.0.1:9464".parse().unwrap()));
-    assert_eq!(edge::config::DaemonSettings { admin: None, ..full.daemon }, minimal.daemon);
+    assert_eq!(full.daemon.admin_token_file.as_deref(), Some("/etc/edge/admin-token".as_ref()));
+    let daemon = edge::config::DaemonSettings { admin: None, admin_token_file: None, ..full.daemon };
+    assert_eq!(daemon, minimal.daemon);
     assert_eq!(full.listeners[2].to, Some(Target::One("100.64.0.2:50001".into())));
     let pool = &full.pools[0];
     assert_eq!((pool.balance, pool.warm, pool.health), Default::default());

@@ -11,6 +11,7 @@ mod clients;
 mod configuration;
 mod control;
 mod crowds;
+mod dashboard;
 mod devices;
 mod doctor;
 mod endings;

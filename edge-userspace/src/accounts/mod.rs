@@ -18,7 +18,10 @@ pub use admission::{Admission, Slot, SourceSlot};
 
 use crate::{
     lock::lock,
-    observe::access_log::{AccessLog, Record},
+    observe::{
+        access_log::{AccessLog, Record},
+        refusals::Refusals,
+    },
     spec::Tier,
 };
 
@@ -27,6 +30,7 @@ use crate::{
 pub struct Accounts {
     access_log: AccessLog,
     endings: Mutex<HashMap<Ending, u64>>,
+    refusals: Refusals,
     next: AtomicU64,
     run: u64,
 }
@@ -60,12 +64,23 @@ pub struct Account {
 impl Accounts {
     /// Accounts that begin empty; `run` makes the numbers of this process unique among all.
     pub fn new(access_log: AccessLog, run: u64) -> Self {
-        Self { access_log, endings: Mutex::default(), next: AtomicU64::new(1), run }
+        Self {
+            access_log,
+            endings: Mutex::default(),
+            refusals: Refusals::default(),
+            next: AtomicU64::new(1),
+            run,
+        }
     }
 
     /// Where lines go.
     pub const fn access_log(&self) -> &AccessLog {
         &self.access_log
+    }
+
+    /// The last refusals.
+    pub const fn refusals(&self) -> &Refusals {
+        &self.refusals
     }
 
     /// The prefix that makes the numbers of this process unique among all.
@@ -92,6 +107,9 @@ impl Accounts {
             result: record.close,
             refused,
         });
+        if refused {
+            self.refusals.note(&record);
+        }
         if is_logged {
             self.access_log.write(record, refused);
         }

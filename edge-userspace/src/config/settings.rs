@@ -102,6 +102,8 @@ pub struct DaemonSettings {
     pub admin: Option<SocketAddr>,
     /// `admin_hosts`: host names that the admin address answers to, besides addresses, localhost and its own.
     pub admin_hosts: Vec<HostName>,
+    /// `admin_token_file`: the file with the token that changes on the dashboard need; none by default, then it only shows.
+    pub admin_token_file: Option<PathBuf>,
     /// `access_log`: the destination of the log with one line per connection; `stdout`, `off` or a path with a `/`.
     pub access_log: AccessLogTarget,
     /// `access_log_empty`: whether to log connections on which the client never sent a byte; `false`.
@@ -176,6 +178,7 @@ impl Default for DaemonSettings {
             control: "/run/edge/control.sock".into(),
             admin: None,
             admin_hosts: Vec::new(),
+            admin_token_file: None,
             access_log: AccessLogTarget::Stdout,
             access_log_empty: false,
             access_log_clients: Clients::Full,

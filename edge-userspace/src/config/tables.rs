@@ -100,6 +100,7 @@ fn daemon(table: &mut Section<'_>) -> DaemonSettings {
                 value.text_as("a host name such as \"vps.tail1234.ts.net\"", suffix)
             }),
         ),
+        admin_token_file: table.or("admin_token_file", None, |value| path(value).map(Some)),
         access_log: table.or("access_log", default.access_log, access_log),
         access_log_empty: table.or("access_log_empty", default.access_log_empty, boolean),
         access_log_clients: table.or("access_log_clients", default.access_log_clients, one_of),

@@ -12,10 +12,14 @@ use hyper_util::{
 };
 use tokio::sync::Semaphore;
 
+use super::stalled::Impatient;
+
 /// Connections at the same time; who comes later waits. An operator's tools need a few.
 const MAX_CONNECTIONS: usize = 128;
 /// From a new connection, or the last answer on it, to a complete request head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a peer may read nothing of an answer.
+const STALLED: Duration = Duration::from_secs(15);
 /// How long answers that are under way may take when the daemon ends.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
@@ -37,7 +41,10 @@ pub(crate) async fn serve<L: Listener>(mut listener: L, router: Router, shutdown
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
+            .serve_connection(
+                TokioIo::new(Impatient::new(stream, STALLED)),
+                TowerToHyperService::new(router.clone()),
+            );
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {

@@ -16,6 +16,7 @@ mod operator;
 mod request;
 mod server;
 mod socket;
+mod stalled;
 mod stream;
 
 pub use operator::{Operator, Refusal, RefusalKind};

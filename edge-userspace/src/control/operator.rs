@@ -85,6 +85,10 @@ pub trait Operator: Send + Sync + 'static {
 pub enum RefusalKind {
     /// The request cannot be understood (400).
     BadRequest,
+    /// The caller did not prove who it is (401).
+    Unauthorized,
+    /// Nobody may do this here (403).
+    Forbidden,
     /// There is no such thing (404).
     NotFound,
     /// It contradicts what is there (409).
@@ -110,6 +114,8 @@ impl RefusalKind {
     pub const fn status(self) -> u16 {
         match self {
             Self::BadRequest => 400,
+            Self::Unauthorized => 401,
+            Self::Forbidden => 403,
             Self::NotFound => 404,
             Self::Method => 405,
             Self::Timeout => 408,

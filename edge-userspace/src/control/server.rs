@@ -124,6 +124,11 @@ async fn close_connections<O: Operator>(
 }
 
 async fn close_connection<O: Operator>(State(operator): State<Arc<O>>, Path(id): Path<String>) -> Response {
+    closed(&*operator, &id)
+}
+
+/// Ends the connection with this number.
+pub(super) fn closed(operator: &impl Operator, id: &str) -> Response {
     answer(match id.parse() {
         Ok(id) => operator.close_connection(id),
         Err(_) => Err(Refusal::new(
@@ -211,7 +216,7 @@ async fn no_such_method(method: axum::http::Method, uri: Uri) -> Refusal {
 }
 
 /// Collects and serialises possibly long lists off the runtime, which health checks and reloads share.
-async fn list<O: Operator, T: Serialize>(
+pub(super) async fn list<O: Operator, T: Serialize>(
     operator: Arc<O>,
     gather: impl FnOnce(&O) -> Result<T, Refusal> + Send + 'static,
 ) -> Response {
@@ -225,7 +230,7 @@ async fn list<O: Operator, T: Serialize>(
 
 /// Makes a change in a task of its own. If the caller hung up while a future waited for the disk, the change
 /// would be on disk but not in effect.
-async fn to_the_end<T: Send + 'static>(
+pub(super) async fn to_the_end<T: Send + 'static>(
     change: impl Future<Output = Result<T, Refusal>> + Send + 'static,
 ) -> Result<T, Refusal> {
     tokio::spawn(change).await.unwrap_or_else(|_| {
@@ -233,7 +238,7 @@ async fn to_the_end<T: Send + 'static>(
     })
 }
 
-fn answer<T: Serialize>(result: Result<T, Refusal>) -> Response {
+pub(super) fn answer<T: Serialize>(result: Result<T, Refusal>) -> Response {
     match result {
         Ok(value) => json(StatusCode::OK, &value),
         Err(refusal) => refusal.into_response(),

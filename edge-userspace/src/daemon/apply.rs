@@ -234,6 +234,7 @@ pub(super) fn needs_restart(old: &Settings, new: &Settings) -> Vec<String> {
         ("daemon.state_dir", old.state_dir != new.state_dir),
         ("daemon.control", old.control != new.control),
         ("daemon.admin", old.admin != new.admin),
+        ("daemon.admin_token_file", old.admin_token_file != new.admin_token_file),
         ("daemon.access_log", old.access_log != new.access_log),
     ];
     let named = changed.into_iter().filter(|(_, changed)| *changed);

@@ -55,7 +55,7 @@ use crate::{
         state::{self, State, StateError},
     },
     connection::Edge,
-    control,
+    control::{self, admin::Token},
     kernel::{Finding, Objects, PinsBusy, UnreadFlows, give_back_memory},
     listener::BindError,
     lock::lock,
@@ -112,6 +112,8 @@ pub struct Daemon {
     /// The tunnels of the backends in use, as they were last looked at.
     tunnels: Option<tokio::sync::watch::Receiver<Arc<Tunnels>>>,
     troubles: Arc<Troubles>,
+    /// What changes on the admin address need.
+    admin_token: Option<Arc<Token>>,
     /// The blocks that were on disk when the daemon started.
     loaded_blocks: Vec<state::Block>,
     /// What the tracing objects report, where the daemon was started with them.

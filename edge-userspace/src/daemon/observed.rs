@@ -1,20 +1,25 @@
 //! The daemon as its metrics show it.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 
 use super::Daemon;
 use crate::{
     connection::ListenerState,
-    control::admin::{Health, Observed},
+    control::{
+        admin::{Health, Observed, Token, Tunnel},
+        api::Timestamp,
+    },
     kernel::Fill,
     observe::{
         metrics::{BackendCounts, Ended, Handshake, Snapshot},
         process::Process,
+        refusals::Refusal,
     },
     pool::{Backend, BackendState},
     spec::{HostName, Tier},
+    tunnel::Tunnels,
 };
 
 impl Observed for Daemon {
@@ -36,6 +41,23 @@ impl Observed for Daemon {
 
     fn admin_hosts(&self) -> Vec<HostName> {
         self.shown().settings.daemon.admin_hosts.clone()
+    }
+
+    fn admin_token(&self) -> Option<Arc<Token>> {
+        self.admin_token.clone()
+    }
+
+    fn tunnels(&self) -> Vec<Tunnel> {
+        let Some(tunnels) = &self.tunnels else { return Vec::new() };
+        let tunnels = Arc::clone(&tunnels.borrow());
+        let running = self.edge.running.load();
+        let bound = running.backends().filter_map(|backend| backend.device().cloned());
+        let names: BTreeSet<_> = bound.chain(tunnels.peers.keys().cloned()).collect();
+        names.into_iter().map(|name| shown_tunnel(&tunnels, &name)).collect()
+    }
+
+    fn refusals(&self) -> Vec<Refusal> {
+        self.edge.accounts.refusals().list()
     }
 
     fn metrics(&self) -> Snapshot {
@@ -101,6 +123,19 @@ impl Daemon {
                 Some(Handshake { device: Arc::clone(device), peer: peer_name, at: peer.handshake? })
             })
             .collect()
+    }
+}
+
+fn shown_tunnel(tunnels: &Tunnels, name: &Arc<str>) -> Tunnel {
+    let device = tunnels.devices.get(name);
+    let peers = tunnels.peers.get(name);
+    Tunnel {
+        device: name.to_string(),
+        up: device.is_some_and(|device| device.up),
+        mtu: device.map(|device| device.mtu),
+        wireguard: peers.is_some() || device.is_some_and(|device| device.wireguard),
+        last_handshake: peers.into_iter().flatten().filter_map(|peer| peer.handshake).max().map(Timestamp),
+        peers: peers.map_or(0, Vec::len),
     }
 }
 

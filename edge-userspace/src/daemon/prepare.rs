@@ -9,7 +9,10 @@ use sd_notify::NotifyState;
 use super::{DaemonError, flows, service::notify, vital};
 use crate::{
     config::Settings,
-    control::{BindError, ControlSocket},
+    control::{
+        BindError, ControlSocket,
+        admin::{Token, TokenError},
+    },
     kernel::{
         self, Finding, Kernel, Objects, PinLock, State, Wanted,
         keeper::{self, Forked},
@@ -38,6 +41,8 @@ pub struct Prepared {
     pub(super) config: PathBuf,
     pub(super) settings: Settings,
     pub(super) inherited: Vec<TcpListener>,
+    /// Read with the rights of root: nobody else needs to be able to.
+    pub(super) admin_token: Option<Result<Token, TokenError>>,
     pub(super) control: Result<ControlSocket, BindError>,
     pub(super) kernel: Kernel,
     pub(super) pins: Option<PinLock>,
@@ -49,6 +54,7 @@ pub struct Prepared {
 /// Returns in the daemon only.
 pub fn prepare(options: &Options) -> Result<Prepared, DaemonError> {
     let settings = Settings::load(&options.config)?;
+    let admin_token = settings.daemon.admin_token_file.as_deref().map(Token::read);
     raise_descriptor_limit();
     vital::remember_ports();
     let inherited = kernel::inherited_listeners();
@@ -107,7 +113,7 @@ pub fn prepare(options: &Options) -> Result<Prepared, DaemonError> {
         // It serves all the same, and the directory may come.
         control => {
             let config = options.config.clone();
-            Ok(Prepared { config, settings, inherited, control, kernel, pins })
+            Ok(Prepared { config, settings, inherited, admin_token, control, kernel, pins })
         }
     }
 }

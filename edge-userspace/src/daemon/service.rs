@@ -22,13 +22,13 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Runs the daemon until it is told to end.
 pub async fn run(prepared: Prepared) -> Result<(), DaemonError> {
     // The pins are held until the process ends, however it does.
-    let Prepared { config, settings, inherited, control, kernel, pins: _pins } = prepared;
+    let Prepared { config, settings, inherited, admin_token, control, kernel, pins: _pins } = prepared;
     let mut signals =
         Signals::new().map_err(|error| DaemonError::System("cannot listen to signals", error))?;
     let (admin, control_path) = (settings.daemon.admin, settings.daemon.control.clone());
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     notify(&[NotifyState::Status("starting: taking over flows, opening listeners")]);
-    let daemon = Daemon::start(config, settings, inherited, workers, kernel).await?;
+    let daemon = Daemon::start(config, settings, inherited, admin_token, workers, kernel).await?;
     // Before readiness is announced: a client that was promised a larger MSS would stay on its sockets.
     daemon.announce();
     daemon.workers.answer().await;

@@ -29,6 +29,7 @@ use crate::{
         state::{Opened, StateStore},
     },
     connection::{Edge, HelloMemory, Registry, Running, Sessions},
+    control::admin::{Token, TokenError},
     datapath::Tiers,
     kernel::Kernel,
     moment::Moment,
@@ -43,10 +44,15 @@ impl Daemon {
         config: PathBuf,
         settings: Settings,
         inherited: Vec<TcpListener>,
+        admin_token: Option<Result<Token, TokenError>>,
         workers: usize,
         kernel: Kernel,
     ) -> Result<Arc<Self>, DaemonError> {
-        let (daemon, reports) = Self::new(config, &settings, inherited, workers, kernel)?;
+        let (mut daemon, reports) = Self::new(config, &settings, inherited, workers, kernel)?;
+        match admin_token.transpose() {
+            Ok(token) => daemon.admin_token = token.map(Arc::new),
+            Err(error) => daemon.troubles.note(Part::AdminToken, Some(error.to_string())),
+        }
         let mut control_state = daemon.control_state.lock().await;
         daemon.apply(&mut control_state, settings, Occasion::Start(reports.map(Box::new))).await?;
         drop(control_state);
@@ -98,6 +104,7 @@ impl Daemon {
             segments: Segments::new(following.network_changed()),
             tunnels: following.tunnels(),
             troubles: Arc::clone(&troubles),
+            admin_token: None,
             loaded_blocks: state.blocks.clone(),
             tracing: kernel.tracer.map(Tracing::start),
             findings: kernel.findings,

@@ -35,6 +35,8 @@ impl fmt::Display for Trouble {
 pub(super) enum Part {
     /// `daemon.admin`
     Admin,
+    /// `daemon.admin_token_file`
+    AdminToken,
     /// `daemon.control`
     Control,
     /// `daemon.state_dir`
@@ -45,6 +47,7 @@ impl Part {
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Admin => "admin",
+            Self::AdminToken => "admin_token_file",
             Self::Control => "control",
             Self::State => "state",
         }

@@ -6,4 +6,5 @@ pub mod access_log;
 pub mod log;
 pub mod metrics;
 pub mod process;
+pub mod refusals;
 pub mod timings;

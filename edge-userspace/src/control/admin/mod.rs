@@ -1,29 +1,45 @@
-//! The admin address: metrics, a health check and the dashboard. It is read-only.
+//! The admin address: metrics, a health check and the dashboard. Whoever reaches it may read; clients are shown, and
+//! things changed, for the token alone.
 
+mod guard;
 mod hosts;
+mod live;
+mod overview;
+mod page;
+mod problems;
 mod shared;
+mod token;
 
-use std::{future::Future, io, net::TcpListener, sync::Arc};
+use std::{future::Future, io, net::TcpListener, sync::Arc, time::Duration};
 
 use axum::{
     Router,
     body::Bytes,
-    extract::{Request, State},
+    extract::{Path, Request, State},
     http::{HeaderName, HeaderValue, StatusCode, header},
     middleware::{self, Next},
-    response::{Html, IntoResponse, Response},
-    routing::get,
+    response::{IntoResponse, Response},
+    routing::{delete, get, post},
 };
-use serde::Serialize;
+use tokio::sync::watch;
 
-use self::{hosts::Misdirected, shared::Shared};
+use self::{guard::Allowed, hosts::Misdirected, live::Live, overview::Overview, shared::Shared};
+pub use self::{
+    overview::Tunnel,
+    token::{Token, TokenError},
+};
 use super::{
-    Operator,
-    api::{Backend, Route, Status},
+    Operator, Refusal, RefusalKind,
+    api::{BackendSelector, TestRoute},
     http,
+    request::Fields,
+    server::{answer, closed, list, to_the_end},
 };
 use crate::{
-    observe::metrics::{CONTENT_TYPE, Snapshot},
+    observe::{
+        metrics::{CONTENT_TYPE, Snapshot},
+        refusals,
+    },
     spec::HostName,
 };
 
@@ -37,6 +53,15 @@ pub trait Observed: Operator {
 
     /// Names of this machine that requests may be for.
     fn admin_hosts(&self) -> Vec<HostName>;
+
+    /// The token that changes need; without one there are none.
+    fn admin_token(&self) -> Option<Arc<Token>>;
+
+    /// The tunnels that backends are reached through.
+    fn tunnels(&self) -> Vec<Tunnel>;
+
+    /// The last refusals, the newest first.
+    fn refusals(&self) -> Vec<refusals::Refusal>;
 }
 
 /// Whether clients are served.
@@ -54,19 +79,19 @@ pub struct Health {
 struct Admin<O> {
     observed: Arc<O>,
     metrics: Shared<Bytes>,
-    overview: Shared<Bytes>,
+    overview: Shared<Arc<Overview>>,
+    live: Live,
 }
 
-/// The contents of the dashboard. It shows no clients, because anyone who reaches this address may read it.
-#[derive(Debug, Serialize)]
-struct Overview {
-    status: Status,
-    routes: Vec<Route>,
-    backends: Vec<Backend>,
+impl<O: Observed> Admin<O> {
+    async fn overview(&self) -> Option<Arc<Overview>> {
+        let observed = Arc::clone(&self.observed);
+        self.overview.get(move || Overview::of(&*observed).map(Arc::new)).await
+    }
 }
 
-/// The page: one file, nothing from elsewhere.
-const DASHBOARD: &str = include_str!("dashboard.html");
+/// How long an overview serves all who look: pages ask once a second.
+const OVERVIEW: Duration = Duration::from_millis(900);
 
 /// Serves until `shutdown`; runs on the control runtime, never on a worker. `listener` may be blocking or
 /// not.
@@ -76,20 +101,38 @@ pub async fn serve<O: Observed>(
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
-    http::serve(tokio::net::TcpListener::from_std(listener)?, router(observed), shutdown).await;
+    let (ending, ended) = watch::channel(false);
+    let shutdown = async {
+        shutdown.await;
+        // The streams of open pages would not end by themselves.
+        let _ = ending.send(true);
+    };
+    http::serve(tokio::net::TcpListener::from_std(listener)?, router(observed, ended), shutdown).await;
     Ok(())
 }
 
-fn router<O: Observed>(observed: Arc<O>) -> Router {
-    let admin =
-        Admin { observed: Arc::clone(&observed), metrics: Shared::default(), overview: Shared::default() };
-    Router::new()
-        .route("/", get(async || Html(DASHBOARD)))
+fn router<O: Observed>(observed: Arc<O>, ended: watch::Receiver<bool>) -> Router {
+    let admin = Admin {
+        observed: Arc::clone(&observed),
+        metrics: Shared::default(),
+        overview: Shared::kept(OVERVIEW),
+        live: Live::new(ended),
+    };
+    page::files(Router::new())
         .route("/overview.json", get(overview::<O>))
+        .route("/events", get(async |State(admin): State<Arc<Admin<O>>>| live::stream(admin)))
+        .route("/routes/test", get(test_route::<O>))
+        .route("/connections.json", get(connections::<O>))
+        .route("/connections/{id}", delete(close_connection::<O>))
+        .route("/backends/drain", post(drain::<O>))
+        .route("/backends/ready", post(ready::<O>))
         .route("/metrics", get(metrics::<O>))
         .route("/healthz", get(healthz::<O>))
         .fallback(async || {
-            (StatusCode::NOT_FOUND, "there are /, /overview.json, /metrics and /healthz, and nothing else\n")
+            (
+                StatusCode::NOT_FOUND,
+                "there are /, /overview.json, /metrics and /healthz; docs/control-api.md lists all paths\n",
+            )
         })
         .layer(middleware::from_fn_with_state(observed, for_us::<O>))
         .layer(middleware::map_response(async |response| with_headers(response)))
@@ -103,13 +146,56 @@ async fn metrics<O: Observed>(State(admin): State<Arc<Admin<O>>>) -> Response {
 }
 
 async fn overview<O: Observed>(State(admin): State<Arc<Admin<O>>>) -> Response {
+    shown("application/json", admin.overview().await.map(|overview| overview.whole()))
+}
+
+/// Which route an imagined client would get. Shows what the list of routes shows; a probe would have edged connect to
+/// home for anybody.
+async fn test_route<O: Observed>(
+    State(admin): State<Arc<Admin<O>>>,
+    Fields(client): Fields<TestRoute>,
+) -> Response {
+    if client.probe {
+        return Refusal::new(RefusalKind::Forbidden, "no_probe", "nothing is probed from here")
+            .hint("`edgectl routes test NAME --probe`")
+            .into_response();
+    }
+    answer(admin.observed.test_route(client).await)
+}
+
+async fn connections<O: Observed>(_: Allowed, State(admin): State<Arc<Admin<O>>>) -> Response {
+    list(Arc::clone(&admin.observed), |observed| Ok(observed.connections())).await
+}
+
+async fn close_connection<O: Observed>(
+    _: Allowed,
+    State(admin): State<Arc<Admin<O>>>,
+    Path(id): Path<String>,
+) -> Response {
+    tracing::info!(connection = id, "the dashboard closes a connection");
+    closed(&*admin.observed, &id)
+}
+
+async fn drain<O: Observed>(
+    _: Allowed,
+    State(admin): State<Arc<Admin<O>>>,
+    Fields(backend): Fields<BackendSelector>,
+) -> Response {
+    set_drained(&admin, backend, true).await
+}
+
+async fn ready<O: Observed>(
+    _: Allowed,
+    State(admin): State<Arc<Admin<O>>>,
+    Fields(backend): Fields<BackendSelector>,
+) -> Response {
+    set_drained(&admin, backend, false).await
+}
+
+async fn set_drained<O: Observed>(admin: &Admin<O>, backend: BackendSelector, drained: bool) -> Response {
+    tracing::info!(backend = %backend.to, pool = backend.pool.as_deref(), drained, "the dashboard sets a backend");
     let observed = Arc::clone(&admin.observed);
-    let text = admin.overview.get(move || {
-        let overview =
-            Overview { status: observed.status(), routes: observed.routes(), backends: observed.backends() };
-        serde_json::to_vec(&overview).ok().map(Bytes::from)
-    });
-    shown("application/json", text.await)
+    answer(to_the_end(async move { observed.set_drained(backend, drained).await }).await)
 }
 
 fn shown(content_type: &'static str, body: Option<Bytes>) -> Response {
@@ -150,13 +236,15 @@ async fn for_us<O: Observed>(State(observed): State<Arc<O>>, request: Request, n
     }
 }
 
-/// The page runs its own script and connects to this address alone; no other page may frame it or guess at
-/// types.
+/// The page runs scripts of its own files and connects to this address alone; no other page may frame it, embed its
+/// files or guess at types.
 fn with_headers(mut response: Response) -> Response {
-    const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
-                          connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
-    let headers: [(HeaderName, &'static str); 4] = [
+    const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
+                          connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; \
+                          require-trusted-types-for 'script'";
+    let headers: [(HeaderName, &'static str); 5] = [
         (header::CONTENT_SECURITY_POLICY, POLICY),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
         (header::CACHE_CONTROL, "no-store"),

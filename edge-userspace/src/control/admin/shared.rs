@@ -15,7 +15,11 @@ const KEPT: u32 = 10;
 
 /// The last answer, and who gathers the next one.
 #[derive(Debug)]
-pub(super) struct Shared<T>(Arc<Mutex<Option<Answer<T>>>>);
+pub(super) struct Shared<T> {
+    last: Arc<Mutex<Option<Answer<T>>>>,
+    /// How long an answer is kept at least.
+    least: Duration,
+}
 
 #[derive(Debug)]
 struct Answer<T> {
@@ -28,7 +32,14 @@ struct Answer<T> {
 
 impl<T> Default for Shared<T> {
     fn default() -> Self {
-        Self(Arc::default())
+        Self::kept(Duration::ZERO)
+    }
+}
+
+impl<T> Shared<T> {
+    /// Keeps each answer for so long, however quickly it was gathered.
+    pub(super) fn kept(least: Duration) -> Self {
+        Self { last: Arc::default(), least }
     }
 }
 
@@ -37,14 +48,15 @@ impl<T: Clone + Send + 'static> Shared<T> {
     /// it may block. It never runs twice at the same time, even if its callers have gone. `None` if it
     /// returns none.
     pub(super) async fn get(&self, gather: impl FnOnce() -> Option<T> + Send + 'static) -> Option<T> {
-        let mut last = Arc::clone(&self.0).lock_owned().await;
+        let mut last = Arc::clone(&self.last).lock_owned().await;
         if let Some(answer) = last.as_ref().filter(|answer| answer.began.elapsed() < answer.kept) {
             return Some(answer.value.clone());
         }
+        let shortest = self.least;
         let gathered = tokio::task::spawn_blocking(move || {
             let began = Instant::now();
             let value = gather()?;
-            let kept = (began.elapsed() * KEPT).min(OLDEST);
+            let kept = (began.elapsed() * KEPT).clamp(shortest, OLDEST);
             *last = Some(Answer { value: value.clone(), began, kept });
             Some(value)
         });
@@ -81,7 +93,7 @@ mod tests {
             assert_eq!(answer.await.unwrap(), Some(0));
         }
         assert_eq!(GATHERED.load(SeqCst), 1);
-        let mut last = shared.0.lock().await;
+        let mut last = shared.last.lock().await;
         let answer = last.as_mut().unwrap();
         assert!(answer.kept <= OLDEST && answer.kept >= Duration::from_millis(900), "{:?}", answer.kept);
         answer.began -= answer.kept;

@@ -30,6 +30,7 @@ impl Daemon {
         }
         let parts = [
             (Part::Admin, "see that nothing else listens there, or set daemon.admin to another address"),
+            (Part::AdminToken, "mend the file and restart edged; until then the dashboard only shows"),
             (Part::Control, "make its directory one that edged may write to; edged tries again by itself"),
             (Part::State, "routes, drains and blocks can be changed again once state_dir can be written to"),
         ];
