@@ -1,6 +1,7 @@
-//! What `edgectl` understands on its command line.
+//! The command line of `edgectl`.
 
 mod filters;
+mod first_steps;
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -8,7 +9,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::ArgValueCandidates;
 use ipnet::IpNet;
 
-pub(super) use self::filters::{BackendFilterArgs, ConnectionFilterArgs, RouteFilterArgs};
+pub(super) use self::{
+    filters::{BackendFilterArgs, ConnectionFilterArgs, RouteFilterArgs},
+    first_steps::{Import, Init},
+};
 use super::{
     live,
     shell::{Program, ShellArg},
@@ -16,7 +20,6 @@ use super::{
 };
 use crate::{
     control::api::parse_prefix,
-    import::Format,
     spec::{
         BackendAddress, Choice, ClientProtocol, HostName, HostNameError, HostPattern, ProxyProtocol,
         ProxyTlv, Redirect,
@@ -333,65 +336,6 @@ pub(super) enum Block {
     },
     /// All blocked prefixes
     List,
-}
-
-#[derive(Debug, Args)]
-#[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
-pub(super) struct Init {
-    /// Asks nothing, as with `--json`: takes the arguments, and guesses for what they leave out
-    #[arg(long, short)]
-    pub(super) yes: bool,
-    /// A name that home serves, `*.suffix`, `.suffix` for both, or `*` for all (may be given again)
-    #[arg(long, value_name = "HOST", value_parser = hosts)]
-    pub(super) host: Vec<Hosts>,
-    /// Home's address in the tunnel
-    #[arg(long, value_name = "ADDRESS")]
-    pub(super) to: Option<BackendAddress>,
-    /// The file to write
-    #[arg(long, value_name = "FILE", default_value = CONFIG)]
-    pub(super) config: PathBuf,
-    /// Replace a file that has settings; the old one is kept beside it, with `.old` behind its name
-    #[arg(long)]
-    pub(super) force: bool,
-    /// Print the file, and change nothing
-    #[arg(long, visible_alias = "dry-run", conflicts_with = "force")]
-    pub(super) print: bool,
-    /// Do not enable and start the service
-    #[arg(long)]
-    pub(super) no_start: bool,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Import {
-    /// haproxy.cfg, nginx.conf, sniproxy.conf, or files of Traefik; several are read as one configuration
-    #[arg(required = true, value_name = "FILE")]
-    pub(super) files: Vec<PathBuf>,
-    /// The program whose configuration it is; by default its contents tell
-    #[arg(long)]
-    pub(super) format: Option<FormatArg>,
-    /// Write the translation to this file, which must not exist
-    #[arg(long, short, value_name = "FILE")]
-    pub(super) output: Option<PathBuf>,
-}
-
-/// [`Format`] on a command line.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum FormatArg {
-    Haproxy,
-    Nginx,
-    Sniproxy,
-    Traefik,
-}
-
-impl From<FormatArg> for Format {
-    fn from(arg: FormatArg) -> Self {
-        match arg {
-            FormatArg::Haproxy => Self::Haproxy,
-            FormatArg::Nginx => Self::Nginx,
-            FormatArg::Sniproxy => Self::Sniproxy,
-            FormatArg::Traefik => Self::Traefik,
-        }
-    }
 }
 
 #[derive(Debug, Subcommand)]
