@@ -61,7 +61,7 @@ fn every_configuration_in_the_documents_is_accepted() {
     assert!(count > 20, "the documents have {count} configurations");
 }
 
-/// Commands without a daemon: one that is understood fails for its absence, one that is not with status 2.
+/// `--help` behind a command keeps it from doing anything; what stands before that has to be understood.
 #[test]
 fn every_command_in_the_documents_is_understood() {
     let mut wrong = Vec::new();
@@ -73,11 +73,11 @@ fn every_command_in_the_documents_is_understood() {
                 count += 1;
                 let command = command.split("  #").next().unwrap();
                 let edgectl = Command::new(env!("CARGO_BIN_EXE_edgectl"))
-                    .args(["--control", "/nonexistent/control.sock"])
-                    .args(command.split_whitespace())
+                    .args(command.split_whitespace().take_while(|word| *word != ">"))
+                    .arg("--help")
                     .output()
                     .unwrap();
-                if edgectl.status.code() == Some(2) {
+                if !edgectl.status.success() {
                     let said = String::from_utf8_lossy(&edgectl.stderr);
                     wrong
                         .push(format!("{}, block at line {line}: edgectl {command}: {said}", path.display()));
