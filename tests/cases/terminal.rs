@@ -41,7 +41,7 @@ fn a_dry_run_counts_connections_and_changes_nothing() -> Result<()> {
         ensure!(plan["connections"] == json!({"ended": 1, "kept": 1}), "{plan}");
         ensure!(greeting(lab, "b.example")? == "one", "nothing is applied");
 
-        // What it said comes true.
+        // The prediction comes true.
         edgectl.text(&["reload"])?;
         stream::read_to_end(&mut denied_one)?;
         let again = edgectl.json(&["reload", "--dry-run"])?;

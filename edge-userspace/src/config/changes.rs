@@ -1,4 +1,4 @@
-//! What differs between two configurations: the answer to "what would a reload change?".
+//! The differences between two configurations: the answer to "what would a reload change?".
 
 use std::collections::BTreeMap;
 
@@ -44,7 +44,7 @@ pub struct ChangedItem {
 type Key<T> = (&'static str, fn(&T, &T) -> bool);
 
 impl Settings {
-    /// What a change from these settings to `new` would be.
+    /// The changes from these settings to `new`.
     pub fn changes(&self, new: &Self) -> Changes {
         Changes {
             listeners: compare(

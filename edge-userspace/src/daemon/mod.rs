@@ -112,11 +112,11 @@ pub struct Daemon {
     /// The tunnels of the backends in use, as they were last looked at.
     tunnels: Option<tokio::sync::watch::Receiver<Arc<Tunnels>>>,
     troubles: Arc<Troubles>,
-    /// What changes on the admin address need.
+    /// The token that changes on the admin address need.
     admin_token: Option<Arc<Token>>,
     /// The blocks that were on disk when the daemon started.
     loaded_blocks: Vec<state::Block>,
-    /// What the tracing objects report, where the daemon was started with them.
+    /// The reports of the tracing objects, where the daemon was started with them.
     tracing: Option<Tracing>,
     /// Where tiers come from that are asked for later.
     objects: Objects,

@@ -52,7 +52,7 @@ impl Daemon {
     }
 }
 
-/// What would become of a connection.
+/// The fate of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Ended,
@@ -112,7 +112,7 @@ impl Concerned {
     }
 }
 
-/// What is removed or changed.
+/// The lines that are removed or changed.
 fn names(items: &ChangedItems) -> HashSet<&str> {
     items.removed.iter().map(String::as_str).chain(items.changed.iter().map(|item| &*item.name)).collect()
 }

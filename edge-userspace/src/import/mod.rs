@@ -43,7 +43,7 @@ pub struct Imported {
     pub text: String,
     /// Whether it leads any client anywhere.
     pub serves: bool,
-    /// What it lacks, in the order of the files.
+    /// The losses, in the order of the files.
     pub untranslated: Vec<Untranslated>,
 }
 

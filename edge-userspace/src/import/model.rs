@@ -1,4 +1,4 @@
-//! What every reader makes of its file: frontends with rules, pools, and the list of what was lost. Knows no syntax.
+//! The result of every reader: frontends with rules, pools, and the list of what was lost. Knows no syntax.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -189,7 +189,7 @@ pub(super) struct Rule {
     pub(super) place: Place,
 }
 
-/// What must hold for a rule; all parts together.
+/// The conditions of a rule; all must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct When {
     /// `None`: every host, and none.

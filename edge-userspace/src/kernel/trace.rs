@@ -1,4 +1,4 @@
-//! What the tracing objects report about packets: lines of aya-log, read on a thread of their own, and the clients whose
+//! The reports of the tracing objects about packets: lines of aya-log, read on a thread of their own, and the clients whose
 //! every packet they report.
 //!
 //! `aya_log::EbpfLogger` empties its ring buffer in one go, however fast it fills. So it never runs on a runtime, and it
@@ -30,12 +30,12 @@ use crate::lock::lock;
 
 const TRACED: &str = "TRACED";
 const TRACE_LOST: &str = "TRACE_LOST";
-/// What aya-log calls its ring buffer.
+/// The name of aya-log's ring buffer.
 const LINES: &str = "AYA_LOGS";
 /// Between two looks at the rings: they have room for what 100,000 packets a second leave meanwhile.
 const REST: Duration = Duration::from_millis(10);
 
-/// What a program did with a packet.
+/// The action of a program on a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TraceLine {
     /// The object: `flow` or `shield`.
@@ -52,7 +52,7 @@ pub struct TraceLine {
     pub flags: u8,
     /// Bytes of the packet.
     pub length: u32,
-    /// What was done, and why.
+    /// The action, and its reason.
     pub what: Box<str>,
 }
 

@@ -1,4 +1,4 @@
-//! What was found on the machine, and what follows from it: where home probably is, and which DNS records to make.
+//! The findings on the machine, and their consequences: where home probably is, and which DNS records to make.
 
 use std::net::IpAddr;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::spec::HostPattern;
 
-/// What was found. Serialises as `edgectl init --json` shows it.
+/// The findings. Serialises as `edgectl init --json` shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Findings {
     /// The tunnels, by device.
@@ -25,7 +25,7 @@ pub struct Findings {
 pub struct Tunnel {
     /// Its name.
     pub device: String,
-    /// What carries it.
+    /// The kind of tunnel.
     pub kind: TunnelKind,
     /// Whether it is up.
     pub up: bool,
@@ -35,7 +35,7 @@ pub struct Tunnel {
     pub homes: Vec<Home>,
 }
 
-/// What carries a tunnel.
+/// The kind of a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TunnelKind {

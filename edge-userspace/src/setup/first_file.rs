@@ -12,7 +12,7 @@ use crate::{
     spec::{BackendAddress, HostPattern},
 };
 
-/// What the operator answered.
+/// The answers of the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answers {
     /// The names that home serves.
@@ -71,7 +71,7 @@ pub fn write_new(path: &Path, text: &str) -> io::Result<()> {
         fs::rename(&fresh, path)
     })();
     if written.is_err() {
-        // What is left of it is of no use.
+        // The rest of it is of no use.
         let _ = fs::remove_file(&fresh);
     }
     written

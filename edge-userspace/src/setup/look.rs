@@ -65,7 +65,7 @@ fn machines_of_tailnet() -> Vec<Home> {
     output("tailscale", &["status", "--json"]).map(|json| tailnet(&json)).unwrap_or_default()
 }
 
-/// Who keeps a port from edge; nobody where it is free or edged has it.
+/// The program that keeps a port from edge; nobody where it is free or edged has it.
 fn taken(port: u16) -> Option<PortHolder> {
     let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     let in_use = |address: SocketAddr| matches!(TcpListener::bind(address), Err(error) if error.kind() == io::ErrorKind::AddrInUse);
@@ -96,7 +96,7 @@ fn firewall() -> Option<String> {
         .then(|| "add `tcp dport { 80, 443 } accept` to the input chain in /etc/nftables.conf".to_owned())
 }
 
-/// What a program prints, if it is there, succeeds, and takes at most a few seconds.
+/// The output of a program that is there, succeeds, and takes at most a few seconds.
 fn output(program: &str, arguments: &[&str]) -> Option<String> {
     let mut command = Command::new("timeout");
     command.args(["5", program]).args(arguments).stdin(Stdio::null()).stderr(Stdio::null());

@@ -31,7 +31,7 @@ pub(crate) fn then() -> Timestamp {
 /// The state of the imaginary daemon.
 #[derive(Default)]
 pub(crate) struct Fake {
-    /// What changes on the admin address need.
+    /// The token that changes on the admin address need.
     #[allow(dead_code, reason = "only the tests of the admin address read it")]
     pub(crate) token: Option<std::sync::Arc<edge::control::admin::Token>>,
     state: Mutex<State>,

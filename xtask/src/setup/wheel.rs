@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use super::{packages, target};
 use crate::command::{output, run};
 
-/// What reads a wheel.
+/// The packages that read a wheel.
 const PACKAGES: &[&str] = &["python3-pip", "unzip"];
 
 /// A program of the crates registry that a wheel for x86-64 has.

@@ -1,4 +1,4 @@
-//! Who may change something on the admin address, and see clients: a caller with the token, from a page of this address.
+//! Decides who may change something on the admin address, and see clients: a caller with the token, from a page of this address.
 //!
 //! A page elsewhere cannot send the token, which no browser adds by itself. Its Origin is looked at all the same: a token
 //! that leaked is of no use to other pages, whose reader's browser can reach an address that they cannot.

@@ -1,4 +1,4 @@
-//! What the dashboard shows, in sections that are sent when they change.
+//! The content of the dashboard, in sections that are sent when they change.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ pub struct Tunnel {
 #[derive(Debug, Serialize)]
 struct Now {
     time: Timestamp,
-    /// What is wrong, the worst first.
+    /// The problems, the worst first.
     problems: Vec<Check>,
     /// Whether there is a token with which things can be changed here.
     changes: bool,

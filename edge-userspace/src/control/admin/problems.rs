@@ -1,4 +1,4 @@
-//! What is wrong at this moment, as far as memory tells: each problem with its cause and its remedy. `edgectl doctor`
+//! The problems of this moment, as far as memory tells: each with its cause and its remedy. `edgectl doctor`
 //! also tries things out.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! What a reload would change.
+//! The changes that a reload would make.
 
 use serde::{Deserialize, Serialize};
 

@@ -32,7 +32,7 @@ pub struct Trace {
     pub lines: Vec<TraceLine>,
 }
 
-/// What was done with a packet.
+/// The fate of a packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TraceLine {
     /// When the daemon read it, some milliseconds later.
@@ -51,6 +51,6 @@ pub struct TraceLine {
     pub flags: Arc<str>,
     /// Bytes of the packet.
     pub length: u32,
-    /// What was done with it, and why.
+    /// The action, and its reason.
     pub message: Arc<str>,
 }

@@ -1,4 +1,4 @@
-//! What is left of a list: filters that edgectl applies itself, and the daemon's filters for daemons that do not know them.
+//! Narrows a list: filters that edgectl applies itself, and the daemon's filters for daemons that do not know them.
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;

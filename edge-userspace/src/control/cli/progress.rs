@@ -7,7 +7,7 @@ use std::{
 
 use super::{Output, units};
 
-/// What takes less shows nothing.
+/// Shorter work shows nothing.
 const PATIENCE: Duration = Duration::from_millis(400);
 /// Between two pictures.
 const EVERY: Duration = Duration::from_millis(200);

@@ -45,7 +45,7 @@ fn lines(status: &Status, backends: &[Backend], output: Output) -> Vec<String> {
     lines
 }
 
-/// What needs the operator, in red, the worst first; nothing where all is well. `backends` may be empty.
+/// The problems that need the operator, in red, the worst first; nothing where all is well. `backends` may be empty.
 pub(super) fn problems(status: &Status, backends: &[Backend], output: Output) -> Vec<String> {
     let mut lines = Vec::new();
     let mut say = |name: &str, what: &str| lines.extend(said(name, what, Some(Colour::Red), output));

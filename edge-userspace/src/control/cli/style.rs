@@ -50,7 +50,7 @@ pub(super) enum ColourArg {
 }
 
 impl ColourArg {
-    /// What a command line asks for, also one that clap refuses: its error has colours too.
+    /// The choice of a command line, also of one that clap refuses: its error has colours too.
     pub(super) fn find(arguments: &[OsString]) -> Self {
         let mut texts = arguments.iter().filter_map(|argument| argument.to_str());
         let mut found = Self::default();

@@ -14,7 +14,7 @@ use crate::{
     tunnel::Peer,
 };
 
-/// What a remedy names besides the address.
+/// The names in a remedy besides the address.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::daemon) struct Path<'a> {
     /// The device by which packets leave, where it is known.

@@ -11,7 +11,7 @@ use crate::{
     spec::{ClientProtocol, HostPattern},
 };
 
-/// What a condition asks for.
+/// The meaning of a condition.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Meaning {
     /// Conditions of a route. One that is empty always holds.
@@ -116,7 +116,7 @@ impl Acls {
     }
 }
 
-/// What `unless` makes of a condition.
+/// The opposite of a condition, for `unless`.
 pub(super) fn not(meaning: Meaning) -> Meaning {
     match meaning {
         Meaning::EndsTls | Meaning::Never | Meaning::Challenge => Meaning::always(),

@@ -259,7 +259,7 @@ fn reject(
     model: &mut Model,
 ) {
     match rule_condition(condition, acls, files) {
-        // What is no TLS and no HTTP is refused anyway.
+        // Clients of other protocols are refused anyway.
         Meaning::Never => {}
         Meaning::NotFrom(from) => frontend.front.access.allow.extend(from),
         Meaning::When(alternatives) => {

@@ -79,7 +79,7 @@ fn stream(block: &[Directive], model: &mut Model) {
     }
 }
 
-/// What a server may have of its own or from the block around it.
+/// The settings that a server has of its own or from the block around it.
 #[derive(Clone, Debug, Default)]
 struct Options {
     preread: bool,

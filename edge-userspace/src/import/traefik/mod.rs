@@ -45,7 +45,7 @@ pub(super) fn looks_like_toml(text: &str) -> bool {
     })
 }
 
-/// What a compose service says about Traefik: the flags of its command, and its labels.
+/// The words of a compose service about Traefik: the flags of its command, and its labels.
 fn compose(name: &str, service: &Node, model: &mut Model) -> Vec<Node> {
     let mut found = Vec::new();
     let split = |item: &Node, separator: char| {

@@ -31,7 +31,7 @@ impl Report {
         Self { output, verbose, progress, found: Vec::new() }
     }
 
-    /// What was found so far, in the order of arrival.
+    /// The findings so far, in the order of arrival.
     pub(super) fn found(&self) -> &[Check] {
         &self.found
     }

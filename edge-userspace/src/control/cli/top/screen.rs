@@ -27,7 +27,7 @@ const DETAIL: u16 = 3;
 /// From this width on, backend and tier have columns of their own. Below, the chosen connection's are at the bottom.
 const WIDE: u16 = 110;
 
-/// What the rows are sorted by.
+/// The order of the rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sort {
     Rate,
@@ -56,7 +56,7 @@ impl Sort {
     }
 }
 
-/// What a key asks of the loop around the screen.
+/// The request that a key makes to the loop around the screen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wish {
     /// Draw again.

@@ -96,7 +96,7 @@ fn lost(error: &ClientError) -> String {
     }
 }
 
-/// What the terminal sends, read on a thread of its own, which ends with the process or the terminal.
+/// The input of the terminal, read on a thread of its own, which ends with the process or the terminal.
 fn events() -> io::Result<mpsc::Receiver<Event>> {
     let (sender, receiver) = mpsc::channel(KEYS);
     thread::Builder::new().name("keys".into()).spawn(move || {
